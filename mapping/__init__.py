@@ -1,0 +1,1 @@
+"""Placing a model in memory and lowering its trace to a program."""

@@ -1,0 +1,1 @@
+"""Language models: architecture, quantisers, training, running with a trace."""

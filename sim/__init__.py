@@ -1,0 +1,1 @@
+"""The memory: machines, programs, and the simulator that plays them."""
