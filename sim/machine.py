@@ -1,0 +1,317 @@
+"""The machine a program runs on: organisation, timing, MAC units, buffers, ASIC and power, read from a YAML file.
+
+Every constant carries its unit and its source, and says when nobody checked it. Unknown keys, missing units and
+contradictions are refused here, so that everything after this module can trust what it is given. A file may extend
+another one (`extends: pim-gpt`) and override any value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from nearbank.formats import FORMATS
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from nearbank import units
+from nearbank.errors import NearbankError
+
+_MACHINES = Path(__file__).parent / "machines"
+MACHINE_SCHEMA = "nearbank.machine/1"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Constant(_Strict):
+    """A value with its unit and where it comes from; `verified` is false when the source was not checked."""
+
+    value: str
+    source: str
+    verified: bool = True
+
+    @model_validator(mode="after")
+    def _has_a_unit(self) -> Constant:
+        units.quantity_of(self.value)
+        return self
+
+
+def _constant_of(quantity: units.Quantity) -> Any:
+    def check(value: object) -> object:
+        text = value.get("value") if isinstance(value, dict) else getattr(value, "value", value)
+        if not isinstance(value, dict | Constant):
+            raise NearbankError(f"{value!r} has no source; write {{value: …, source: …}}")
+        if quantity.parse(text) < 0:
+            raise NearbankError(f"{text!r} is negative")
+        return value
+
+    return Annotated[Constant, BeforeValidator(check)]
+
+
+Time = _constant_of(units.TIME)
+Energy = _constant_of(units.ENERGY)
+Power = _constant_of(units.POWER)
+Voltage = _constant_of(units.VOLTAGE)
+Current = _constant_of(units.CURRENT)
+Size = _constant_of(units.SIZE)
+Frequency = _constant_of(units.FREQUENCY)
+BitRate = _constant_of(units.BIT_RATE)
+Area = _constant_of(units.AREA)
+Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
+
+
+class Organization(_Strict):
+    """Channels of bank groups of banks of rows of columns; one column access moves `column_bytes` per bank."""
+
+    source: str
+    channels: Count
+    bank_groups: Count
+    banks_per_group: Count
+    rows: Count
+    columns: Count
+    column_bytes: Count
+    verified: bool = True
+
+    @property
+    def banks(self) -> int:
+        """Banks in one channel."""
+        return self.bank_groups * self.banks_per_group
+
+    @property
+    def row_bytes(self) -> int:
+        return self.columns * self.column_bytes
+
+    @property
+    def channel_bytes(self) -> int:
+        return self.banks * self.rows * self.row_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.channels * self.channel_bytes
+
+
+class Pins(_Strict):
+    """The bus between one channel and the unit that drives it."""
+
+    width: Count
+    rate: BitRate
+    source: str
+
+    @property
+    def bits_per_s(self) -> int:
+        """Peak bandwidth of one channel's pins."""
+        return self.width * units.BIT_RATE.parse(self.rate.value)
+
+
+class Refresh(_Strict):
+    """`all_bank` refreshes every bank of a channel each tREFI; `none` is for machines whose peers never refresh."""
+
+    policy: Literal["all_bank", "none"] = "all_bank"
+    source: str
+
+
+class Lanes(_Strict):
+    """How many weights of one format a bank's unit takes from an open column in one step, and what a MAC costs."""
+
+    per_step: Count
+    source: str
+    energy_per_mac: Energy | None = None
+
+
+class MacUnit(_Strict):
+    """The multiply-accumulate unit beside every bank, by weight format."""
+
+    formats: dict[str, Lanes]
+    accumulator_bytes: Count
+    source: str
+
+    @model_validator(mode="after")
+    def _known_formats(self) -> MacUnit:
+        for name in self.formats:
+            if name not in FORMATS:
+                raise NearbankError(f"mac_unit: unknown format {name!r}; known: {', '.join(FORMATS)}")
+        return self
+
+
+class GlobalBuffer(_Strict):
+    """The SRAM per channel that holds the input vector and feeds it to every bank."""
+
+    size: Size
+    source: str
+
+    @property
+    def bytes(self) -> int:
+        return units.SIZE.parse(self.size.value)
+
+
+class Asic(_Strict):
+    """The unit beside the memory for everything that is not a matrix product."""
+
+    clock: Frequency
+    adders: Count
+    multipliers: Count
+    sram: Size
+    power: Power
+    idle_power: Power | None = None
+    source: str
+    verified: bool = True
+
+
+class Currents(_Strict):
+    """Datasheet currents of one channel, from which command and background energy follow (as DRAMPower does)."""
+
+    VDD: Voltage
+    IDD0: Current
+    IDD2N: Current
+    IDD3N: Current
+    IDD4R: Current
+    IDD4W: Current
+    IDD5B: Current
+
+
+class CommandEnergy(_Strict):
+    """Energy per command or per bit, for machines that publish those instead of currents."""
+
+    activate_per_bank: Energy | None = None
+    read_per_bit: Energy | None = None
+    write_per_bit: Energy | None = None
+    mac_all_banks: Energy | None = None
+    refresh_all_banks: Energy | None = None
+    standby_active: Power | None = None
+    standby_precharged: Power | None = None
+
+
+class PowerModel(_Strict):
+    """Per channel. What is absent is reported as absent, never as zero."""
+
+    currents: Currents | None = None
+    commands: CommandEnergy | None = None
+    io_per_bit: Energy | None = None
+    global_buffer_per_bit: Energy | None = None
+
+
+class Machine(_Strict):
+    """A whole machine description. `standard` names the table of commands and timing rules it obeys."""
+
+    machine_schema: Literal["nearbank.machine/1"] = Field(alias="schema")
+    name: str
+    title: str
+    standard: str
+    tCK: Time  # noqa: N815  (the field's own name)
+    organization: Organization
+    timing: dict[str, Time]
+    refresh: Refresh
+    pins: Pins
+    mac_unit: MacUnit | None = None
+    global_buffer: GlobalBuffer | None = None
+    asic: Asic | None = None
+    power: PowerModel = PowerModel()
+
+    @property
+    def tck_ps(self) -> int:
+        return units.TIME.parse(self.tCK.value)
+
+    def cycles(self, name: str) -> int:
+        """The timing value `name` in clock cycles, rounded up as a controller must."""
+        if name not in self.timing:
+            raise NearbankError(f"machine {self.name}: timing {name} is missing; the {self.standard} rules need it")
+        return units.ceil_div(units.TIME.parse(self.timing[name].value), self.tck_ps)
+
+    @property
+    def digest(self) -> str:
+        """A short hash of every value, for results to carry."""
+        text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def unverified(self) -> list[str]:
+        """Dotted names of the constants whose source was not checked."""
+        return sorted(_unverified(self.model_dump(), ""))
+
+
+def _unverified(node: object, path: str) -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    here = [path] if node.get("verified") is False else []
+    return here + [name for key, child in node.items() for name in _unverified(child, f"{path}.{key}".strip("."))]
+
+
+def machine_names() -> list[str]:
+    """The machines that come with the package."""
+    return sorted(p.stem for p in _MACHINES.glob("*.yaml"))
+
+
+@cache
+def load_machine(name_or_file: str) -> Machine:
+    """The machine of that name, or in that YAML file; `NearbankError` names the file, the key and the expectation."""
+    path = _locate(name_or_file, Path.cwd())
+    return _validated(_effective(path, ()), path)
+
+
+def _locate(name_or_file: str, folder: Path) -> Path:
+    if name_or_file in machine_names():
+        return _MACHINES / f"{name_or_file}.yaml"
+    path = folder / name_or_file
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    raise NearbankError(
+        f"unknown machine {name_or_file!r}; known: {', '.join(machine_names())}, or the path of a .yaml file"
+    )
+
+
+def _effective(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's content laid over that of the machine it extends."""
+    if path in seen:
+        raise NearbankError(f"{path}: extends itself through {', '.join(p.name for p in seen)}")
+    own = _read_yaml(path)
+    base = own.pop("extends", None)
+    if base is None:
+        return own
+    return _merged(_effective(_locate(str(base), path.parent), (*seen, path)), own)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise NearbankError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise NearbankError(f"{path}: expected a mapping of keys, such as 'schema: {MACHINE_SCHEMA}'")
+    return content
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        nested = isinstance(old, dict) and isinstance(value, dict) and "value" not in value
+        result[key] = _merged(old, value) if nested else value  # type: ignore[arg-type]
+    return result
+
+
+def _validated(content: dict[str, Any], path: Path) -> Machine:
+    try:
+        machine = Machine.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise NearbankError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+    _check_timing(machine, path)
+    return machine
+
+
+def _check_timing(machine: Machine, path: Path) -> None:
+    """Refuse timing that contradicts itself."""
+    t = {name: units.TIME.parse(constant.value) for name, constant in machine.timing.items()}
+    if {"tRC", "tRAS", "tRP"} <= t.keys() and t["tRC"] < t["tRAS"] + t["tRP"]:
+        raise NearbankError(f"{path}: timing.tRC: {t['tRC']} ps is less than tRAS + tRP = {t['tRAS'] + t['tRP']} ps")
+    if machine.refresh.policy != "none":
+        if not {"tREFI", "tRFC"} <= t.keys():
+            raise NearbankError(f"{path}: timing: refresh needs tREFI and tRFC; give both, or refresh policy none")
+        if t["tREFI"] <= t["tRFC"]:
+            raise NearbankError(f"{path}: timing.tREFI: {t['tREFI']} ps is not more than tRFC = {t['tRFC']} ps")

@@ -1,0 +1,175 @@
+"""What the memory is told: nested loops over commands, for groups of channels that do the same.
+
+A program is compact whatever its size: a GEMV of a million commands is a few nodes. Addresses are affine in the
+loop counters (`Index`). Beside commands there are jobs of the units next to the memory (`Start`, `Wait`) and labels
+that say what the time is spent on (`Mark`). How long anything takes is the engine's business, not this module's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from nearbank.errors import NearbankError
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """`base + Σ strides[d] · counter of the loop at depth d` (depth 0 is the outermost loop)."""
+
+    base: int = 0
+    strides: tuple[int, ...] = ()
+
+    def __add__(self, other: Index | int) -> Index:
+        if isinstance(other, int):
+            return Index(self.base + other, self.strides)
+        depth = max(len(self.strides), len(other.strides))
+        pairs = zip(_padded(self.strides, depth), _padded(other.strides, depth), strict=True)
+        return Index(self.base + other.base, tuple(a + b for a, b in pairs))
+
+    __radd__ = __add__
+
+    def __mul__(self, factor: int) -> Index:
+        return Index(self.base * factor, tuple(s * factor for s in self.strides))
+
+    __rmul__ = __mul__
+
+    def at(self, counters: tuple[int, ...]) -> int:
+        """The value for the given loop counters, outermost first."""
+        return self.base + sum(s * c for s, c in zip(self.strides, counters, strict=False))
+
+
+def _padded(strides: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    return strides + (0,) * (depth - len(strides))
+
+
+ZERO = Index()
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One DRAM command. Fields a command does not use stay 0.
+
+    `bank` is the flat bank number in the channel; commands for all banks ignore it, commands for four banks take a
+    multiple of four. `column` counts column accesses (32 B in GDDR6), `data` counts the same bursts in the memory of
+    the unit beside the DRAM: where WR and WRGB read from and RD and RDMAC write to.
+    """
+
+    name: str
+    bank: Index = ZERO
+    row: Index = ZERO
+    column: Index = ZERO
+    data: Index = ZERO
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """`body`, `count` times."""
+
+    count: int
+    body: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Queue a job on a serial unit beside the memory (such as "asic"), without stopping the channel.
+
+    The job begins when the unit is free and the data of every earlier command of every stream of the program are
+    there, and takes `duration_ps`.
+    """
+
+    unit: str
+    job: str
+    duration_ps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """No later command issues before every job queued so far on `unit` has ended."""
+
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """From here on, time counts towards `label`, until the next mark."""
+
+    label: str
+
+
+Node = Command | Loop | Start | Wait | Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What each channel in `channels` is told; they are identical, so one is simulated and counted for all."""
+
+    channels: tuple[int, ...]
+    body: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Streams that run side by side and meet at every `Start` and `Wait`, which all of them hold in the same order."""
+
+    name: str
+    streams: tuple[Stream, ...]
+
+
+@dataclass
+class Builder:
+    """Writes a stream's body in the shape of the loop nest it makes.
+
+    >>> b = Builder()
+    >>> with b.loop(4) as row:
+    ...     b.command("ACT16", row=100 + row)
+    ...     with b.loop(64) as column:
+    ...         b.command("MACAB", row=100 + row, column=column)
+    ...     b.command("PREA")
+    >>> len(b.body())
+    1
+    """
+
+    _open: list[list[Node]] = field(default_factory=lambda: [[]])
+
+    def command(
+        self,
+        name: str,
+        *,
+        bank: Index | int = 0,
+        row: Index | int = 0,
+        column: Index | int = 0,
+        data: Index | int = 0,
+    ) -> None:
+        """Append one DRAM command."""
+        self.add(Command(name, _index(bank), _index(row), _index(column), _index(data)))
+
+    def add(self, node: Node) -> None:
+        """Append any node."""
+        self._open[-1].append(node)
+
+    @contextmanager
+    def loop(self, count: int) -> Iterator[Index]:
+        """Repeat what is added inside `count` times; yields the counter, to use in addresses.
+
+        A loop of zero rounds adds nothing; a loop of one round is kept, so that depths do not depend on sizes.
+        """
+        if count < 0:
+            raise NearbankError(f"loop of {count} rounds; expected 0 or more")
+        self._open.append([])
+        depth = len(self._open) - 2
+        yield Index(0, (0,) * depth + (1,))
+        body = tuple(self._open.pop())
+        if count and body:
+            self.add(Loop(count, body))
+
+    def body(self) -> tuple[Node, ...]:
+        """The finished stream body."""
+        if len(self._open) != 1:
+            raise NearbankError("a loop is still open; finish it before taking the body")
+        return tuple(self._open[0])
+
+
+def _index(value: Index | int) -> Index:
+    return value if isinstance(value, Index) else Index(value)

@@ -1,0 +1,102 @@
+"""What a DRAM standard is: a set of commands and one declarative table of timing rules.
+
+The engine, the reference and the checker all read the same table, so a rule is written once. The tables themselves
+are in `sim.standards`, one module a standard; values of the named delays come from the machine.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from nearbank.errors import NearbankError
+
+
+class Scope(Enum):
+    """Where a rule counts, and what a command reaches."""
+
+    BANK = "bank"
+    FOUR_BANKS = "four banks"
+    BANK_GROUP = "bank group"
+    ALL_BANKS = "all banks"
+    CHANNEL = "channel"
+
+
+class Row(Enum):
+    """What a command asks of the row of every bank it reaches."""
+
+    ANY = "any"
+    CLOSED = "closed"
+    OPEN = "open"  # and the open row is the one addressed
+
+
+class Effect(Enum):
+    """What a command does to the row of every bank it reaches."""
+
+    NONE = "none"
+    OPENS = "opens"
+    CLOSES = "closes"
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSpec:
+    """One command of a standard: what it reaches, what row state it needs and leaves, when its data are there.
+
+    `latency` names the delays from issue until the data are at the unit beside the memory (reads) or until the
+    command's work is done; `macs` is true for commands that use the MAC units; `bursts` counts column accesses over
+    the channel's pins.
+    """
+
+    name: str
+    reach: Scope
+    row: Row = Row.ANY
+    effect: Effect = Effect.NONE
+    latency: str = "0"
+    bursts: int = 0
+    macs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """In every `scope`, each of `later` waits `delay` after the `window`-th last of `earlier`.
+
+    `delay` is a sum of named timing values and whole clock cycles, such as "tCWL + tBL + tWR". With scope BANK a
+    command that reaches several banks counts in each of them.
+    """
+
+    scope: Scope
+    earlier: tuple[str, ...]
+    later: tuple[str, ...]
+    delay: str
+    window: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Standard:
+    """Commands and rules by name; `refresh` and `precharge_all` name the commands a controller refreshes with."""
+
+    name: str
+    commands: tuple[CommandSpec, ...]
+    rules: tuple[Rule, ...]
+    precharge_all: str
+    refresh: str
+
+    def command(self, name: str) -> CommandSpec:
+        """The command of that name; `NearbankError` lists the known ones."""
+        for spec in self.commands:
+            if spec.name == name:
+                return spec
+        known = ", ".join(c.name for c in self.commands)
+        raise NearbankError(f"standard {self.name} has no command {name!r}; it has: {known}")
+
+
+def delay_names(delay: str) -> list[str]:
+    """The timing values a delay expression names."""
+    return [term for term in _terms(delay) if not term.isdigit()]
+
+
+def delay_cycles(delay: str, cycles: dict[str, int]) -> int:
+    """The delay in clock cycles, given the named values in cycles."""
+    return sum(int(term) if term.isdigit() else cycles[term] for term in _terms(delay))
+
+
+def _terms(delay: str) -> list[str]:
+    return [term.strip() for term in delay.split("+")]
