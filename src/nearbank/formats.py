@@ -288,7 +288,7 @@ def _mean_magnitude(fmt: Format, values: Floats) -> Floats:
     """Mean |value| over what shares a scale, ignoring the padding of a last group: [·, groups]."""
     magnitude = np.abs(_grouped(fmt, values, 0.0)).astype(np.float64)
     present = _grouped(fmt, np.ones_like(values), 0.0).sum(axis=2)
-    return (magnitude.sum(axis=2) / np.maximum(present, 1)).astype(np.float32)
+    return np.asarray(magnitude.sum(axis=2) / np.maximum(present, 1), dtype=np.float32)
 
 
 def _ratio(values: Floats, scales: Floats) -> Floats:

@@ -1,0 +1,123 @@
+"""A KV cache that quantises what it is given once, and attends to it.
+
+The pages and their layout are in `nearbank.kernels.store`, the arithmetic in the backends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nearbank.errors import NearbankError
+from nearbank.formats import Format
+from nearbank.kernels.backends import backend_named, resolve
+from nearbank.kernels.packed import as_format
+from nearbank.kernels.store import allocate
+
+Floats = npt.NDArray[np.float32]
+CACHE_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4", "int2")
+
+
+class KVCache:
+    """Keys and values of one sequence, `capacity` tokens in each of `layers` layers.
+
+    Integer formats keep one scale and offset (bf16 each) per token and head. For each layer call
+    `append` with the new tokens, then `attend` with their queries.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        format: Format | str = "fp32",  # noqa: A002 - the word every user of the package types
+        backend: str = "auto",
+    ) -> None:
+        for name, size in (
+            ("layers", layers),
+            ("kv_heads", kv_heads),
+            ("head_dim", head_dim),
+            ("capacity", capacity),
+        ):
+            if size < 1:
+                raise NearbankError(f"KVCache: {name} = {size}; expected 1 or more")
+        chosen = as_format(format)
+        if chosen.name not in CACHE_FORMATS:
+            raise NearbankError(f"KVCache: format '{chosen.name}'; supported: {', '.join(CACHE_FORMATS)}")
+        self.layers, self.kv_heads, self.head_dim, self.capacity = layers, kv_heads, head_dim, capacity
+        self.format = chosen.for_cache()
+        self.backend = resolve(backend)
+        self.store = allocate(self.format, layers, kv_heads, head_dim, capacity)
+        self._lengths = [0] * layers
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self.store.nbytes
+
+    def length(self, layer: int = 0) -> int:
+        """Tokens held in a layer."""
+        return self._lengths[self._checked_layer(layer)]
+
+    def clear(self) -> None:
+        """Forget all tokens; the memory stays."""
+        self._lengths = [0] * self.layers
+
+    def append(self, layer: int, k: Any, v: Any) -> None:
+        """Add k, v [T, kv_heads, head_dim] (floats). Raises when the capacity is exceeded."""
+        start = self.length(layer)
+        keys, values = self._checked(k, "k", self.kv_heads), self._checked(v, "v", self.kv_heads)
+        if keys.shape != values.shape:
+            raise NearbankError(f"KVCache: k is {list(keys.shape)} but v is {list(values.shape)}")
+        if start + len(keys) > self.capacity:
+            raise NearbankError(
+                f"KVCache: layer {layer} holds {start} tokens and {len(keys)} more exceed its capacity of "
+                f"{self.capacity}; make the cache larger or the text shorter"
+            )
+        self._check_range(keys, "k")
+        self._check_range(values, "v")
+        backend_named(self.backend).append(self.store, layer, start, keys, values)
+        self._lengths[layer] = start + len(keys)
+
+    def attend(self, layer: int, q: Any, scale: float | None = None) -> Floats:
+        """Causal attention of q [T, heads, head_dim], the queries of the last T tokens appended.
+
+        Heads are shared out over the KV heads in order. scale: of the scores, by default 1/√head_dim.
+        Returns the context [T, heads, head_dim].
+        """
+        queries = self._checked(q, "q", None)
+        if queries.shape[1] % self.kv_heads:
+            raise NearbankError(f"KVCache: {queries.shape[1]} query heads over {self.kv_heads} KV heads")
+        start = self.length(layer) - len(queries)
+        if start < 0:
+            raise NearbankError(
+                f"KVCache: {len(queries)} queries but layer {layer} holds {self.length(layer)} tokens; append first"
+            )
+        if not np.isfinite(queries).all():
+            raise NearbankError("KVCache: q holds NaN or infinity; expected finite queries")
+        factor = np.float32(self.head_dim**-0.5 if scale is None else scale)
+        return backend_named(self.backend).attend(self.store, layer, start, queries, factor)
+
+    def _checked_layer(self, layer: int) -> int:
+        if not 0 <= layer < self.layers:
+            raise NearbankError(f"KVCache: layer {layer}; this cache has layers 0 to {self.layers - 1}")
+        return layer
+
+    def _checked(self, tensor: Any, name: str, heads: int | None) -> Floats:
+        array = np.asarray(tensor)
+        expected = f"floats [tokens, {heads or 'heads'}, {self.head_dim}]"
+        good = array.ndim == 3 and array.shape[2] == self.head_dim and heads in (None, array.shape[1])
+        if not good or array.dtype not in (np.float32, np.float16, np.float64):
+            raise NearbankError(f"KVCache: {name} is {array.dtype}{list(array.shape)}; expected {expected}")
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+    def _check_range(self, values: Floats, name: str) -> None:
+        """Refuse what the format cannot hold; NaN compares false and is refused too."""
+        most = 65504.0 if self.format.name == "fp16" else 1e38
+        if values.size and not float(np.abs(values).max()) <= most:
+            raise NearbankError(
+                f"KVCache: {name} holds NaN or magnitudes above {most:g}, beyond {self.format.name}"
+            )

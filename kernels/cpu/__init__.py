@@ -1,0 +1,7 @@
+"""The CPU backend, compiled by Numba. Same bits as `nearbank.kernels.reference`."""
+
+from nearbank.kernels.cpu.attention import append, attend
+from nearbank.kernels.cpu.matmul import matmul_codes, matmul_floats, prepare
+from nearbank.kernels.cpu.quantise import quantise_rows
+
+__all__ = ["append", "attend", "matmul_codes", "matmul_floats", "prepare", "quantise_rows"]

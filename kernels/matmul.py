@@ -1,0 +1,94 @@
+"""y = x · Wᵀ for packed weights on any backend: the checks and the choice, none of the arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nearbank.errors import NearbankError
+from nearbank.formats import Format
+from nearbank.kernels.activations import Floats, Rows, checked_rows, quantise_rows
+from nearbank.kernels.backends import backend_named, resolve
+from nearbank.kernels.packed import PackedMatrix
+
+INT32_LIMIT = 2**31
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Weights [N, K] repacked for one backend. Made by `prepare`, used by `linear`."""
+
+    format: Format
+    shape: tuple[int, int]
+    backend: str
+    state: Any
+
+
+def prepare(packed: PackedMatrix, backend: str = "auto") -> Matrix:
+    """Repack weights once, at load. Codes that the format does not have raise NearbankError."""
+    name = resolve(backend)
+    _check_sum_fits(packed)
+    return Matrix(packed.format, packed.shape, name, backend_named(name).prepare(packed))
+
+
+def linear(x: Any, matrix: Matrix, activations: str = "auto") -> Floats:
+    """x [M, K] float → x · Wᵀ [M, N] float32.
+
+    activations: "int8" rounds each row of x to int8 and multiplies integers; "fp32" keeps x.
+    "auto" is "int8" for integer weights and "fp32" for float weights.
+    """
+    chosen = _activations_for(matrix, activations)
+    rows = checked_rows(x)
+    _check_width(rows.shape, matrix)
+    if chosen == "fp32":
+        return backend_named(matrix.backend).matmul_floats(rows, matrix.state)
+    return _multiply(quantise_rows(rows, matrix.backend), matrix)
+
+
+def linear_codes(codes: npt.NDArray[np.int8], scales: Floats, matrix: Matrix) -> Floats:
+    """Integer activations codes [M, K] int8 with scales [M] float32 → [M, N] float32.
+
+    y[m, n] = Σ over groups g, in order, of float32(Σ codes · levels) · (scales[m] · weight scale[n, g]),
+    the inner sum exact. Weights must be of an integer format.
+    """
+    if matrix.format.is_float:
+        raise NearbankError(f"integer activations need integer weights; these are {matrix.format.name}")
+    if codes.ndim != 2 or codes.dtype != np.int8:
+        raise NearbankError(f"'codes' is {codes.dtype}{list(codes.shape)}; expected int8 [M, K]")
+    if scales.dtype != np.float32 or scales.shape != codes.shape[:1]:
+        raise NearbankError(f"'scales' is {scales.dtype}{list(scales.shape)}; expected float32[{len(codes)}]")
+    _check_width(codes.shape, matrix)
+    sums = codes.sum(axis=1, dtype=np.int32)
+    return _multiply(Rows(np.ascontiguousarray(codes), np.ascontiguousarray(scales), sums), matrix)
+
+
+def _multiply(rows: Rows, matrix: Matrix) -> Floats:
+    return backend_named(matrix.backend).matmul_codes(rows.codes, rows.scales, rows.sums, matrix.state)
+
+
+def _activations_for(matrix: Matrix, wanted: str) -> str:
+    if wanted not in ("auto", "int8", "fp32"):
+        raise NearbankError(f"unknown activations '{wanted}'; known: auto, int8, fp32")
+    if wanted == "int8" and matrix.format.is_float:
+        raise NearbankError(f"int8 activations need integer weights; these are {matrix.format.name}")
+    return ("fp32" if matrix.format.is_float else "int8") if wanted == "auto" else wanted
+
+
+def _check_width(shape: tuple[int, ...], matrix: Matrix) -> None:
+    if shape[1] != matrix.shape[1]:
+        raise NearbankError(f"'x' has {shape[1]} columns; these weights have K = {matrix.shape[1]}")
+
+
+def _check_sum_fits(packed: PackedMatrix) -> None:
+    """Refuse a K so long that an int32 sum could overflow: 128 · |level| per column."""
+    fmt = packed.format
+    if fmt.is_float:
+        return
+    width = packed.shape[1] if fmt.scaling.per != "group" else fmt.scaling.group
+    largest = max(abs(fmt.step * code - fmt.zero) for code in (fmt.low, fmt.high))
+    if width * largest * 128 >= INT32_LIMIT:
+        longest = (INT32_LIMIT - 1) // (largest * 128)
+        raise NearbankError(f"{fmt.spec}: K = {width} could overflow an int32 sum; supported up to {longest}")
