@@ -67,7 +67,10 @@ Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 
 
 class Organization(_Strict):
-    """Channels of bank groups of banks of rows of columns; one column access moves `column_bytes` per bank."""
+    """Channels of bank groups of banks of rows of columns; one column access moves `column_bytes` per bank.
+
+    A channel may be split in pseudo-channels (HBM) and shared by ranks (DIMMs, stack ids): each has all bank groups.
+    """
 
     source: str
     channels: Count
@@ -76,12 +79,14 @@ class Organization(_Strict):
     rows: Count
     columns: Count
     column_bytes: Count
+    pseudo_channels: Count = 1
+    ranks: Count = 1
     verified: bool = True
 
     @property
     def banks(self) -> int:
-        """Banks in one channel."""
-        return self.bank_groups * self.banks_per_group
+        """Banks in one channel, those of all its pseudo-channels and ranks."""
+        return self.pseudo_channels * self.ranks * self.bank_groups * self.banks_per_group
 
     @property
     def row_bytes(self) -> int:
@@ -110,9 +115,12 @@ class Pins(_Strict):
 
 
 class Refresh(_Strict):
-    """`all_bank` refreshes every bank of a channel each tREFI; `none` is for machines whose peers never refresh."""
+    """`all_bank` refreshes every bank of a channel each tREFI, `per_bank` one bank after another each tREFIpb.
 
-    policy: Literal["all_bank", "none"] = "all_bank"
+    `none` is for machines whose peers never refresh.
+    """
+
+    policy: Literal["all_bank", "per_bank", "none"] = "all_bank"
     source: str
 
 

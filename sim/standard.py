@@ -17,6 +17,8 @@ class Scope(Enum):
     FOUR_BANKS = "four banks"
     BANK_GROUP = "bank group"
     ALL_BANKS = "all banks"
+    RANK = "rank"  # also a stack id (SID) of HBM
+    PSEUDO_CHANNEL = "pseudo-channel"
     CHANNEL = "channel"
 
 
@@ -58,8 +60,9 @@ class CommandSpec:
 class Rule:
     """In every `scope`, each of `later` waits `delay` after the `window`-th last of `earlier`.
 
-    `delay` is a sum of named timing values and whole clock cycles, such as "tCWL + tBL + tWR". With scope BANK a
-    command that reaches several banks counts in each of them.
+    `delay` is a sum of named timing values and whole clock cycles, such as "tCWL + tBL + tWR"; a term may be taken
+    off ("tCL + tBL + 2 - tCWL"). With scope BANK a command that reaches several banks counts in each of them. With
+    `others` the rule counts in every other scope of that kind instead (rank to rank on one bus).
     """
 
     scope: Scope
@@ -67,6 +70,7 @@ class Rule:
     later: tuple[str, ...]
     delay: str
     window: int = 1
+    others: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +94,17 @@ class Standard:
 
 def delay_names(delay: str) -> list[str]:
     """The timing values a delay expression names."""
-    return [term for term in _terms(delay) if not term.isdigit()]
+    return [term for _, term in _terms(delay) if not term.isdigit()]
 
 
 def delay_cycles(delay: str, cycles: dict[str, int]) -> int:
-    """The delay in clock cycles, given the named values in cycles."""
-    return sum(int(term) if term.isdigit() else cycles[term] for term in _terms(delay))
+    """The delay in clock cycles, given the named values in cycles; never less than 0."""
+    total = sum(sign * (int(term) if term.isdigit() else cycles[term]) for sign, term in _terms(delay))
+    return max(total, 0)
 
 
-def _terms(delay: str) -> list[str]:
-    return [term.strip() for term in delay.split("+")]
+def _terms(delay: str) -> list[tuple[int, str]]:
+    """The terms of a sum with their signs: "tCL + 2 - tCWL" is [(1, "tCL"), (1, "2"), (-1, "tCWL")]."""
+    signed = delay.replace("-", "+ -").split("+")
+    parts = [part.strip() for part in signed if part.strip()]
+    return [(-1, part[1:].strip()) if part.startswith("-") else (1, part) for part in parts]
