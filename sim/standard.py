@@ -4,6 +4,7 @@ The engine, the reference and the checker all read the same table, so a rule is 
 are in `sim.standards`, one module a standard; values of the named delays come from the machine.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -93,18 +94,23 @@ class Standard:
 
 
 def delay_names(delay: str) -> list[str]:
-    """The timing values a delay expression names."""
-    return [term for _, term in _terms(delay) if not term.isdigit()]
+    """The timing values a delay expression names, alternatives included."""
+    return [name for term in _terms(delay) for name in term.split("|") if not name.isdigit()]
 
 
-def delay_cycles(delay: str, cycles: dict[str, int]) -> int:
-    """The delay in clock cycles, given the named values in cycles; never less than 0."""
-    total = sum(sign * (int(term) if term.isdigit() else cycles[term]) for sign, term in _terms(delay))
-    return max(total, 0)
+def missing_names(delay: str, known: Collection[str]) -> list[str]:
+    """The terms of a delay for which none of the alternatives is known."""
+    return [term for term in _terms(delay) if not term.isdigit() and not any(n in known for n in term.split("|"))]
 
 
-def _terms(delay: str) -> list[tuple[int, str]]:
-    """The terms of a sum with their signs: "tCL + 2 - tCWL" is [(1, "tCL"), (1, "2"), (-1, "tCWL")]."""
-    signed = delay.replace("-", "+ -").split("+")
-    parts = [part.strip() for part in signed if part.strip()]
-    return [(-1, part[1:].strip()) if part.startswith("-") else (1, part) for part in parts]
+def delay_cycles(delay: str, cycles: Mapping[str, int]) -> int:
+    """The delay in clock cycles, given the named values in cycles; every term must be known."""
+    return sum(int(term) if term.isdigit() else _first_known(term, cycles) for term in _terms(delay))
+
+
+def _first_known(term: str, cycles: Mapping[str, int]) -> int:
+    return next(cycles[name] for name in term.split("|") if name in cycles)
+
+
+def _terms(delay: str) -> list[str]:
+    return [term.strip() for term in delay.split("+")]
