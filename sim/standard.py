@@ -62,8 +62,10 @@ class Rule:
     """In every `scope`, each of `later` waits `delay` after the `window`-th last of `earlier`.
 
     `delay` is a sum of named timing values and whole clock cycles, such as "tCWL + tBL + tWR"; a term may be taken
-    off ("tCL + tBL + 2 - tCWL"). With scope BANK a command that reaches several banks counts in each of them. With
-    `others` the rule counts in every other scope of that kind instead (rank to rank on one bus).
+    off ("tCL + tBL + 2 - tCWL"), and "tRCDRD|tRCD" is the first of the two that the machine has. With scope BANK a
+    command that reaches several banks counts in each of them. With `others` the rule counts in every other scope of
+    that kind instead (rank to rank on one bus). A machine without the values of an `optional` rule does without the
+    rule; with any other rule it is an error.
     """
 
     scope: Scope
@@ -72,17 +74,30 @@ class Rule:
     delay: str
     window: int = 1
     others: bool = False
+    optional: bool = False
+
+    def __str__(self) -> str:
+        """How results name the rule, such as "ACT16→MACAB tRCD"; long lists are shortened to their first name."""
+        return f"{_short(self.earlier)}→{_short(self.later)} {self.delay}"
+
+
+def _short(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]}…"
 
 
 @dataclass(frozen=True, slots=True)
 class Standard:
-    """Commands and rules by name; `refresh` and `precharge_all` name the commands a controller refreshes with."""
+    """Commands and rules by name; `refresh` and `precharge_all` name the commands a controller refreshes with.
+
+    `refresh_bank` refreshes one bank at a time, for machines with that refresh policy.
+    """
 
     name: str
     commands: tuple[CommandSpec, ...]
     rules: tuple[Rule, ...]
     precharge_all: str
     refresh: str
+    refresh_bank: str = ""
 
     def command(self, name: str) -> CommandSpec:
         """The command of that name; `NearbankError` lists the known ones."""
@@ -95,22 +110,31 @@ class Standard:
 
 def delay_names(delay: str) -> list[str]:
     """The timing values a delay expression names, alternatives included."""
-    return [name for term in _terms(delay) for name in term.split("|") if not name.isdigit()]
+    return [name for _, term in _terms(delay) for name in term.split("|") if not name.isdigit()]
 
 
 def missing_names(delay: str, known: Collection[str]) -> list[str]:
     """The terms of a delay for which none of the alternatives is known."""
-    return [term for term in _terms(delay) if not term.isdigit() and not any(n in known for n in term.split("|"))]
+    return [term for _, term in _terms(delay) if not any(n.isdigit() or n in known for n in term.split("|"))]
 
 
 def delay_cycles(delay: str, cycles: Mapping[str, int]) -> int:
-    """The delay in clock cycles, given the named values in cycles; every term must be known."""
-    return sum(int(term) if term.isdigit() else _first_known(term, cycles) for term in _terms(delay))
+    """The delay in clock cycles, given the named values in cycles; never less than 0."""
+    return max(sum(sign * _term_cycles(term, cycles) for sign, term in _terms(delay)), 0)
 
 
-def _first_known(term: str, cycles: Mapping[str, int]) -> int:
-    return next(cycles[name] for name in term.split("|") if name in cycles)
+def _term_cycles(term: str, cycles: Mapping[str, int]) -> int:
+    """The value of the first alternative that is a number or known."""
+    for name in term.split("|"):
+        if name.isdigit():
+            return int(name)
+        if name in cycles:
+            return cycles[name]
+    raise NearbankError(f"timing {term} is missing; the delay rules need it")
 
 
-def _terms(delay: str) -> list[str]:
-    return [term.strip() for term in delay.split("+")]
+def _terms(delay: str) -> list[tuple[int, str]]:
+    """The terms of a sum with their signs: "tCL + 2 - tCWL" is [(1, "tCL"), (1, "2"), (-1, "tCWL")]."""
+    signed = delay.replace("-", "+ -").split("+")
+    parts = [part.strip() for part in signed if part.strip()]
+    return [(-1, part[1:].strip()) if part.startswith("-") else (1, part) for part in parts]

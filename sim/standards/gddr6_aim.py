@@ -104,6 +104,7 @@ GDDR6_AIM = Standard(
     rules=_BANK_RULES + _GROUP_RULES + _CHANNEL_RULES,
     precharge_all="PREA",
     refresh="REFab",
+    refresh_bank="REFpb",
 )
 
 STANDARDS = (GDDR6_AIM,)
