@@ -5,11 +5,13 @@ that a whole generation of a large model is a few objects a step.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import MappingProxyType
 
 Phase = str
 PHASES = ("prefill", "decode")
+FLOATS = ("fp32", "fp16", "bf16")
 
 # Which fields each operation has. m counts tokens; the rest is explained in docs/trace.md.
 FIELDS = MappingProxyType(
@@ -109,6 +111,27 @@ class Step:
         """Tokens that went through the model in this step, over all sequences."""
         embeds = [o for block in self.blocks for o in block.operations if o.op == "embed"]
         return sum(o.m or 0 for o in embeds)
+
+
+HEAD = "lm_head"  # the one matrix that low-bit models keep in 16 bits
+
+
+@lru_cache(maxsize=1 << 16)
+def recast(blocks: tuple[Block, ...], weights: str | None, kv: str | None) -> tuple[Block, ...]:
+    """The same operations with other formats: `weights` for every matrix but the LM head, `kv` for the cache.
+
+    None keeps a format. Integer weights take int8 activations, floating ones take activations of their own format.
+    """
+    return tuple(replace(b, operations=tuple(_recast(o, weights, kv) for o in b.operations)) for b in blocks)
+
+
+def _recast(operation: Operation, weights: str | None, kv: str | None) -> Operation:
+    if operation.kv is not None and kv is not None:
+        return replace(operation, kv=kv)
+    if operation.op != "matmul" or operation.name == HEAD or weights is None:
+        return operation
+    inputs = weights if weights in FLOATS else "int8"
+    return replace(operation, weights=weights, inputs=inputs)
 
 
 def causal_pairs(m: int, context: int) -> int:

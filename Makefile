@@ -1,0 +1,42 @@
+# Two targets set everything up on a machine with python3, make and a network: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint types contracts unit notebooks bench bench-gpu docs clean
+
+demo: $(VENV)/.installed-core
+	$(BIN)/nearbank demo
+
+test: lint types contracts unit
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+contracts: $(VENV)/.installed-dev
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.installed-dev
+	$(BIN)/pytest
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-only
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-core: pyproject.toml | $(BIN)/python
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(PIP) --editable '.[dev,models]'
+	touch $@ $(VENV)/.installed-core
+
+clean:
+	rm -rf $(VENV) build dist nearbank-out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

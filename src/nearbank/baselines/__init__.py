@@ -1,0 +1,1 @@
+"""GPUs and CPUs to compare with, modelled from constants that are shown."""

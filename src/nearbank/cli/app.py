@@ -1,0 +1,61 @@
+"""The `nearbank` command: its sub-commands, and how errors reach the user (one line, a status, no traceback)."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from nearbank.cli import bench, demo, doctor, inspect, replay, trace, train
+from nearbank.errors import NearbankError
+
+app = typer.Typer(
+    help="Low-bit language models on memory that computes: run, trace, replay, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("trace")(trace.trace)
+app.command("replay")(replay.replay)
+app.command("validate")(inspect.validate)
+app.command("machines")(inspect.machines)
+app.command("formats")(inspect.formats)
+app.command("train")(train.train)
+app.command("bench")(bench.bench)
+app.command("doctor")(doctor.doctor)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 2 for wrong input, 130 for Ctrl-C."""
+    try:
+        result = app(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was already written stays readable", 130)
+    except NearbankError as error:
+        return _fail(str(error), 2)
+    except BrokenPipeError:
+        sys.stdout = None
+        return 0
+    except OSError as error:
+        return _fail(_explain(error), 2)
+    except Exception as error:  # usage errors have no public base class that all releases of typer share
+        if not hasattr(error, "format_message"):
+            raise
+        return _fail(f"{error.format_message()} Try 'nearbank --help'.", 2)
+    return result if isinstance(result, int) else 0
+
+
+def _explain(error: OSError) -> str:
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if error.errno == errno.ENOSPC:
+        return f"{what}; free some space or choose another --out"
+    return what
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"nearbank: {' '.join(message.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,145 @@
+"""Figures from report rows. Every function draws on the caller's axes and returns them; none shows or saves.
+
+Colours are those of Okabe and Ito, safe for colour-blind readers; a part or machine keeps its colour in every figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from nearbank.report.row import MachineRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#555555", "#A6761D", "#999999")
+KIND_COLOURS = {"simulated": "#0072B2", "measured": "#009E73", "modelled": "#999999"}
+
+
+def colours_of(names: Iterable[str]) -> dict[str, str]:
+    """A stable colour for every name: the same set of names always gets the same colours."""
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(sorted(set(names)))}
+
+
+def time_per_token(rows: Sequence[MachineRow], ax: Axes) -> Axes:
+    """Time per token of every machine, on a logarithmic axis, coloured by simulated, measured or modelled."""
+    values = [row.ns_per_token / 1000 for row in rows]
+    _labelled_bars(rows, values, ax, "µs per token")
+    ax.set_title("Time per token")
+    return ax
+
+
+def energy_per_token(rows: Sequence[MachineRow], ax: Axes) -> Axes:
+    """Energy per token of every machine whose energy is known, on a logarithmic axis."""
+    known = [row for row in rows if row.pj_per_token is not None]
+    _labelled_bars(known, [(row.pj_per_token or 0) / 1e6 for row in known], ax, "µJ per token")
+    ax.set_title("Energy per token")
+    return ax
+
+
+def _labelled_bars(rows: Sequence[MachineRow], values: Sequence[float], ax: Axes, unit: str) -> None:
+    places = range(len(rows))
+    ax.barh(places, values, color=[KIND_COLOURS[row.kind] for row in rows])
+    ax.set_yticks(places, [row.label for row in rows])
+    ax.invert_yaxis()
+    ax.set_xscale("log")
+    ax.set_xlabel(unit)
+    for place, value in zip(places, values, strict=True):
+        ax.annotate(f" {value:,.3g}", (value, place), va="center", fontsize=8)
+    ax.margins(x=0.2)
+    kinds = dict.fromkeys(row.kind for row in rows)
+    handles = [_patch(KIND_COLOURS[kind]) for kind in kinds]
+    ax.legend(handles, list(kinds), loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+
+
+def _patch(colour: str) -> object:
+    from matplotlib.patches import Patch
+
+    return Patch(color=colour)
+
+
+def time_breakdown(rows: Sequence[MachineRow], ax: Axes) -> Axes:
+    """What a token's time is spent on, stacked, for the machines that can tell."""
+    parts = {row.label: {k: v / row.tokens / 1000 for k, v in (row.time_by_part_ns or {}).items()} for row in rows}
+    _stacked(parts, ax, "µs per token")
+    ax.set_title("Where the time goes")
+    return ax
+
+
+def energy_breakdown(rows: Sequence[MachineRow], ax: Axes) -> Axes:
+    """What a token's energy is spent on, stacked, for the machines whose energy is known."""
+    parts = {
+        row.label: {k: v / row.tokens / 1e6 for k, v in (row.energy_by_component_pj or {}).items()} for row in rows
+    }
+    _stacked(parts, ax, "µJ per token")
+    ax.set_title("Where the energy goes")
+    return ax
+
+
+def _stacked(parts: Mapping[str, Mapping[str, float]], ax: Axes, unit: str) -> None:
+    names = dict.fromkeys(name for row in parts.values() for name in row)
+    colours = colours_of(names)
+    labels = [label for label, row in parts.items() if row]
+    left = [0.0] * len(labels)
+    for name in names:
+        widths = [parts[label].get(name, 0.0) for label in labels]
+        ax.barh(range(len(labels)), widths, left=left, color=colours[name], label=name)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    ax.set_yticks(range(len(labels)), labels)
+    ax.invert_yaxis()
+    ax.set_xlabel(unit)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, frameon=False)
+
+
+def utilisation(rows: Sequence[MachineRow], ax: Axes) -> Axes:
+    """Share of the run that each part of a simulated machine was busy."""
+    known = [row for row in rows if row.utilisation]
+    names = sorted({name for row in known for name in row.utilisation or {}})
+    colours = colours_of(names)
+    height = 0.8 / max(len(names), 1)
+    for i, name in enumerate(names):
+        places = [p + i * height for p in range(len(known))]
+        ax.barh(places, [100 * (row.utilisation or {}).get(name, 0) for row in known], height, color=colours[name])
+    ax.set_yticks([p + 0.4 - height / 2 for p in range(len(known))], [row.label for row in known])
+    ax.invert_yaxis()
+    ax.set_xlim(0, 100)
+    ax.set_xlabel("% of the run")
+    handles = [_patch(colours[name]) for name in names]
+    ax.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, frameon=False)
+    ax.set_title("Machine utilisation")
+    return ax
+
+
+def token_times(rows: Sequence[MachineRow], ax: Axes) -> Axes:
+    """Time of every step, prompt first, as the context grows."""
+    for row in rows:
+        if row.token_time_ns:
+            times = [t / 1000 for t in row.token_time_ns]
+            ax.plot(range(len(times)), times, label=row.label, color=colours_of(r.label for r in rows)[row.label])
+    ax.set_yscale("log")
+    ax.set_xlabel("step (0 is the prompt)")
+    ax.set_ylabel("µs")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8, frameon=False)
+    ax.set_title("Time of each step")
+    return ax
+
+
+FIGURES = {
+    "time_per_token": time_per_token,
+    "energy_per_token": energy_per_token,
+    "time_breakdown": time_breakdown,
+    "energy_breakdown": energy_breakdown,
+    "utilisation": utilisation,
+    "token_times": token_times,
+}
+
+
+def figure(name: str, rows: Sequence[MachineRow]) -> Figure:
+    """The named figure of `FIGURES`, in a size that suits a page."""
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(9, 2.2 + 0.34 * max(len(rows), 4)), layout="constrained")
+    FIGURES[name](rows, fig.subplots())
+    return fig

@@ -1,0 +1,58 @@
+"""Report rows as a table for the terminal, and number formatting that the page shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from nearbank.report.row import MachineRow, energy_ratio, speedup
+
+HEADINGS = ("Machine", "Kind", "Weights", "KV", "µs/token", "µJ/token", "Row hits", "MB off chip")
+
+
+def cells(row: MachineRow) -> tuple[str, ...]:
+    """The row's text for each of `HEADINGS`; what is not known is a dash."""
+    return (
+        row.machine,
+        row.kind,
+        row.weights,
+        row.kv,
+        number(row.ns_per_token / 1000),
+        number(None if row.pj_per_token is None else row.pj_per_token / 1e6),
+        "–" if row.row_hit_rate is None else f"{100 * row.row_hit_rate:.2f} %",
+        number(None if row.bytes_off_chip is None else row.bytes_off_chip / 1e6),
+    )
+
+
+def ratio_cells(row: MachineRow, baseline: MachineRow | None) -> tuple[str, str]:
+    """Speedup and energy ratio of a row over the baseline, as text."""
+    if baseline is None:
+        return "–", "–"
+    return f"{number(speedup(row, baseline))}x", _times(energy_ratio(row, baseline))
+
+
+def _times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{number(ratio)}x"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, no exponents; a dash for what is not known."""
+    if value is None:
+        return "–"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 0.001 else f"{value:.1e}"
+
+
+def table(title: str, rows: Sequence[MachineRow], baseline: MachineRow | None) -> Table:
+    """A rich table of the rows, with ratios over the baseline, which the last two headings name."""
+    result = Table(title=title, title_justify="left", title_style="bold")
+    for heading in HEADINGS:
+        result.add_column(heading, justify="left" if heading in HEADINGS[:4] else "right", overflow="fold")
+    over = baseline.label if baseline else "–"
+    result.add_column(f"Speedup over {over}", justify="right")
+    result.add_column("Energy ratio", justify="right")
+    for row in rows:
+        result.add_row(*cells(row), *ratio_cells(row, baseline))
+    return result
