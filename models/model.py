@@ -1,0 +1,86 @@
+"""A model ready to run: a network, its tokenizer, and the formats and backend it runs with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nearbank.errors import NearbankError
+from nearbank.kernels import KVCache
+from nearbank.models.execution import Cache, Floats, Pass
+from nearbank.models.shape import Shape
+from nearbank.models.sketch import describe
+from nearbank.trace import ModelDescription
+
+
+class Network(Protocol):
+    """An architecture with its weights."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+    def forward(self, run: Pass, every: bool = False) -> Floats: ...
+
+
+class Tokenizer(Protocol):
+    """Text to token numbers and back."""
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]: ...
+
+    def decode(self, tokens: Iterable[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """weights: the format of the block matrices; kv: of the cache; card: what the checkpoint says about itself."""
+
+    network: Network
+    tokenizer: Tokenizer | None
+    weights: str
+    kv: str
+    backend: str
+    threads: int
+    card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of the network."""
+        return self.network.shape
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.network.shape.name
+
+    def description(self) -> ModelDescription:
+        """The shape as a trace's header states it."""
+        return describe(self.shape)
+
+    def cache(self, capacity: int) -> Cache:
+        """An empty KV cache for `capacity` tokens of one sequence."""
+        shape = self.shape
+        return KVCache(shape.layers, shape.kv_heads, shape.head_dim, capacity, self.kv, self.backend)
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]:
+        """Token numbers of a text."""
+        return self._tokenizer().encode(text)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of token numbers."""
+        return self._tokenizer().decode(tokens)
+
+    def logits(self, tokens: Iterable[int]) -> Floats:
+        """Logits [T, V] after each of T tokens, computed from an empty cache."""
+        array = np.asarray(list(tokens), dtype=np.int64)
+        if not 1 <= len(array) <= self.shape.context:
+            raise NearbankError(f"{len(array)} tokens; {self.name} takes 1 to {self.shape.context}")
+        return self.network.forward(Pass(array, [len(array)], [self.cache(len(array))]), every=True)
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise NearbankError(f"{self.name} has no tokenizer; give token numbers instead of text")
+        return self.tokenizer

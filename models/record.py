@@ -1,0 +1,73 @@
+"""Running a model and writing the trace of what it executed, each operation with its measured time.
+
+Rows reach the file between passes, so writing is in no measured time.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from nearbank import __version__
+from nearbank.models.generate import GREEDY, Generation, Progress, StepResult, collect, prompt_numbers, steps
+from nearbank.models.model import Model
+from nearbank.models.sampling import Sampling
+from nearbank.trace import TraceHeader, TraceWriter
+
+
+def record(
+    model: Model,
+    prompt: str | Sequence[int],
+    tokens: int,
+    path: Path,
+    sampling: Sampling = GREEDY,
+    progress: Progress | None = None,
+) -> Generation:
+    """Generate as `nearbank.models.generate.generate` does, and write every operation to a trace at `path`.
+
+    Scores and softmax run inside the kernel that makes the context product: their rows have no time, and the
+    context product's row has the time of the three.
+    """
+    numbers = prompt_numbers(model, prompt)
+    passes = steps(model, [numbers], tokens, sampling, record=True)
+    results = []
+    with TraceWriter(path, header(model, len(numbers), tokens, sampling)) as writer:
+        for result in passes:
+            _write(writer, result)
+            results.append(StepResult(result.index, result.phase, result.tokens, result.time_ns))
+            if progress is not None:
+                progress(len(results), tokens)
+    return collect(model, len(numbers), results)
+
+
+def _write(writer: TraceWriter, result: StepResult) -> None:
+    for layer, operation, time_ns in result.rows:
+        writer.append(result.index, result.phase, layer, operation, time_ns)
+
+
+def header(model: Model, prompt_tokens: int, new_tokens: int, sampling: Sampling) -> TraceHeader:
+    """What the trace of a run says about itself."""
+    return TraceHeader(
+        model=model.description(),
+        origin="recorded",
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        weights=model.weights,
+        kv=model.kv,
+        device=cpu_name(),
+        backend=model.backend,
+        threads=model.threads,
+        seed=sampling.seed if sampling.temperature > 0 else None,
+        nearbank_version=__version__,
+    )
+
+
+def cpu_name() -> str:
+    """The processor's name as the system reports it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
