@@ -53,7 +53,8 @@ class Command:
 
     `bank` is the flat bank number in the channel; commands for all banks ignore it, commands for four banks take a
     multiple of four. `column` counts column accesses (32 B in GDDR6), `data` counts the same bursts in the memory of
-    the unit beside the DRAM: where WR and WRGB read from and RD and RDMAC write to.
+    the unit beside the DRAM: where WR and WRGB read from and RD and RDMAC write to. `format` names the weight format
+    of a MAC; it decides how many MACs the command does and what they cost, not when it issues.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Command:
     row: Index = ZERO
     column: Index = ZERO
     data: Index = ZERO
+    format: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,8 @@ class Loop:
 class Start:
     """Queue a job on a serial unit beside the memory (such as "asic"), without stopping the channel.
 
-    The job begins when the unit is free and the data of every earlier command of every stream of the program are
-    there, and takes `duration_ps`.
+    The job begins when the unit is free, every stream of the program has come this far, and the data of all their
+    earlier commands are there; it takes `duration_ps`.
     """
 
     unit: str
@@ -93,7 +95,10 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """From here on, time counts towards `label`, until the next mark."""
+    """From here on, time counts towards `label`, until the next mark or the end of the program.
+
+    The time of a mark is when the last stream comes to it, so labels add up to the wall time of the program.
+    """
 
     label: str
 
@@ -111,7 +116,11 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Streams that run side by side and meet at every `Start` and `Wait`, which all of them hold in the same order."""
+    """Streams that run side by side and meet at every `Start`, `Wait` and `Mark`, which all hold in the same order.
+
+    Loops around such nodes must be the same in every stream. A program begins when the one before it has ended:
+    data arrived, units idle, due refreshes done.
+    """
 
     name: str
     streams: tuple[Stream, ...]
@@ -141,9 +150,10 @@ class Builder:
         row: Index | int = 0,
         column: Index | int = 0,
         data: Index | int = 0,
+        format: str = "",  # noqa: A002  (the field's own name)
     ) -> None:
         """Append one DRAM command."""
-        self.add(Command(name, _index(bank), _index(row), _index(column), _index(data)))
+        self.add(Command(name, _index(bank), _index(row), _index(column), _index(data), format))
 
     def add(self, node: Node) -> None:
         """Append any node."""
