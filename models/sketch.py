@@ -97,15 +97,15 @@ def check_counts(shape: Shape, prompt_tokens: int, new_tokens: int) -> None:
         raise NearbankError("the prompt is empty; expected at least one token")
     if new_tokens < 1:
         raise NearbankError(f"tokens to generate: {new_tokens}; expected 1 or more")
-    total, longest = prompt_tokens + new_tokens, shape.context
+    total, longest = prompt_tokens + new_tokens - 1, shape.context  # the last token is never fed back
     if prompt_tokens > longest:
         raise NearbankError(
             f"the prompt has {prompt_tokens} tokens, but {shape.name} has a context of {longest}; shorten the prompt"
         )
     if total > longest:
         raise NearbankError(
-            f"{prompt_tokens} prompt tokens and {new_tokens} new ones are {total}, but {shape.name} has a context of "
-            f"{longest}; ask for at most {longest - prompt_tokens} tokens or shorten the prompt"
+            f"{prompt_tokens} prompt tokens and {new_tokens} new ones need {total} positions, but {shape.name} has a "
+            f"context of {longest}; ask for at most {longest - prompt_tokens + 1} tokens or shorten the prompt"
         )
 
 

@@ -266,9 +266,7 @@ def _quantise_float(fmt: Format, values: Floats) -> Quantised:
     with np.errstate(over="ignore"):
         codes = values.astype(_CODE_DTYPE[fmt.name])
     if not np.isfinite(codes).all():
-        raise NearbankError(
-            f"format {fmt.name}: the values reach {np.abs(values).max():.3g}, beyond its range"
-        )
+        raise NearbankError(f"format {fmt.name}: the values reach {np.abs(values).max():.3g}, beyond its range")
     return Quantised(codes)
 
 

@@ -16,42 +16,39 @@ from nearbank.formats import format_named
 from nearbank.report.row import MachineRow
 from nearbank.trace import Operation, Step
 from nearbank.units import ceil_div
+from nearbank.workload import Workload
 
 _ACTIVATION_BYTES = 2  # activations between operations are 16-bit
 
 
+def modelled_rows(processor: Processor, load: Workload, weights: str | None = None) -> list[MachineRow]:
+    """Two rows for the workload with its block matrices in `weights`: the roofline alone, and with launch overhead."""
+    steps = list(load.steps(weights))
+    times = [_step_ps(processor, step) for step in steps]
+    launches = [_launches(step) * processor.launch_ps for step in steps]
+    made = _Made(load, weights or load.weights, sum(_step_bytes(step) for step in steps))
+    with_launch = [time + launch for time, launch in zip(times, launches, strict=True)]
+    return [_row(processor, made, times, "roofline"), _row(processor, made, with_launch, "launch")]
+
+
 @dataclass(frozen=True)
-class Workload:
-    """Steps already in the formats to be costed, and how many tokens they make."""
-
-    steps: tuple[Step, ...]
-    tokens: int
+class _Made:
+    load: Workload
     weights: str
-    kv: str
+    bytes_moved: int
 
 
-def modelled_rows(processor: Processor, load: Workload) -> list[MachineRow]:
-    """Two rows: the roofline alone, and with launch overhead."""
-    times = [_step_ps(processor, step) for step in load.steps]
-    counts = [_launches(step) for step in load.steps]
-    moved = sum(_step_bytes(step) for step in load.steps)
-    bare = _row(processor, load, times, moved, "roofline")
-    with_launch = [t + n * processor.launch_ps for t, n in zip(times, counts, strict=True)]
-    eager = _row(processor, load, with_launch, moved, "launch")
-    return [bare, eager]
-
-
-def _row(processor: Processor, load: Workload, times_ps: list[int], moved: int, model: str) -> MachineRow:
+def _row(processor: Processor, made: _Made, times_ps: list[int], model: str) -> MachineRow:
     total_ps = sum(times_ps)
     return MachineRow(
         machine=f"{processor.name} ({model})",
         kind="modelled",
-        weights=load.weights,
-        kv=load.kv,
-        tokens=load.tokens,
+        weights=made.weights,
+        kv=made.load.kv,
+        tokens=made.load.tokens,
         time_ns=ceil_div(total_ps, 1000),
         energy_by_component_pj={"board": processor.power_nw * total_ps // 10**9},
-        bytes_off_chip=moved,
+        bytes_off_chip=made.bytes_moved,
         token_time_ns=tuple(ceil_div(t, 1000) for t in times_ps),
         note=_NOTES[model].format(p=processor),
     )

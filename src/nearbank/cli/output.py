@@ -38,6 +38,15 @@ def progress(description: str, total: int) -> Iterator[Advance]:
         yield lambda done: bar.update(task, completed=done)
 
 
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """As `progress`, for work of several kinds; yields a function of what is done now, how much, and of how much."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
 def output_folder(out: Path) -> Path:
     """`out`, made if need be; `NearbankError` when it cannot hold files."""
     if out.exists() and not out.is_dir():

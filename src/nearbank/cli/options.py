@@ -1,0 +1,22 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BUNDLED = "shakespeare-ternary"
+
+Prompt = Annotated[str, typer.Option(help="Text to continue, in the model's characters.")]
+Tokens = Annotated[int, typer.Option(help="Tokens to generate.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy; higher is more surprising.")]
+TopK = Annotated[int | None, typer.Option(help="Sample among the K likeliest tokens only.")]
+TopP = Annotated[float | None, typer.Option(help="Sample among the likeliest tokens that hold this much probability.")]
+Backend = Annotated[str, typer.Option(help="Kernels to run with: auto, numba or numpy.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores when absent.")]
+Weights = Annotated[str | None, typer.Option(help="Store the block matrices in this format instead (see `formats`).")]
+Kv = Annotated[str | None, typer.Option(help="Store the KV cache in this format instead.")]
+Out = Annotated[Path, typer.Option(help="Folder for the report, its figures and the trace.")]

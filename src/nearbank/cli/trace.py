@@ -1,0 +1,74 @@
+"""`nearbank trace`: write the trace of a real run, or of a shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nearbank.cli.options import BUNDLED, Backend, Kv, Seed, Temperature, Threads, Tokens, TopK, TopP, Weights
+from nearbank.cli.output import Json, print_json, progress
+from nearbank.errors import NearbankError
+
+
+def trace(
+    model: Annotated[str, typer.Option(help="A checkpoint to run, or a shape to sketch (such as gpt3-xl).")] = BUNDLED,
+    prompt: Annotated[str, typer.Option(help="Text for a checkpoint; a number of tokens for a shape.")] = "ROMEO:",
+    tokens: Tokens = 128,
+    out: Annotated[Path, typer.Option(help="The trace file to write.")] = Path("trace.parquet"),
+    weights: Weights = None,
+    kv: Kv = None,
+    seed: Seed = 1,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    backend: Backend = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Run a model (or sketch a shape) and write what it did, one row per operation."""
+    from nearbank.workload import is_shape
+
+    if is_shape(model):
+        result = _sketch(model, prompt, tokens, weights, kv, out)
+    else:
+        from nearbank.models import Sampling, load_model
+
+        if weights is not None:
+            raise NearbankError(f"--weights: {model} is a checkpoint and runs with its own weights; leave it out")
+        loaded = load_model(model, backend=backend, kv=kv or "bf16", threads=threads)
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        result = _record(loaded, prompt, tokens, sampling, out)
+    _show(result, as_json)
+
+
+def _sketch(model: str, prompt: str, tokens: int, weights: str | None, kv: str | None, out: Path) -> dict[str, Any]:
+    from nearbank.workload import prompt_length, sketch_workload, write_sketch
+
+    load = sketch_workload(model, prompt_length(prompt), tokens, weights or "bf16", kv or "bf16")
+    with progress("sketching", tokens) as advance:
+        rows = write_sketch(load, out, advance)
+    return {"trace": out, "model": model, "origin": "sketched", "tokens": tokens, "rows": rows}
+
+
+def _record(model: Any, prompt: str, tokens: int, sampling: Any, out: Path) -> dict[str, Any]:
+    from nearbank.models import record
+
+    with progress("generating", tokens) as advance:
+        made = record(model, prompt, tokens, out, sampling, lambda done, _: advance(done))
+    return {
+        "trace": out,
+        "model": model.name,
+        "origin": "recorded",
+        "tokens": tokens,
+        "tokens_per_s": made.tokens_per_s,
+        "text": made.text,
+    }
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+    else:
+        print("\n".join(f"{key}: {value}" for key, value in result.items()))

@@ -1,0 +1,89 @@
+"""What is to be replayed: a recorded trace, or a shape by name; both as a model's description and its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nearbank import __version__
+from nearbank.errors import NearbankError
+from nearbank.trace import ModelDescription, Step, TraceHeader, TraceWriter, open_trace, recast
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model's description, the run's counts and formats, and `open_steps`, which yields the steps from the start."""
+
+    model: ModelDescription
+    prompt_tokens: int
+    tokens: int
+    weights: str
+    kv: str
+    open_steps: Callable[[], Iterator[Step]]
+    trace: Path | None = None
+
+    def steps(self, weights: str | None = None, kv: str | None = None) -> Iterator[Step]:
+        """The steps, with the block matrices or the KV cache in other formats where given."""
+        for step in self.open_steps():
+            yield Step(step.index, step.phase, recast(step.blocks, weights, kv))
+
+    @property
+    def max_context(self) -> int:
+        """Positions the KV cache must hold at the end."""
+        return self.prompt_tokens + self.tokens
+
+
+def trace_workload(path: Path) -> Workload:
+    """The run that a trace file records."""
+    trace = open_trace(path)
+    h = trace.header
+    return Workload(h.model, h.prompt_tokens, h.new_tokens, h.weights, h.kv, trace.steps, path)
+
+
+def is_shape(name: str) -> bool:
+    """True if `name` is a model that is known by its shape alone."""
+    from nearbank.models.config import CONFIGS
+
+    return name in CONFIGS
+
+
+def sketch_workload(name: str, prompt_tokens: int, tokens: int, weights: str = "bf16", kv: str = "bf16") -> Workload:
+    """`tokens` tokens after a prompt, at the shape of the model of that name."""
+    from nearbank.models.config import config_named
+    from nearbank.models.sketch import check_counts, describe, sketch
+
+    shape = config_named(name).shape
+    check_counts(shape, prompt_tokens, tokens)
+
+    def steps() -> Iterator[Step]:
+        return sketch(shape, prompt_tokens, tokens, weights=weights, kv=kv)
+
+    return Workload(describe(shape), prompt_tokens, tokens, weights, kv, steps)
+
+
+def prompt_length(text: str) -> int:
+    """The number in `text`; a shape has no words, only a number of prompt tokens."""
+    if not text.isdecimal() or int(text) < 1:
+        raise NearbankError(f"--prompt {text!r}: a shape takes a number of tokens, 1 or more, such as --prompt 1")
+    return int(text)
+
+
+def write_sketch(load: Workload, path: Path, advance: Callable[[int], None]) -> int:
+    """Write a sketched workload as a trace; returns the number of rows."""
+    header = TraceHeader(
+        model=load.model,
+        origin="sketched",
+        prompt_tokens=load.prompt_tokens,
+        new_tokens=load.tokens,
+        weights=load.weights,
+        kv=load.kv,
+        nearbank_version=__version__,
+    )
+    rows = 0
+    with TraceWriter(path, header) as writer:
+        for done, step in enumerate(load.steps(), start=1):
+            writer.write_step(step)
+            rows += sum(block.count * len(block.operations) for block in step.blocks)
+            advance(done)
+    return rows

@@ -1,0 +1,101 @@
+"""The command line: what it prints, and that wrong input is one line and status 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nearbank.cli.app import run
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    assert run(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return json.loads(captured.out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("replay", "missing.parquet"), "missing.parquet: no such trace"),
+        (("replay",), "give a trace file, or --model"),
+        (("replay", "--model", "gpt5", "--prompt", "1"), "gpt3-xl"),
+        (("replay", "--model", "gpt3-xl", "--prompt", "0"), "1 or more"),
+        (("replay", "--model", "gpt3-xl", "--prompt", "-3"), "1 or more"),
+        (("replay", "--model", "gpt3-xl", "--tokens", "-3"), "1 or more"),
+        (("replay", "--model", "gpt3-xl", "--tokens", "99999999999"), "context of 2048"),
+        (("replay", "--model", "gpt3-xl", "--prompt", "5000"), "context of 2048"),
+        (("replay", "--model", "gpt3-xl", "--machine", "pim-gtp"), "unknown machine 'pim-gtp'; known: "),
+        (("replay", "--model", "gpt3-xl", "--weights", "int3"), "unknown format 'int3'; known: "),
+        (("replay", "--model", "gpt3-xl", "--kv", "int3"), "unknown format 'int3'; known: "),
+        (("replay", "--model", "gpt3-xl", "--tokens", "many"), "Invalid value for '--tokens'"),
+        (("validate", "nothing.parquet"), "no such trace"),
+        (("validate", "nothing.yaml"), "unknown machine 'nothing.yaml'"),
+        (("machines", "pim-gtp"), "unknown machine 'pim-gtp'"),
+        (("demo", "--tokens", "0"), "1 or more"),
+        (("demo", "--tokens", "100000"), "context of"),
+        (("demo", "--prompt", ""), "prompt is empty"),
+        (("demo", "--prompt", "naïve"), "'ï'"),
+        (("demo", "--temperature", "-1"), "temperature is -1"),
+        (("demo", "--backend", "gpu"), "backend"),
+        (("trace", "--model", "llama-9"), "llama-9"),
+        (("trace", "--model", "gpt3-xl", "--prompt", "ROMEO:"), "takes a number of tokens"),
+        (("nonsense",), "No such command 'nonsense'"),
+        (("replay", "--frob"), "No such option: --frob"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(
+    arguments: tuple[str, ...],
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert complaint in captured.err
+    assert captured.err.startswith("nearbank: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = ("demo", "trace", "replay", "validate", "machines", "formats", "train", "bench", "doctor")
+    assert run(("--help",)) == 0
+    listing = capsys.readouterr().out
+    for command in commands:
+        assert command in listing
+        assert run((command, "--help")) == 0
+
+
+def test_listings_are_json_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [m["name"] for m in output(capsys, "machines", "--json")["machines"]]  # type: ignore[index,union-attr]
+    assert {"pim-gpt", "gddr6-aim"} <= set(names)
+    formats = output(capsys, "formats", "--json")["formats"]
+    ternary = next(f for f in formats if f["format"] == "ternary")  # type: ignore[union-attr]
+    assert 2 <= ternary["bits_per_value"] < 2.1
+    findings = output(capsys, "doctor", "--json")["findings"]
+    assert all(f["works"] for f in findings if f["what"] in ("numpy", "numba", "nearbank"))  # type: ignore[union-attr]
+
+
+def test_one_machine_shows_its_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = output(capsys, "machines", "pim-gpt", "--json")
+    assert shown["timing"]["tRCD"]["value"] == "12 ns"  # type: ignore[index]
+    assert shown["timing"]["tRCD"]["verified"] is False  # type: ignore[index]
+
+
+def test_a_full_disk_is_one_line() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    with full.open("w") as stream:
+        done = subprocess.run(
+            [sys.executable, "-m", "nearbank", "formats", "--json"], stdout=stream, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
