@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from nearbank.errors import NearbankError
 from nearbank.formats import FORMATS, Quantised
-from nearbank.models.config import ModelConfig
+from nearbank.models.config import Matrix, ModelConfig
 from nearbank.models.quantize import check_variant
 from nearbank.models.shape import gpt_shape
 
@@ -58,12 +58,11 @@ class Checkpoint:
     origin: Origin
     tensors: Tensors
 
-    def codes(self, name: str) -> Quantised:
-        """The unpacked codes [N, K] and scales [N, 1] of a block matrix."""
-        matrix = next(matrix for matrix in self.config.matrix_shapes() if matrix.name == name)
-        stored_as = FORMATS[self.config.weights]
-        codes = stored_as.unpack(self.tensors[f"{name}.codes"], matrix.inputs)
-        return Quantised(codes, self.tensors[f"{name}.scale"][:, None])
+
+def stored_codes(config: ModelConfig, tensors: Tensors, matrix: Matrix) -> Quantised:
+    """The unpacked codes [N, K] and scales [N, 1] of a block matrix."""
+    codes = FORMATS[config.weights].unpack(tensors[f"{matrix.name}.codes"], matrix.inputs)
+    return Quantised(codes, tensors[f"{matrix.name}.scale"][:, None])
 
 
 def bundled_path(name: str = DEFAULT_NAME) -> Path:
@@ -181,7 +180,9 @@ def _parse_header(path: Path, header: dict[str, Any]) -> tuple[ModelConfig, str,
         )  # fmt: skip
     except NearbankError as error:
         raise NearbankError(f"{path}: {error}") from error
-    config = ModelConfig(shape, header["tied_head"], header["weights"], header["activations"], header["variant"])
+    config = ModelConfig(
+        shape, header["tied_head"], header["weights"], header["activations"], header["variant"]
+    )
     return config, header["vocabulary"], _parse_origin(path, header["origin"])
 
 
@@ -197,7 +198,9 @@ def _parse_origin(path: Path, origin: Mapping[str, Any]) -> Origin:
 
 def _check_field(path: Path, field: str, value: Any, kind: type) -> None:
     if type(value) is not kind:
-        raise NearbankError(f"{path}: header field '{field}' is {value!r}; expected a value of type {kind.__name__}")
+        raise NearbankError(
+            f"{path}: header field '{field}' is {value!r}; expected a value of type {kind.__name__}"
+        )
 
 
 def _expected_tensors(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -240,7 +243,9 @@ def _check_tensor(path: Path, name: str, tensor: npt.NDArray[Any], dtype: str, d
         raise NearbankError(f"{path}: tensor '{name}' holds NaN or infinity; expected finite numbers")
 
 
-def _check_codes(path: Path, config: ModelConfig, name: str, packed: npt.NDArray[np.uint8], inputs: int) -> None:
+def _check_codes(
+    path: Path, config: ModelConfig, name: str, packed: npt.NDArray[np.uint8], inputs: int
+) -> None:
     try:
         FORMATS[config.weights].unpack(packed, inputs)
     except NearbankError as error:

@@ -57,7 +57,8 @@ class WeightQuantiser:
         matrix = np.asarray(weights, dtype=np.float32)
         if self.variant == "reference" or matrix.ndim != 2:
             return matrix
-        return matrix - matrix.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+        mean = matrix.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+        return np.asarray(matrix - mean)
 
 
 def check_variant(variant: str) -> None:

@@ -1,0 +1,134 @@
+"""Two phases of training, each a counted number of steps that a kill cannot spoil.
+
+Every random choice of a step is drawn from (seed, phase, step), so the state on disk is weights, optimiser and a step
+number, and a resumed run repeats the same bits on a CPU. Leaves the losses to `distill` and the schedule to
+`optimiser`.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nearbank.models.training.data import Corpus, training_batch
+from nearbank.models.training.distill import distillation_loss, task_loss, validation_loss
+from nearbank.models.training.network import CharGpt
+from nearbank.models.training.optimiser import build_optimisers, schedule, set_learning_rate
+from nearbank.models.training.options import TrainOptions
+
+Progress = Callable[[str, int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What distinguishes the twin's training from the student's."""
+
+    name: str
+    number: int
+    steps: int
+    lr: float
+    weight_decay: float
+
+
+def run_phase(
+    phase: Phase,
+    network: CharGpt,
+    teacher: CharGpt | None,
+    corpus: Corpus,
+    options: TrainOptions,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Train `network` in place, continuing from the phase's state file if there is one."""
+    optimisers = build_optimisers(network, phase.lr, phase.weight_decay)
+    state_file = folder / f"{phase.name}.state.pt"
+    start = _load_state(state_file, network, optimisers)
+    log = folder / f"{phase.name}.log.jsonl"
+    _cut_log(log, start)
+    network.train()
+    for step in range(start, phase.steps):
+        set_learning_rate(optimisers, phase.lr * schedule(step, phase.steps, options))
+        began = time.perf_counter()
+        loss = _step(phase, step, network, teacher, optimisers, corpus, options)
+        row = {"step": step + 1, "loss_nats": loss, "time_s": time.perf_counter() - began}
+        last = step + 1 == phase.steps
+        if last or (step + 1) % options.evaluate_every == 0:
+            row["val_loss_nats"] = validation_loss(network, corpus.validation, options.context)
+        _append(log, row)
+        if last or (step + 1) % options.save_every == 0:
+            _save_state(state_file, network, optimisers, step + 1)
+        progress(phase.name, step + 1, phase.steps, loss)
+
+
+def _step(
+    phase: Phase,
+    step: int,
+    network: CharGpt,
+    teacher: CharGpt | None,
+    optimisers: list[torch.optim.Optimizer],
+    corpus: Corpus,
+    options: TrainOptions,
+) -> float:
+    torch.manual_seed((options.seed * 4 + phase.number) * 1_000_003 + step)
+    inputs, targets = training_batch(corpus, options.batch, options.context, torch.default_generator)
+    inputs, targets = inputs.to(options.device), targets.to(options.device)
+    with torch.autocast(options.device, torch.bfloat16):
+        logits = network(inputs)
+        wanted = None if teacher is None else teacher(inputs)
+    loss = task_loss(logits, targets) if wanted is None else distillation_loss(logits, wanted)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    for optimiser in optimisers:
+        optimiser.step()
+        optimiser.zero_grad()
+    return float(loss.detach())
+
+
+def _save_state(path: Path, network: CharGpt, optimisers: list[torch.optim.Optimizer], step: int) -> None:
+    """Written beside and renamed, so a kill leaves the old state or the new one, never half of it."""
+    state: dict[str, Any] = {
+        "step": step,
+        "network": network.state_dict(),
+        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+    }
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _load_state(path: Path, network: CharGpt, optimisers: list[torch.optim.Optimizer]) -> int:
+    """The number of steps already taken."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location=network.wte.weight.device, weights_only=True)
+    network.load_state_dict(state["network"])
+    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(saved)
+    return int(state["step"])
+
+
+def _cut_log(path: Path, steps: int) -> None:
+    """Drop the rows of steps that a killed run took after its last saved state: they are taken again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(lines[:steps]), encoding="utf-8")
+
+
+def _append(path: Path, row: dict[str, float]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def training_time_s(folder: Path) -> float:
+    """Seconds that the logged steps of all phases took."""
+    logs = sorted(folder.glob("*.log.jsonl"))
+    rows = (json.loads(line) for log in logs for line in log.read_text("utf-8").splitlines())
+    return sum(float(row["time_s"]) for row in rows)

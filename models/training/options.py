@@ -1,0 +1,72 @@
+"""What a training run is told: the network's size, the schedule of the twin and of its student, the seed.
+
+Leaves reading the text to `data` and the steps themselves to `loop`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nearbank.errors import NearbankError
+from nearbank.models.quantize import check_variant
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """One training run. Two runs with equal options on one machine give the same bits.
+
+    `twin_lr` and `student_lr` are the peaks of a schedule that warms up over `warmup_steps`, holds, and falls
+    linearly to zero over the last `decay_percent` of the steps.
+    """
+
+    text: Path
+    name: str = "ternary"
+    layers: int = 4
+    width: int = 256
+    heads: int = 4
+    context: int = 256
+    batch: int = 16
+    twin_steps: int = 2600
+    student_steps: int = 4000
+    twin_lr: float = 2e-3
+    student_lr: float = 2e-3
+    warmup_steps: int = 40
+    decay_percent: int = 40
+    dropout: float = 0.1
+    weight_decay: float = 0.1
+    variant: str = "paper"
+    seed: int = 1
+    threads: int = 2
+    device: str = "cpu"
+    save_every: int = 100
+    evaluate_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            _at_least_one(name, getattr(self, name))
+        for name in ("twin_lr", "student_lr"):
+            if not 0 < getattr(self, name) < 1:
+                raise NearbankError(
+                    f"{name} is {getattr(self, name)}; expected a learning rate above 0 and below 1"
+                )
+        check_variant(self.variant)
+        if self.width % self.heads:
+            raise NearbankError(
+                f"width {self.width} is not a multiple of heads {self.heads}; choose a width that heads divide"
+            )
+        if self.device not in ("cpu", "cuda"):
+            raise NearbankError(f"unknown device {self.device!r}; choose cpu or cuda")
+        if not 0 <= self.dropout < 1:
+            raise NearbankError(f"dropout {self.dropout} is outside 0 … 1; choose for example 0.1")
+        if self.seed < 0:
+            raise NearbankError(f"seed {self.seed} is negative; choose 0 or more")
+
+
+_COUNTS = (
+    "layers", "width", "heads", "context", "batch", "twin_steps", "student_steps", "threads", "save_every",
+    "evaluate_every",
+)  # fmt: skip
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise NearbankError(f"{name} is {value}; expected a whole number of at least 1")
