@@ -68,12 +68,12 @@ class Tensors:
 
 
 def gpt(shape: Shape, tensors: Tensors, head: str = "bf16") -> Gpt:
-    """The bundled architecture. The head is tied to `wte.weight` unless there is a `lm_head.weight`."""
-    wte = tensors.floats("wte.weight", shape.vocabulary, shape.width)
+    """The bundled architecture. The head is tied to `wte` unless there is a `head`."""
+    wte = tensors.floats("wte", shape.vocabulary, shape.width)
     return Gpt(
         shape,
         wte,
-        tensors.floats("wpe.weight", shape.context, shape.width),
+        tensors.floats("wpe", shape.context, shape.width),
         tuple(_block(shape, tensors.at(f"h.{i}.")) for i in range(shape.layers)),
         _norm(tensors.at("ln_f."), shape.width),
         tensors.multiplier("lm_head", PackedMatrix.quantise(_head(shape, tensors, wte), head)),
@@ -81,8 +81,8 @@ def gpt(shape: Shape, tensors: Tensors, head: str = "bf16") -> Gpt:
 
 
 def _head(shape: Shape, tensors: Tensors, wte: Floats) -> Floats:
-    tied = "lm_head.weight" not in tensors.tensors
-    return wte if tied else tensors.floats("lm_head.weight", shape.vocabulary, shape.width)
+    tied = "head" not in tensors.tensors
+    return wte if tied else tensors.floats("head", shape.vocabulary, shape.width)
 
 
 def _norm(tensors: Tensors, width: int) -> Norm:
@@ -93,9 +93,9 @@ def _block(shape: Shape, tensors: Tensors) -> Block:
     width, hidden = shape.width, shape.hidden
     return Block(
         _norm(tensors.at("ln_1."), width),
-        tensors.linear("attn.qkv.weight", "attn.qkv", 3 * width, width),
-        tensors.linear("attn.proj.weight", "attn.proj", width, width),
+        tensors.linear("attn.qkv", "attn.qkv", 3 * width, width),
+        tensors.linear("attn.proj", "attn.proj", width, width),
         _norm(tensors.at("ln_2."), width),
-        tensors.linear("mlp.fc1.weight", "mlp.fc1", hidden, width),
-        tensors.linear("mlp.fc2.weight", "mlp.fc2", width, hidden),
+        tensors.linear("mlp.fc1", "mlp.fc1", hidden, width),
+        tensors.linear("mlp.fc2", "mlp.fc2", width, hidden),
     )

@@ -36,14 +36,17 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """weights: the format of the block matrices; kv: of the cache; card: what the checkpoint says about itself."""
+    """weights: the format of the block matrices; kv: of the cache; card: what the checkpoint says about itself.
+
+    threads: what the kernels were limited to, None when they were not.
+    """
 
     network: Network
     tokenizer: Tokenizer | None
     weights: str
     kv: str
     backend: str
-    threads: int
+    threads: int | None = None
     card: dict[str, Any] = field(default_factory=dict)
 
     @property

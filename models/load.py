@@ -1,0 +1,72 @@
+"""Models by name or path: the bundled checkpoint, a checkpoint of `nearbank train`, or a Hugging Face directory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from nearbank.errors import NearbankError
+from nearbank.kernels import PackedMatrix
+from nearbank.kernels.backends import resolve
+from nearbank.kernels.cache import CACHE_FORMATS
+from nearbank.models.assemble import Tensor, Tensors, gpt
+from nearbank.models.checkpoint import DEFAULT_NAME, Checkpoint, load_checkpoint, stored_codes
+from nearbank.models.config import Matrix
+from nearbank.models.model import Model
+from nearbank.models.tokenizer import CharTokenizer
+
+
+def load_model(
+    source: str | Path = DEFAULT_NAME, backend: str = "auto", kv: str = "bf16", threads: int | None = None
+) -> Model:
+    """The model called `source` (bundled), or in the checkpoint file `source`.
+
+    backend: of `nearbank.kernels`; kv: format of the KV cache; threads: at most so many for the kernels.
+    Raises `NearbankError` for anything unknown, damaged or out of range.
+    """
+    check_kv(kv)
+    limit_threads(threads)
+    return checkpoint_model(load_checkpoint(source), backend, kv, threads)
+
+
+def checkpoint_model(
+    checkpoint: Checkpoint, backend: str = "auto", kv: str = "bf16", threads: int | None = None
+) -> Model:
+    """A checkpoint in memory as a model."""
+    name = resolve(backend)
+    network = gpt(checkpoint.config.shape, Tensors(_tensors(checkpoint), name))
+    tokenizer = CharTokenizer(checkpoint.vocabulary)
+    return Model(network, tokenizer, checkpoint.config.weights, kv, name, threads, asdict(checkpoint.origin))
+
+
+def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Block matrices packed, everything else as float32, by the names of `nearbank.models.assemble`."""
+    config = checkpoint.config
+    vectors = {name: checkpoint.tensors[name].astype(np.float32) for name in config.vector_shapes()}
+    blocks = [matrix for layer in range(config.shape.layers) for matrix in config.block_matrices(layer)]
+    return {**vectors, **{matrix.name: _packed(checkpoint, matrix) for matrix in blocks}}
+
+
+def _packed(checkpoint: Checkpoint, matrix: Matrix) -> PackedMatrix:
+    quantised = stored_codes(checkpoint.config, checkpoint.tensors, matrix)
+    return PackedMatrix.from_codes(checkpoint.config.weights, quantised.codes, quantised.scales)
+
+
+def check_kv(kv: str) -> None:
+    """Raise `NearbankError` unless a cache can hold this format."""
+    if kv not in CACHE_FORMATS:
+        raise NearbankError(f"unknown KV cache format '{kv}'; known: {', '.join(CACHE_FORMATS)}")
+
+
+def limit_threads(threads: int | None) -> None:
+    """Let the kernels use at most so many threads; None leaves them alone."""
+    if threads is None:
+        return
+    import numba  # takes half a second to load, and only this needs it
+
+    most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    if not 1 <= threads <= most:
+        raise NearbankError(f"threads is {threads}; expected 1 to {most}")
+    numba.set_num_threads(threads)
