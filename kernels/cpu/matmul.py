@@ -1,85 +1,126 @@
-"""Matrix multiplication with packed weights: plain loops over int8 levels."""
+"""Matrix multiplication with packed weights, compiled: the loops over tiles, groups and rows of x.
+
+What happens inside a tile is `nearbank.kernels.cpu.dot`; how tiles lie in memory, `nearbank.kernels.cpu.tiles`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from nearbank.kernels.cpu.dense import Dense, matmul_dense, prepare_dense
+from nearbank.kernels.cpu.dot import dot
+from nearbank.kernels.cpu.paths import PATHS, Path, Portable, chosen_path
+from nearbank.kernels.cpu.threads import in_parts
+from nearbank.kernels.cpu.tiles import ROWS, Tiles, tile
+from nearbank.kernels.cpu.weighted import matmul_tiles_floats
 from nearbank.kernels.packed import PackedMatrix
 
 Floats = npt.NDArray[np.float32]
 
+# Activations of this many bytes stay in the second-level cache while all tiles pass by.
+CHUNK_BYTES = 512 * 1024
+
 
 @dataclass(frozen=True)
-class Levels:
-    """Integer levels int8 (or float32 weights) [N, K], scales [N, groups], columns per group."""
+class CpuMatrix:
+    """Integer weights in tiles, with the instructions that will multiply them."""
 
-    values: npt.NDArray[Any]
-    scales: Floats
-    width: int
+    path: Path
+    tiles: Tiles
 
 
-def prepare(packed: PackedMatrix) -> Levels:
-    """Unpack to one byte per level."""
-    rows, cols = packed.shape
+def prepare(packed: PackedMatrix) -> CpuMatrix | Dense:
+    """Repack for the path chosen now; float weights stay row by row."""
     if packed.format.is_float:
-        return Levels(packed.dequantise(), np.ones((rows, 1), np.float32), cols)
-    assert packed.scales is not None
-    width = packed.format.scaling.group if packed.format.scaling.per == "group" else cols
-    groups = -(-cols // width)
-    scales = np.ascontiguousarray(np.broadcast_to(packed.scales, (rows, groups)))
-    return Levels(packed.levels().astype(np.int8), scales, width)
+        return prepare_dense(packed)
+    kind = PATHS[chosen_path()][0]
+    tiles = tile(packed, "planes" if kind is Portable else "words")
+    return CpuMatrix(kind(tiles.bits), tiles)
 
 
 @njit(cache=True, nogil=True)
-def _matmul_codes(codes, scales, values, weight_scales, width, y):  # type: ignore[no-untyped-def]
-    for n in range(values.shape[0]):
-        for m in range(codes.shape[0]):
-            total = np.float32(0)
-            for g in range(weight_scales.shape[1]):
-                exact = np.int32(0)
-                for k in range(g * width, min((g + 1) * width, values.shape[1])):
-                    exact += np.int32(codes[m, k]) * np.int32(values[n, k])
-                total += np.float32(exact) * (scales[m] * weight_scales[n, g])
-            y[m, n] = total
+def _multiply(  # type: ignore[no-untyped-def]
+    path, first, last, x, x_scales, x_sums, codes, scales, zeros, step, blocks, chunk, y
+):
+    """Tiles first … last of y. x [M, groups · padded] int8, x_sums [M, groups]."""
+    rows, columns = x.shape[0], y.shape[1]
+    groups = scales.shape[1]
+    padded = x.shape[1] // groups
+    tile_bytes = groups * blocks * 128
+    flat = x.reshape(-1)
+    sums = np.empty(8 * 32, np.int32)
+    even, odd = np.zeros(16, np.int16), np.zeros(16, np.int16)
+    part = np.empty((8, 32), np.float32)
+    for start in range(0, rows, chunk):
+        end = min(start + chunk, rows)
+        for t in range(first, last):
+            width = min(32, columns - 32 * t)
+            m = start
+            while m < end:
+                many = 8 if end - m >= 8 else 4 if end - m >= 4 else 1
+                part[:many] = 0
+                for g in range(groups):
+                    w_offset = t * tile_bytes + g * blocks * 128
+                    dot(
+                        path,
+                        many,
+                        codes,
+                        w_offset,
+                        flat,
+                        m * x.shape[1] + g * padded,
+                        x.shape[1],
+                        blocks,
+                        sums,
+                        even,
+                        odd,
+                    )
+                    for r in range(many):
+                        for i in range(32):
+                            exact = np.int32(
+                                step * sums[32 * r + i] - np.int32(zeros[t, g, i]) * x_sums[m + r, g]
+                            )
+                            part[r, i] += np.float32(exact) * (x_scales[m + r] * scales[t, g, i])
+                for r in range(many):
+                    for i in range(width):
+                        y[m + r, 32 * t + i] = part[r, i]
+                m += many
 
 
-@njit(cache=True, nogil=True)
-def _matmul_floats(x, values, weight_scales, width, y, lanes):  # type: ignore[no-untyped-def]
-    for n in range(values.shape[0]):
-        for m in range(x.shape[0]):
-            total = np.float32(0)
-            for g in range(weight_scales.shape[1]):
-                first, last = g * width, min((g + 1) * width, values.shape[1])
-                lanes[:] = 0
-                whole = first + (last - first) // 16 * 16
-                for k in range(first, whole, 16):
-                    for lane in range(16):
-                        lanes[lane] += x[m, k + lane] * np.float32(values[n, k + lane])
-                for k in range(whole, last):
-                    lanes[k - whole] += x[m, k] * np.float32(values[n, k])
-                for half in (8, 4, 2, 1):
-                    for lane in range(half):
-                        lanes[lane] += lanes[lane + half]
-                total += lanes[0] * weight_scales[n, g]
-            y[m, n] = total
+def _group_sums(
+    codes: npt.NDArray[np.int8], sums: npt.NDArray[np.int32], tiles: Tiles
+) -> npt.NDArray[np.int32]:
+    """Σ codes of each row and group [M, groups]."""
+    if tiles.groups == 1:
+        return sums.reshape(-1, 1)
+    return codes.reshape(len(codes), tiles.groups, -1).sum(axis=2, dtype=np.int32)
 
 
 def matmul_codes(
-    codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[np.int32], state: Levels
+    codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[np.int32], state: CpuMatrix
 ) -> Floats:
     """Integer activations [M, K] times integer weights → [M, N]."""
-    y = np.empty((codes.shape[0], state.values.shape[0]), np.float32)
-    _matmul_codes(codes, scales, state.values, state.scales, state.width, y)
+    tiles = state.tiles
+    x = tiles.spread_columns(codes)
+    x_sums = _group_sums(x, sums, tiles)
+    y = np.empty((len(codes), tiles.rows), np.float32)
+    chunk = max(8, CHUNK_BYTES // x.shape[1] // 8 * 8)
+
+    def run(first: int, last: int) -> None:
+        _multiply(
+            state.path, first, last, x, scales, x_sums, tiles.codes, tiles.scales, tiles.zeros,
+            tiles.step, tiles.blocks, chunk, y,
+        )  # fmt: skip
+
+    in_parts(run, -(-tiles.rows // ROWS), work=tiles.codes.nbytes * max(1, len(codes) // 4))
     return y
 
 
-def matmul_floats(x: Floats, state: Levels) -> Floats:
+def matmul_floats(x: Floats, state: CpuMatrix | Dense) -> Floats:
     """Float activations [M, K] times weights of any format → [M, N]."""
-    y = np.empty((x.shape[0], state.values.shape[0]), np.float32)
-    _matmul_floats(x, state.values, state.scales, state.width, y, np.zeros(16, np.float32))
-    return y
+    if isinstance(state, Dense):
+        return matmul_dense(x, state)
+    return matmul_tiles_floats(x, state.tiles, isinstance(state.path, Portable))

@@ -1,0 +1,153 @@
+"""One tile times 1, 4 or 8 activation rows by VPMADDUBSW: codes u8, activations i8, sums int16 then int32.
+
+int16 sums are emptied into int32 before they can overflow. 8-bit codes would overflow at once: they are
+split in even and odd bytes and go through VPMADDWD.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+from numba.extending import intrinsic
+
+from nearbank.kernels.cpu import vectors as v
+
+BYTES = v.vector(v.I8, 32)
+WORDS = v.vector(v.I16, 16)
+LANES = v.vector(v.I32, 8)
+QUARTERS = 4  # 8 rows each
+ROWS_AT_ONCE = 4  # more would not fit 16 registers
+
+
+def _word_of_x(builder: Any, pointer: Any) -> Any:
+    """Four neighbouring activations, in every lane."""
+    return v.splat(builder, v.load(builder, v.I32, pointer), 8)
+
+
+def _pairs(builder: Any, codes: Any, x: Any) -> Any:
+    """u8 × i8, neighbours added → int16."""
+    arguments = [builder.bitcast(codes, BYTES), builder.bitcast(x, BYTES)]
+    return v.call(builder, "llvm.x86.avx2.pmadd.ub.sw", WORDS, arguments)
+
+
+def _pairs_of_words(builder: Any, a: Any, b: Any) -> Any:
+    """i16 × i16, neighbours added → int32."""
+    return v.call(builder, "llvm.x86.avx2.pmadd.wd", LANES, [a, b])
+
+
+def _safe_blocks(bits: int) -> int:
+    """Blocks whose int16 sums cannot overflow: each adds 8 / bits times at most 2 · code · 128."""
+    return 32767 // (256 * ((1 << bits) - 1) * (8 // bits))
+
+
+def _codes(builder: Any, raw: Any, bits: int, place: int) -> Any:
+    shifted = builder.lshr(raw, v.constant(LANES, place * bits))
+    return builder.and_(shifted, v.constant(LANES, v.repeated_byte((1 << bits) - 1)))
+
+
+def _narrow_sums(
+    builder: Any, bits: int, quarters: list[int], rows: list[Any], weights: Any, first: Any, count: Any
+) -> list[Any]:
+    """int16 sums of `count` blocks from block `first`: one vector per row and quarter."""
+    places = 8 // bits
+
+    def body(step: Any, totals: list[Any]) -> list[Any]:
+        block = builder.add(first, step)
+        tile = v.at(builder, weights, builder.mul(block, v.I64(128)))
+        raw = [v.load(builder, LANES, v.at(builder, tile, 32 * q)) for q in quarters]
+        offset = builder.mul(block, v.I64(4 * places))
+        for p in range(places):
+            codes = [_codes(builder, r, bits, p) for r in raw]
+            for m, row in enumerate(rows):
+                word = _word_of_x(builder, v.at(builder, v.at(builder, row, offset), 4 * p))
+                for i, code in enumerate(codes):
+                    slot = m * len(codes) + i
+                    totals[slot] = builder.add(totals[slot], _pairs(builder, code, word))
+        return totals
+
+    return v.loop(builder, count, [v.constant(WORDS, 0)] * (len(rows) * len(quarters)), body)
+
+
+def _sums(
+    builder: Any, bits: int, quarters: list[int], rows: list[Any], weights: Any, blocks: Any
+) -> list[Any]:
+    """int32 sums over all blocks, for codes of at most 4 bits."""
+    safe = v.I64(_safe_blocks(bits))
+    ones = v.constant(WORDS, 1)
+    chunks = builder.sdiv(builder.add(blocks, builder.sub(safe, v.I64(1))), safe)
+
+    def body(chunk: Any, totals: list[Any]) -> list[Any]:
+        first = builder.mul(chunk, safe)
+        left = builder.sub(blocks, first)
+        count = builder.select(builder.icmp_signed("<", left, safe), left, safe)
+        narrow = _narrow_sums(builder, bits, quarters, rows, weights, first, count)
+        return [
+            builder.add(t, _pairs_of_words(builder, n, ones)) for t, n in zip(totals, narrow, strict=True)
+        ]
+
+    return v.loop(builder, chunks, [v.constant(LANES, 0)] * (len(rows) * len(quarters)), body)
+
+
+def _sums_of_bytes(
+    builder: Any, quarters: list[int], rows: list[Any], weights: Any, blocks: Any
+) -> list[Any]:
+    """int32 sums over all blocks, for 8-bit codes."""
+    eight = v.constant(WORDS, 8)
+
+    def body(block: Any, totals: list[Any]) -> list[Any]:
+        tile = v.at(builder, weights, builder.mul(block, v.I64(128)))
+        raw = [builder.bitcast(v.load(builder, LANES, v.at(builder, tile, 32 * q)), WORDS) for q in quarters]
+        even = [builder.and_(r, v.constant(WORDS, 0xFF)) for r in raw]
+        odd = [builder.lshr(r, eight) for r in raw]
+        for m, row in enumerate(rows):
+            pointer = v.at(builder, row, builder.mul(block, v.I64(4)))
+            word = builder.bitcast(_word_of_x(builder, pointer), WORDS)
+            x_even, x_odd = builder.ashr(builder.shl(word, eight), eight), builder.ashr(word, eight)
+            for i in range(len(quarters)):
+                slot = m * len(quarters) + i
+                both = builder.add(
+                    _pairs_of_words(builder, even[i], x_even), _pairs_of_words(builder, odd[i], x_odd)
+                )
+                totals[slot] = builder.add(totals[slot], both)
+        return totals
+
+    return v.loop(builder, blocks, [v.constant(LANES, 0)] * (len(rows) * len(quarters)), body)
+
+
+def _tile_parts(rows: int) -> list[tuple[list[int], list[int]]]:
+    """What is computed at once: (quarters of the tile, activation rows)."""
+    if rows == 1:
+        return [([0, 1, 2, 3], [0])]
+    starts = range(0, rows, ROWS_AT_ONCE)
+    return [([q, q + 1], list(range(m, m + ROWS_AT_ONCE))) for q in (0, 2) for m in starts]
+
+
+def _make(rows: int, bits: int) -> Any:
+    @intrinsic
+    def dot(typing, w, w_offset, x, x_offset, x_stride, blocks, out):  # type: ignore[no-untyped-def]
+        def generate(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            weights = v.data(context, builder, sig, args, 0, 1)
+            x0 = v.data(context, builder, sig, args, 2, 3)
+            array = context.make_array(sig.args[6])(context, builder, args[6])
+            sums = builder.bitcast(array.data, v.BYTE_POINTER)
+            for quarters, members in _tile_parts(rows):
+                pointers = [v.at(builder, x0, builder.mul(args[4], v.I64(m))) for m in members]
+                if bits == 8:
+                    totals = _sums_of_bytes(builder, quarters, pointers, weights, args[5])
+                else:
+                    totals = _sums(builder, bits, quarters, pointers, weights, args[5])
+                places = [(m, q) for m in members for q in quarters]
+                for total, (m, q) in zip(totals, places, strict=True):
+                    v.store(builder, total, v.at(builder, sums, 128 * m + 32 * q))
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(w, integer, x, integer, integer, integer, out), generate
+
+    return dot
+
+
+dot_1_1, dot_1_2, dot_1_4, dot_1_8 = (_make(1, bits) for bits in (1, 2, 4, 8))
+dot_4_1, dot_4_2, dot_4_4, dot_4_8 = (_make(4, bits) for bits in (1, 2, 4, 8))
+dot_8_1, dot_8_2, dot_8_4, dot_8_8 = (_make(8, bits) for bits in (1, 2, 4, 8))

@@ -1,0 +1,194 @@
+"""Launch plans: which kernel, how many blocks, how much workspace. The same for a GPU and for the emulation.
+
+A `Runtime` is a device: it owns memory and starts kernels. Nothing here waits for the device or copies from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from nearbank.errors import NearbankError
+from nearbank.formats import Format
+from nearbank.kernels.cuda import layout, sources
+from nearbank.kernels.cuda.sources import Kernel
+from nearbank.kernels.packed import PackedMatrix
+
+WARPS = 8
+THREADS = 32 * WARPS
+GROUP_SUM_BYTES = 48 * 1024
+TENSOR_CORES, DOT_PRODUCTS = 80, 61  # lowest compute capability (× 10) of each path
+
+
+class Runtime(Protocol):
+    """What a device can do. Arrays are the device's own; every launch is asynchronous."""
+
+    multiprocessors: int
+    capability: int
+
+    def asarray(self, array: Any) -> Any: ...
+    def empty(self, shape: Any, dtype: Any) -> Any: ...
+    def zeros(self, shape: Any, dtype: Any) -> Any: ...
+    def kernel(self, kernel: Kernel) -> Callable[..., None]: ...
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Integer weights on the device, still packed, with the scratch memory of their launches."""
+
+    format: Format
+    shape: layout.Shape
+    words: Any
+    scales: Any
+    zeros: Any
+    partial: Any = field(repr=False)
+    arrived: Any = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory, scratch included."""
+        arrays = (self.words, self.scales, self.zeros, self.partial, self.arrived)
+        return sum(int(a.nbytes) for a in arrays if a is not None)
+
+
+@dataclass(frozen=True)
+class StagedRows:
+    """int8 activations on the device: codes [M, padded columns], scales [M], sums [M, groups]."""
+
+    codes: Any
+    scales: Any
+    sums: Any
+
+
+def upload(runtime: Runtime, packed: PackedMatrix) -> Tiles:
+    """Repack weights and copy them to the device."""
+    shape, tiles = layout.tile_matrix(packed)
+    assert packed.scales is not None
+    row_blocks = shape.row_tiles * 16 // layout.ROW_BLOCK
+    return Tiles(
+        packed.format,
+        shape,
+        runtime.asarray(tiles),
+        runtime.asarray(packed.scales),
+        None if packed.zeros is None else runtime.asarray(packed.zeros),
+        runtime.zeros(row_blocks * layout.ROW_BLOCK * 32, np.int32),
+        runtime.zeros(2 * row_blocks, np.int32),
+    )
+
+
+def quantise(
+    runtime: Runtime,
+    x: Any,
+    kind: int,
+    shape: layout.Shape,
+    norm: int = 0,
+    gain: Any = None,
+    bias: Any = None,
+    epsilon: float = 1e-5,
+) -> StagedRows:
+    """Round rows of x [M, cols] to int8, after a norm if asked for (0 none, 1 RMS, 2 layer)."""
+    rows = _staging(runtime, x.shape[0], shape)
+    arguments = (
+        *(x, rows.codes, rows.scales, rows.sums),
+        *map(np.int32, (shape.cols, shape.width, shape.padded, shape.groups)),
+        *(gain, bias, np.float32(epsilon)),
+    )
+    runtime.kernel(sources.quantise(norm, kind))((x.shape[0],), 256, 1024, arguments)
+    return rows
+
+
+def stage(runtime: Runtime, codes: Any, scales: Any, shape: layout.Shape) -> StagedRows:
+    """Bring the caller's int8 codes [M, cols] into the padded layout."""
+    rows = _staging(runtime, codes.shape[0], shape)
+    sizes = map(np.int32, (shape.cols, shape.width, shape.padded, shape.groups))
+    runtime.kernel(sources.STAGE_CODES)((codes.shape[0],), 256, 1024, (codes, rows.codes, rows.sums, *sizes))
+    return StagedRows(rows.codes, scales, rows.sums)
+
+
+def _staging(runtime: Runtime, tokens: int, shape: layout.Shape) -> StagedRows:
+    return StagedRows(
+        runtime.empty((tokens, shape.columns), np.int8),
+        runtime.empty(tokens, np.float32),
+        runtime.empty((tokens, shape.groups), np.int32),
+    )
+
+
+def matmul(runtime: Runtime, rows: StagedRows, tiles: Tiles, y: Any = None) -> Any:
+    """Staged activations [M, K] times packed weights → y [M, N] float32."""
+    tokens = rows.codes.shape[0]
+    y = runtime.empty((tokens, tiles.shape.rows), np.float32) if y is None else y
+    plan = _plan_for(runtime, tiles, tokens)
+    for first, count in _token_slices(tokens, plan.most_tokens):
+        part = slice(first, first + count)
+        epilogue = _epilogue(tiles, rows.scales[part], rows.sums[part], y[part], count)
+        plan.launch(runtime, rows.codes[part], tiles, count, epilogue)
+    return y
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A kernel family with the most tokens that one launch takes."""
+
+    most_tokens: int
+    launch: Callable[..., None]
+
+
+def _plan_for(runtime: Runtime, tiles: Tiles, tokens: int) -> Plan:
+    if runtime.capability < DOT_PRODUCTS:
+        major, minor = divmod(runtime.capability, 10)
+        raise NearbankError(
+            f"this GPU has compute capability {major}.{minor}; int8 kernels need 6.1 or later"
+        )
+    if runtime.capability < TENSOR_CORES:
+        return Plan(65535, launch_dot4)
+    return Plan(32, launch_stream if tiles.shape.groups == 1 else launch_groups)
+
+
+def _token_slices(tokens: int, most: int) -> list[tuple[int, int]]:
+    return [(first, min(most, tokens - first)) for first in range(0, tokens, most)]
+
+
+def _epilogue(tiles: Tiles, x_scales: Any, x_sums: Any, y: Any, tokens: int) -> tuple[Any, ...]:
+    fmt = tiles.format
+    stride = 0 if fmt.scaling.per == "tensor" else tiles.shape.groups
+    numbers = (stride, tiles.shape.groups, fmt.step, fmt.zero, tiles.shape.rows, tokens)
+    return (tiles.scales, tiles.zeros, x_scales, x_sums, y, *map(np.int32, numbers))
+
+
+def _token_blocks(tokens: int) -> int:
+    return 1 if tokens <= 8 else 2 if tokens <= 16 else 4
+
+
+def launch_stream(runtime: Runtime, codes: Any, tiles: Tiles, tokens: int, epilogue: tuple[Any, ...]) -> None:
+    """Cut all work in equal shares, two blocks per multiprocessor, at most one share per step of work."""
+    blocks = _token_blocks(tokens)
+    tile_rows = 2 if blocks == 4 else 4
+    row_blocks = -(-tiles.shape.rows // (16 * tile_rows))
+    steps = -(-(tiles.shape.columns // tiles.shape.tile_columns) // WARPS)
+    grid = min(2 * runtime.multiprocessors, row_blocks * steps)
+    shared = WARPS * 128 * tile_rows * blocks * 4
+    sizes = (np.int32(tiles.shape.columns), np.int32(row_blocks))
+    kernel = runtime.kernel(sources.gemv_stream(tiles.shape.bits, tile_rows, blocks))
+    kernel((grid,), THREADS, shared, (tiles.words, codes, *sizes, tiles.partial, tiles.arrived, *epilogue))
+
+
+def launch_groups(runtime: Runtime, codes: Any, tiles: Tiles, tokens: int, epilogue: tuple[Any, ...]) -> None:
+    """One block per 16 rows; as many groups at a time as fit in shared memory."""
+    blocks = _token_blocks(tokens)
+    bytes_per_group = 128 * blocks * 4
+    batch = min(tiles.shape.groups, GROUP_SUM_BYTES // bytes_per_group)
+    sizes = (tiles.shape.columns, tiles.shape.padded // tiles.shape.tile_columns, batch)
+    kernel = runtime.kernel(sources.gemv_groups(tiles.shape.bits, blocks))
+    grid = (-(-tiles.shape.rows // 16),)
+    kernel(grid, THREADS, batch * bytes_per_group, (tiles.words, codes, *map(np.int32, sizes), *epilogue))
+
+
+def launch_dot4(runtime: Runtime, codes: Any, tiles: Tiles, tokens: int, epilogue: tuple[Any, ...]) -> None:
+    """One warp per 16 rows and token."""
+    sizes = (tiles.shape.columns, tiles.shape.padded // tiles.shape.tile_columns)
+    kernel = runtime.kernel(sources.gemv_dot4(tiles.shape.bits))
+    grid = (-(-tiles.shape.rows // (16 * WARPS)), tokens)
+    kernel(grid, THREADS, 0, (tiles.words, codes, *map(np.int32, sizes), *epilogue))

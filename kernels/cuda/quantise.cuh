@@ -1,0 +1,142 @@
+// Activations to int8 by the largest magnitude of each row, optionally after an RMS or layer norm, in one kernel.
+//
+// Codes are written group by group, each group padded with zeros to `padded` columns, so that the matrix kernels
+// need no tails: column k of group g lies at g · padded + k − g · width. One block of 256 threads per row.
+// Float sums run in 256 lanes (lane t adds columns t, t + 256, …), then by a tree: same bits every time.
+#pragma once
+#include "portable.cuh"
+
+enum Norm { kNoNorm = 0, kRmsNorm = 1, kLayerNorm = 2 };
+enum Kind { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
+constexpr int kRowThreads = 256;
+
+template <int KIND>
+NB_INLINE float read_float(const void* values, int64_t at) {
+    if (KIND == kFloat16) return half_to_float(static_cast<const uint16_t*>(values)[at]);
+    if (KIND == kBfloat16) return bf16_to_float(static_cast<const uint16_t*>(values)[at]);
+    return static_cast<const float*>(values)[at];
+}
+
+struct Add {
+    NB_INLINE static float of(float a, float b) { return __fadd_rn(a, b); }
+};
+struct Largest {
+    NB_INLINE static float of(float a, float b) { return b > a ? b : a; }
+};
+
+// The block's 256 values folded into one by a tree, handed to every thread.
+template <class Op>
+NB_INLINE float fold_block(float value, float* lanes) {
+    const int t = threadIdx.x;
+    lanes[t] = value;
+    __syncthreads();
+    for (int half = 128; half >= 32; half /= 2) {
+        if (t < half) lanes[t] = Op::of(lanes[t], lanes[t + half]);
+        __syncthreads();
+    }
+    float mine = lanes[t % 32];
+    for (int half = 16; half > 0; half /= 2) mine = Op::of(mine, __shfl_down_sync(NB_ALL, mine, half));
+    __syncthreads();
+    if (t == 0) lanes[0] = mine;
+    __syncthreads();
+    const float all = lanes[0];
+    __syncthreads();
+    return all;
+}
+
+struct Normed {
+    float centre, factor;
+};
+
+template <int NORM, int KIND>
+NB_INLINE Normed statistics(const void* x, int64_t row, int cols, float epsilon, float* lanes) {
+    Normed out{0.0f, 1.0f};
+    if (NORM == kNoNorm) return out;
+    if (NORM == kLayerNorm) {
+        float sum = 0.0f;
+        for (int k = threadIdx.x; k < cols; k += kRowThreads) sum = __fadd_rn(sum, read_float<KIND>(x, row + k));
+        out.centre = __fdiv_rn(fold_block<Add>(sum, lanes), static_cast<float>(cols));
+    }
+    float squares = 0.0f;
+    for (int k = threadIdx.x; k < cols; k += kRowThreads) {
+        const float away = __fsub_rn(read_float<KIND>(x, row + k), out.centre);
+        squares = __fadd_rn(squares, __fmul_rn(away, away));
+    }
+    const float mean = __fdiv_rn(fold_block<Add>(squares, lanes), static_cast<float>(cols));
+    out.factor = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, epsilon)));
+    return out;
+}
+
+template <int NORM, int KIND>
+NB_INLINE float normed_value(const void* x, int64_t row, int k, Normed norm, const float* gain, const float* bias) {
+    float value = read_float<KIND>(x, row + k);
+    if (NORM == kNoNorm) return value;
+    value = __fmul_rn(__fsub_rn(value, norm.centre), norm.factor);
+    if (gain) value = __fmul_rn(value, gain[k]);
+    return bias ? __fadd_rn(value, bias[k]) : value;
+}
+
+// Sum of each group's codes, one warp per group; `codes` is one padded row.
+NB_INLINE void sum_groups(const int8_t* codes, int* sums, int groups, int padded) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int g = warp; g < groups; g += kRowThreads / 32) {
+        const uint32_t* words = reinterpret_cast<const uint32_t*>(codes + static_cast<int64_t>(g) * padded);
+        int sum = 0;
+        for (int i = lane; i < padded / 4; i += 32) sum = dot4(words[i], 0x01010101u, sum);
+        for (int half = 16; half > 0; half /= 2) sum += __shfl_xor_sync(NB_ALL, sum, half);
+        if (lane == 0) sums[g] = sum;
+    }
+}
+
+NB_INLINE bool split_padded(int at, int cols, int width, int padded, int& k) {
+    const int group = at / padded, inside = at - group * padded;
+    k = group * width + inside;
+    return inside < width && k < cols;
+}
+
+// x [M, cols] → codes int8 [M, groups · padded], scales [M] (NaN where the row is not finite), sums [M, groups].
+template <int NORM, int KIND>
+__global__ void __launch_bounds__(kRowThreads)
+quantise_rows(const void* x, int8_t* codes, float* scales, int* sums, int cols, int width, int padded, int groups,
+              const float* gain, const float* bias, float epsilon) {
+    NB_SHARED(float, lanes);
+    const int64_t row = static_cast<int64_t>(blockIdx.x) * cols;
+    const Normed norm = statistics<NORM, KIND>(x, row, cols, epsilon, lanes);
+    float peak = 0.0f, bad = 0.0f;
+    for (int k = threadIdx.x; k < cols; k += kRowThreads) {
+        const float value = normed_value<NORM, KIND>(x, row, k, norm, gain, bias);
+        peak = Largest::of(peak, magnitude(value));
+        if (!finite(value)) bad = 1.0f;
+    }
+    peak = fold_block<Largest>(peak, lanes);
+    bad = fold_block<Largest>(bad, lanes);
+    const float scale = bad > 0.0f ? __uint_as_float(0x7fc00000u) : __fdiv_rn(peak, 127.0f);
+    const int length = groups * padded;
+    int8_t* out = codes + static_cast<int64_t>(blockIdx.x) * length;
+    for (int at = threadIdx.x; at < length; at += kRowThreads) {
+        float code = 0.0f;
+        int k;
+        if (split_padded(at, cols, width, padded, k) && scale > 0.0f) {
+            const float ratio = __fdiv_rn(normed_value<NORM, KIND>(x, row, k, norm, gain, bias), scale);
+            code = round_even(min(max(ratio, -127.0f), 127.0f));
+        }
+        out[at] = static_cast<int8_t>(static_cast<int>(code));
+    }
+    if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+    __syncthreads();
+    sum_groups(out, sums + static_cast<int64_t>(blockIdx.x) * groups, groups, padded);
+}
+
+// int8 codes [M, cols] that the caller made, into the padded layout with their sums.
+__global__ void __launch_bounds__(kRowThreads)
+stage_codes(const int8_t* codes, int8_t* staged, int* sums, int cols, int width, int padded, int groups) {
+    const int length = groups * padded;
+    const int8_t* row = codes + static_cast<int64_t>(blockIdx.x) * cols;
+    int8_t* out = staged + static_cast<int64_t>(blockIdx.x) * length;
+    for (int at = threadIdx.x; at < length; at += kRowThreads) {
+        int k;
+        out[at] = split_padded(at, cols, width, padded, k) ? row[k] : static_cast<int8_t>(0);
+    }
+    __syncthreads();
+    sum_groups(out, sums + static_cast<int64_t>(blockIdx.x) * groups, groups, padded);
+}
