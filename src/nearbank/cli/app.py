@@ -45,7 +45,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # usage errors have no public base class that all releases of typer share
         if not hasattr(error, "format_message"):
             raise
-        return _fail(f"{error.format_message()} Try 'nearbank --help'.", 2)
+        return _usage(error.format_message())
     return result if isinstance(result, int) else 0
 
 
@@ -54,6 +54,11 @@ def _explain(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return f"{what}; free some space or choose another --out"
     return what
+
+
+def _usage(message: str) -> int:
+    """Wrong usage; without a message the help was shown already."""
+    return _fail(f"{message} Try 'nearbank --help'.", 2) if message else 2
 
 
 def _fail(message: str, status: int) -> int:

@@ -1,0 +1,96 @@
+"""`nearbank replay`: what a recorded or sketched run costs on a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nearbank.cli.options import Kv, Weights
+from nearbank.cli.output import Json, console, output_folder, print_json, progress
+from nearbank.errors import NearbankError
+
+if TYPE_CHECKING:
+    from nearbank.replay import Replay
+    from nearbank.workload import Workload
+
+
+def replay(
+    file: Annotated[Path | None, typer.Argument(help="A trace file. Leave out with --model.")] = None,
+    model: Annotated[str | None, typer.Option(help="A shape by name, such as gpt3-xl, instead of a file.")] = None,
+    prompt: Annotated[int | None, typer.Option(help="Prompt tokens of --model.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="New tokens of --model.")] = None,
+    machine: Annotated[str, typer.Option(help="A machine's name or YAML file (see `machines`).")] = "pim-gpt",
+    weights: Weights = None,
+    kv: Kv = None,
+    out: Annotated[Path | None, typer.Option(help="Also write a report with its figures into this folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Replay a trace, or a shape's workload, on a machine: time, energy, row hits, bytes moved."""
+    from nearbank.replay import replay as run
+
+    load = _workload(file, model, prompt, tokens)
+    with progress(f"replaying {load.model.name} on {machine}", load.tokens) as advance:
+        done = run(load, machine, weights=weights, kv=kv, advance=advance)
+    if out is not None:
+        _report(load, done).save(output_folder(out))  # type: ignore[attr-defined]
+    if as_json:
+        print_json(done.row.as_json())
+    else:
+        _show(done, load)
+
+
+def _workload(file: Path | None, model: str | None, prompt: int | None, tokens: int | None) -> Workload:
+    from nearbank.workload import sketch_workload, trace_workload
+
+    if model is None:
+        if file is None:
+            raise NearbankError("nothing to replay: give a trace file, or --model NAME --prompt N --tokens N")
+        _refuse({"--prompt": prompt, "--tokens": tokens}, "belongs to --model; a trace file has its own counts")
+        return trace_workload(file)
+    _refuse({str(file): file}, "and --model were both given; choose one")
+    return sketch_workload(model, 1 if prompt is None else prompt, 64 if tokens is None else tokens)
+
+
+def _refuse(given: dict[str, object], why: str) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise NearbankError(f"{name} {why}")
+
+
+def _report(load: Workload, done: Replay) -> object:
+    from nearbank.report import Report, Section
+
+    section = Section(f"{load.tokens} tokens", (done.row,), remarks=tuple(done.remarks))
+    return Report(f"{load.model.name} on {done.row.machine}", (section,), configuration=done.row.details)
+
+
+def _show(done: Replay, load: Workload) -> None:
+    from nearbank.report.table import table
+
+    screen = console()
+    title = f"{load.model.name}: {load.prompt_tokens} prompt tokens, {load.tokens} new"
+    screen.print(table(title, [done.row], None))
+    _show_parts("Time", "µs per token", done.row.time_by_part_ns or {}, 1000 * load.tokens)
+    _show_parts("Energy", "µJ per token", done.row.energy_by_component_pj or {}, 10**6 * load.tokens)
+    _show_remarks(done.remarks)
+
+
+def _show_parts(what: str, unit: str, parts: object, divisor: int) -> None:
+    from rich.table import Table
+
+    from nearbank.report.table import number
+
+    assert isinstance(parts, dict)
+    total = sum(parts.values()) or 1
+    rows = Table(what, unit, "%")
+    for name, value in sorted(parts.items(), key=lambda item: -item[1]):
+        rows.add_row(name, number(value / divisor), f"{100 * value / total:.1f}")
+    console().print(rows)
+
+
+def _show_remarks(remarks: Sequence[str]) -> None:
+    for remark in remarks:
+        console().print(remark, style="dim")
