@@ -141,9 +141,7 @@ def _delay(machine: Machine, what: str, delay: str, cycles: dict[str, int]) -> i
     return delay_cycles(delay, cycles)
 
 
-def _limits(
-    machine: Machine, standard: Standard, cycles: dict[str, int], sizes: dict[Scope, int]
-) -> tuple[Limit, ...]:
+def _limits(machine: Machine, standard: Standard, cycles: dict[str, int], sizes: dict[Scope, int]) -> tuple[Limit, ...]:
     kept = [rule for rule in standard.rules if not (rule.optional and missing_names(rule.delay, cycles))]
     return tuple(
         Limit(

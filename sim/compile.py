@@ -1,0 +1,271 @@
+"""Programs as flat integer tables for the compiled engine, checked at this edge.
+
+Every node becomes a row; a loop becomes a row before and a row after its body, with relative jumps, so the rows of a
+node do not depend on where it stands. They are kept: a node object that comes again, in the next program or at
+another place, costs nothing to encode. Checked here: command names, formats, addresses over all loop counters, depth
+and counts of loops, and that all streams meet in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from nearbank.errors import NearbankError
+from nearbank.sim import vm
+from nearbank.sim.layout import Ints, uses_bank
+from nearbank.sim.program import Command, Index, Loop, Mark, Node, Program, Start, Wait
+from nearbank.sim.rules import RuleBook
+from nearbank.sim.standard import Effect, Row
+
+_K = TypeVar("_K")
+_KEPT_NODES = 20_000
+
+
+class _Fault(Exception):
+    """What is wrong with a node, before the place is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The rows of one node at one depth, and what the loops around it need to know."""
+
+    node: Node
+    rows: Ints
+    commands: frozenset[str]
+    meets: bool
+    moves_rows: bool
+    bank_depths: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A program ready to play: all streams' rows end to end, and the row each starts at."""
+
+    rows: Ints
+    entries: tuple[int, ...]
+    commands: frozenset[str]
+
+
+@dataclass
+class Compiler:
+    """Encodes programs for one machine, and numbers what they name: units, jobs, labels, sets of commands."""
+
+    book: RuleBook
+    units: dict[str, int] = field(default_factory=dict)
+    jobs: dict[tuple[str, str], int] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=lambda: {"": 0})
+    bodies: dict[frozenset[str], int] = field(default_factory=dict)
+    slots: dict[tuple[str, str], int] = field(default_factory=dict)
+    _pieces: dict[tuple[int, int], Piece] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._numbers = {name: i for i, name in enumerate(self.book.specs)}
+        self.slots = {(name, ""): i for i, name in enumerate(self.book.specs)}
+        unit = self.book.machine.mac_unit
+        for name, spec in self.book.specs.items():
+            for number_format in unit.formats if unit and spec.macs else ():
+                self.slots[name, number_format] = len(self.slots)
+
+    def code(self, program: Program) -> Code:
+        """The program's tables; `NearbankError` names program, stream and node of the first fault."""
+        if len(self._pieces) > _KEPT_NODES:
+            self._pieces.clear()
+        parts: list[Ints] = []
+        entries = []
+        commands: frozenset[str] = frozenset()
+        row = 0
+        for number, stream in enumerate(program.streams):
+            pieces = self._stream_pieces(program, number)
+            rows = np.concatenate([*(p.rows for p in pieces), _HALT])
+            self._check_addresses(program, number, rows)
+            commands = commands.union(*(p.commands for p in pieces))
+            entries.append(row)
+            parts.append(rows)
+            row += len(rows)
+            self._check_channels(program, number, stream.channels)
+        _check_meetings(program, parts)
+        rows = parts[0] if len(parts) == 1 else np.concatenate([*parts, _HALT])
+        return Code(rows, tuple(entries), commands)
+
+    def _stream_pieces(self, program: Program, number: int) -> list[Piece]:
+        pieces = []
+        for place, node in enumerate(program.streams[number].body):
+            try:
+                pieces.append(self._piece(node, 0))
+            except _Fault as fault:
+                raise NearbankError(f"program {program.name}, stream {number}, node {place}: {fault}") from None
+        return pieces
+
+    def _piece(self, node: Node, depth: int) -> Piece:
+        known = self._pieces.get((id(node), depth))
+        if known is None:
+            known = self._loop(node, depth) if isinstance(node, Loop) else self._leaf(node, depth)
+            self._pieces[id(node), depth] = known
+        return known
+
+    def _leaf(self, node: Node, depth: int) -> Piece:
+        row = np.zeros((1, vm.WIDTH), dtype=np.int64)
+        row[0, vm.COUNTS :] = 1
+        row[0, vm.DEPTH] = depth
+        if isinstance(node, Command):
+            return self._command(node, depth, row)
+        row[0, vm.MEETS] = 1
+        if isinstance(node, Start):
+            _check_duration(node)
+            job = _number(self.jobs, (node.unit, node.job))
+            row[0, : vm.DEPTH] = vm.START, _number(self.units, node.unit), job, node.duration_ps
+        elif isinstance(node, Wait):
+            row[0, : vm.DEPTH] = vm.WAIT, _number(self.units, node.unit), 0, 0
+        elif isinstance(node, Mark):
+            row[0, : vm.DEPTH] = vm.MARK, _number(self.labels, node.label), 0, 0
+        else:
+            raise _Fault(f"{node!r} is no node; expected Command, Loop, Start, Wait or Mark")
+        return Piece(node, row, frozenset(), True, False, frozenset())
+
+    def _command(self, node: Command, depth: int, row: Ints) -> Piece:
+        spec = self.book.specs.get(node.name)
+        if spec is None:
+            raise _Fault(f"unknown command {node.name!r}; {self.book.standard.name} has {', '.join(self.book.specs)}")
+        if (node.name, node.format) not in self.slots:
+            raise _Fault(f"{node.name} in format {node.format!r}: not among the machine's MAC formats")
+        banked = uses_bank(self.book, node.name)
+        rowed = spec.row is Row.OPEN or spec.effect is Effect.OPENS
+        flags = (depth, 0, 0, int(banked), int(rowed))
+        row[0, : vm.BANK] = vm.COMMAND, self._numbers[node.name], self.slots[node.name, node.format], 0, *flags
+        if banked:
+            _put(row, vm.BANK, vm.BANK_STRIDES, node.bank, depth, f"{node.name} bank")
+            self._check_alignment(node)
+        if rowed:
+            _put(row, vm.ROW, vm.ROW_STRIDES, node.row, depth, f"{node.name} row")
+        _put(row, vm.COLUMN, vm.COLUMN_STRIDES, node.column, depth, f"{node.name} column")
+        depths = frozenset(d for d, stride in enumerate(node.bank.strides) if stride) if banked else frozenset()
+        return Piece(node, row, frozenset([node.name]), False, spec.effect is not Effect.NONE, depths)
+
+    def _check_alignment(self, node: Command) -> None:
+        reach = self.book.reach[node.name]
+        if node.bank.base % reach or any(stride % reach for stride in node.bank.strides):
+            raise _Fault(f"{node.name} reaches {reach} banks; its bank must be a multiple of {reach}")
+
+    def _loop(self, node: Loop, depth: int) -> Piece:
+        if depth >= vm.MAX_DEPTH:
+            raise _Fault(f"loops are nested deeper than {vm.MAX_DEPTH}")
+        if not isinstance(node.count, int) or not 0 < node.count < 1 << 62:
+            raise _Fault(f"loop of {node.count} rounds; expected 1 to 2^62 - 1")
+        if not node.body:
+            raise _Fault("loop with an empty body")
+        pieces = [self._piece(child, depth + 1) for child in node.body]
+        meets = any(p.meets for p in pieces)
+        moves_rows = any(p.moves_rows for p in pieces)
+        commands = frozenset[str]().union(*(p.commands for p in pieces))
+        bank_depths = frozenset[int]().union(*(p.bank_depths for p in pieces))
+        body = -1 if depth in bank_depths else _number(self.bodies, commands)
+        rows = np.concatenate([_blank(depth), *(p.rows for p in pieces), _blank(depth)])
+        flags = (depth, int(meets), int(moves_rows))
+        rows[0, : vm.FIRST_BANK] = vm.LOOP, node.count, 0, 0, *flags
+        rows[-1, : vm.FIRST_BANK] = vm.END, node.count, len(rows) - 2, body, *flags
+        rows[1:-1, vm.COUNTS + depth] = node.count
+        return Piece(node, rows, commands, meets, moves_rows, bank_depths)
+
+    def _check_channels(self, program: Program, number: int, channels: tuple[int, ...]) -> None:
+        count = self.book.machine.organization.channels
+        earlier = {c for s in program.streams[:number] for c in s.channels}
+        for channel in channels:
+            if not 0 <= channel < count or channel in earlier or channels.count(channel) > 1:
+                raise NearbankError(
+                    f"program {program.name}, stream {number}: channel {channel}; "
+                    f"expected each of 0 to {count - 1} at most once"
+                )
+        if not channels:
+            raise NearbankError(f"program {program.name}, stream {number}: no channels")
+
+    def _check_addresses(self, program: Program, number: int, rows: Ints) -> None:
+        organization = self.book.machine.organization
+        sizes = (("bank", self.book.banks), ("row", organization.rows), ("column", organization.columns))
+        spans = np.maximum(rows[:, vm.COUNTS :] - 1, 0)
+        for k, (what, size) in enumerate(sizes):
+            strides = rows[:, vm.BANK_STRIDES + k * vm.MAX_DEPTH :][:, : vm.MAX_DEPTH]
+            # In floating point, since a product of stride and count may not fit 64 bits; exact below 2^53.
+            reach = strides.astype(np.float64) * spans
+            low = rows[:, vm.BANK + k] + np.minimum(reach, 0).sum(axis=1)
+            high = rows[:, vm.BANK + k] + np.maximum(reach, 0).sum(axis=1)
+            bad = np.flatnonzero((low < 0) | (high >= size))
+            if len(bad):
+                at = int(bad[0])
+                value = low[at] if low[at] < 0 else high[at]
+                name = list(self.book.specs)[rows[at, vm.A]]
+                place, _ = locate(program, number, at)
+                raise NearbankError(
+                    f"program {program.name}, stream {number}, node {place}: {name} {what} {value:.0f}; "
+                    f"the machine has {what}s 0 to {size - 1}"
+                )
+
+
+def _blank(depth: int) -> Ints:
+    row = np.zeros((1, vm.WIDTH), dtype=np.int64)
+    row[0, vm.COUNTS :] = 1
+    row[0, vm.DEPTH] = depth
+    return row
+
+
+_HALT = _blank(0)
+_HALT[0, vm.OP] = vm.HALT
+
+
+def _put(row: Ints, base: int, strides: int, index: Index, depth: int, what: str) -> None:
+    if len(index.strides) > depth and any(index.strides[depth:]):
+        raise _Fault(f"{what} depends on a loop at depth {len(index.strides) - 1}, but it stands at depth {depth}")
+    values = (index.base, *index.strides)
+    if any(not -(1 << 62) < v < 1 << 62 for v in values):
+        raise _Fault(f"{what} is beyond 2^62")
+    row[0, base] = index.base
+    kept = index.strides[:depth]
+    row[0, strides : strides + len(kept)] = kept
+
+
+def _number(numbers: dict[_K, int], key: _K) -> int:
+    return numbers.setdefault(key, len(numbers))
+
+
+def _check_duration(node: Start) -> None:
+    if not isinstance(node.duration_ps, int) or not 0 <= node.duration_ps < 1 << 60:
+        raise _Fault(f"job {node.job!r} on {node.unit!r} takes {node.duration_ps} ps; expected 0 to 2^60 - 1")
+
+
+def _check_meetings(program: Program, parts: list[Ints]) -> None:
+    """All streams hold the same meetings, in the same loops."""
+    skeletons = [_skeleton(rows) for rows in parts]
+    for number, skeleton in enumerate(skeletons[1:], start=1):
+        if not np.array_equal(skeleton, skeletons[0]):
+            raise NearbankError(
+                f"program {program.name}, stream {number}: its starts, waits and marks differ from stream 0's; "
+                "the two would wait for each other for ever"
+            )
+
+
+def _skeleton(rows: Ints) -> Ints:
+    meetings = rows[rows[:, vm.MEETS] == 1][:, [vm.OP, vm.DEPTH, vm.A, vm.B, vm.C]]
+    loops = (meetings[:, 0] == vm.LOOP) | (meetings[:, 0] == vm.END)
+    meetings[loops, 3:] = 0  # how long the bodies are is each stream's own matter
+    return meetings
+
+
+def locate(program: Program, stream: int, row: int) -> tuple[str, Node | None]:
+    """The node that a code row (counted from the stream's first) belongs to, and its path such as "3.0.1"."""
+    for at, (path, node) in enumerate(_walk(program.streams[stream].body, "")):
+        if at == row:
+            return path, node
+    return "end", None
+
+
+def _walk(body: tuple[Node, ...], prefix: str) -> Iterator[tuple[str, Node]]:
+    """Nodes in the order of their rows."""
+    for i, node in enumerate(body):
+        path = f"{prefix}{i}"
+        yield path, node
+        if isinstance(node, Loop):
+            yield from _walk(node.body, f"{path}.")
+            yield path, node
