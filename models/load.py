@@ -11,11 +11,14 @@ from nearbank.errors import NearbankError
 from nearbank.kernels import PackedMatrix
 from nearbank.kernels.backends import resolve
 from nearbank.kernels.cache import CACHE_FORMATS
-from nearbank.models.assemble import Tensor, Tensors, gpt
 from nearbank.models.checkpoint import DEFAULT_NAME, Checkpoint, load_checkpoint, stored_codes
 from nearbank.models.config import Matrix
+from nearbank.models.gpt import load_gpt
 from nearbank.models.model import Model
+from nearbank.models.tensors import Tensor, Tensors
 from nearbank.models.tokenizer import CharTokenizer
+
+TABLES = {"wte": "wte.weight", "wpe": "wpe.weight", "head": "lm_head.weight"}  # their names in a checkpoint
 
 
 def load_model(
@@ -36,17 +39,17 @@ def checkpoint_model(
 ) -> Model:
     """A checkpoint in memory as a model."""
     name = resolve(backend)
-    network = gpt(checkpoint.config.shape, Tensors(_tensors(checkpoint), name))
+    network = load_gpt(checkpoint.config.shape, Tensors(_tensors(checkpoint), name))
     tokenizer = CharTokenizer(checkpoint.vocabulary)
     return Model(network, tokenizer, checkpoint.config.weights, kv, name, threads, asdict(checkpoint.origin))
 
 
 def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Block matrices packed, everything else as float32, by the names of `nearbank.models.assemble`."""
+    """Block matrices packed, everything else as float32, by the names of `nearbank.models.gpt`."""
     config = checkpoint.config
-    vectors = {name: checkpoint.tensors[name].astype(np.float32) for name in config.vector_shapes()}
+    floats = {TABLES.get(n, n): checkpoint.tensors[n].astype(np.float32) for n in config.vector_shapes()}
     blocks = [matrix for layer in range(config.shape.layers) for matrix in config.block_matrices(layer)]
-    return {**vectors, **{matrix.name: _packed(checkpoint, matrix) for matrix in blocks}}
+    return {**floats, **{f"{matrix.name}.weight": _packed(checkpoint, matrix) for matrix in blocks}}
 
 
 def _packed(checkpoint: Checkpoint, matrix: Matrix) -> PackedMatrix:

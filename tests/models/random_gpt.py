@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from nearbank.models.assemble import Tensors, gpt
+from nearbank.models.gpt import load_gpt
 from nearbank.models.model import Model
 from nearbank.models.shape import Shape, gpt_shape
+from nearbank.models.tensors import Precision, Tensors
 from nearbank.models.tokenizer import CharTokenizer
 
 VOCABULARY = "\n abcdefghijklmnopqrstuvwxyz.,!?"
@@ -14,9 +15,9 @@ SHAPE = gpt_shape("random", layers=3, width=32, heads=4, vocabulary=len(VOCABULA
 def random_tensors(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
     """Float weights by the names of a checkpoint, large enough for logits to differ clearly."""
     random = np.random.default_rng(seed)
-    sizes = {"wte": (shape.vocabulary, shape.width), "wpe": (shape.context, shape.width)}
+    sizes = {"wte.weight": (shape.vocabulary, shape.width), "wpe.weight": (shape.context, shape.width)}
     for i in range(shape.layers):
-        sizes |= {f"h.{i}.{name}": size for name, size in block_sizes(shape).items()}
+        sizes |= {f"h.{i}.{name}.weight": size for name, size in block_sizes(shape).items()}
     tensors = {name: random.normal(0, 0.5, size).astype(np.float32) for name, size in sizes.items()}
     norms = ["ln_f", *(f"h.{i}.{name}" for i in range(shape.layers) for name in ("ln_1", "ln_2"))]
     for name in norms:
@@ -35,6 +36,6 @@ def block_sizes(shape: Shape) -> dict[str, tuple[int, int]]:
     }
 
 
-def random_model(backend: str = "numpy", weights: str | None = "ternary", kv: str = "bf16", seed: int = 0) -> Model:
-    network = gpt(SHAPE, Tensors(random_tensors(SHAPE, seed), backend, weights))
-    return Model(network, CharTokenizer(VOCABULARY), weights or "fp32", kv, backend)
+def random_model(backend: str = "numpy", weights: str = "ternary", kv: str = "bf16", seed: int = 0) -> Model:
+    network = load_gpt(SHAPE, Tensors(random_tensors(SHAPE, seed), backend, Precision(weights)))
+    return Model(network, CharTokenizer(VOCABULARY), weights, kv, backend)

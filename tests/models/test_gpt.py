@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 from tests.models.random_gpt import SHAPE, VOCABULARY, random_model, random_tensors
 
 from nearbank.kernels import PackedMatrix, available_backends
-from nearbank.models.assemble import Tensors, gpt
 from nearbank.models.functions import gelu_tanh, layer_norm, relu_squared, rms_norm, silu
 from nearbank.models.generate import generate
+from nearbank.models.gpt import load_gpt
 from nearbank.models.model import Model
 from nearbank.models.shape import gpt_shape
+from nearbank.models.tensors import Precision, Tensors
 
 PROMPT = "to be, or not"
+EXACT = Precision(head="fp32")
+BLOCK_MATRICES = ("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight")
 
 
 @pytest.mark.parametrize("weights", ["ternary", "binary", "int4", "fp32"])
@@ -65,18 +68,17 @@ def test_logits_equal_the_training_network(variant: str | None) -> None:
 def torch_model(twin, variant: str | None) -> Model:  # type: ignore[no-untyped-def]
     from nearbank.models.quantize import WeightQuantiser
 
-    tensors = {name.removesuffix(".weight"): value.numpy() for name, value in twin.state_dict().items()}
-    tensors |= {name: value.numpy() for name, value in twin.state_dict().items() if ".ln_" in name or "ln_f" in name}
-    for name in [name for name in tensors if name.endswith(("qkv", "proj", "fc1", "fc2")) and variant]:
+    tensors = {name: value.numpy() for name, value in twin.state_dict().items()}
+    for name in [name for name in tensors if name.endswith(BLOCK_MATRICES) and variant]:
         rounded = WeightQuantiser("ternary", variant or "").apply(tensors[name])
         tensors[name] = PackedMatrix.from_codes("ternary", rounded.codes, rounded.scales)
-    return Model(gpt(SHAPE, Tensors(tensors, "numpy"), head="fp32"), None, "ternary", "fp32", "numpy")
+    return Model(load_gpt(SHAPE, Tensors(tensors, "numpy", EXACT)), None, "ternary", "fp32", "numpy")
 
 
 def test_an_untied_head_is_used() -> None:
     tied = random_tensors(SHAPE)
-    untied = {**tied, "head": -tied["wte"]}
-    logits = [gpt(SHAPE, Tensors(t, "numpy"), head="fp32") for t in (tied, untied)]
+    untied = {**tied, "lm_head.weight": -tied["wte.weight"]}
+    logits = [load_gpt(SHAPE, Tensors(t, "numpy", EXACT)) for t in (tied, untied)]
     tokens = [1, 2, 3]
     first, second = (Model(network, None, "fp32", "fp32", "numpy").logits(tokens) for network in logits)
     np.testing.assert_array_equal(first, -second)
@@ -84,14 +86,18 @@ def test_an_untied_head_is_used() -> None:
 
 def test_wrong_tensors_are_named() -> None:
     tensors = random_tensors(SHAPE)
+    small = np.zeros((3, 3), np.float32)
     cases = {
-        "h.1.mlp.fc1 is missing": {k: v for k, v in tensors.items() if k != "h.1.mlp.fc1"},
-        r"h.0.attn.qkv is \[3, 3\]; expected \[96, 32\]": {**tensors, "h.0.attn.qkv": np.zeros((3, 3), np.float32)},
-        "wpe holds NaN": {**tensors, "wpe": np.full_like(tensors["wpe"], np.nan)},
+        "h.1.mlp.fc1.weight is missing": {k: v for k, v in tensors.items() if k != "h.1.mlp.fc1.weight"},
+        r"h.0.attn.qkv.weight is \[3, 3\]; expected \[96, 32\]": {
+            **tensors,
+            "h.0.attn.qkv.weight": np.zeros((3, 3), np.float32),
+        },
+        "wpe.weight holds NaN": {**tensors, "wpe.weight": np.full_like(tensors["wpe.weight"], np.nan)},
     }
     for message, broken in cases.items():
         with pytest.raises(ValueError, match=message):
-            gpt(SHAPE, Tensors(broken, "numpy"))
+            load_gpt(SHAPE, Tensors(broken, "numpy"))
 
 
 def test_a_width_that_heads_do_not_divide_is_refused() -> None:

@@ -9,12 +9,13 @@ import pytest
 from tests.models.random_gpt import SHAPE, VOCABULARY, random_model, random_tensors
 
 from nearbank.formats import FORMATS
-from nearbank.models.assemble import Tensors, gpt
 from nearbank.models.checkpoint import Checkpoint, Origin, bundled_names, save_checkpoint
 from nearbank.models.config import ModelConfig
 from nearbank.models.generate import generate
+from nearbank.models.gpt import load_gpt
 from nearbank.models.load import load_model
 from nearbank.models.model import Model
+from nearbank.models.tensors import Precision, Tensors
 
 ORIGIN = Origin(1.6, 1.5, 10, 10, 4, 1, "0" * 64, "2026-01-01", "2.13.0", "cpu")
 
@@ -23,11 +24,11 @@ def random_checkpoint() -> Checkpoint:
     """Random weights as a checkpoint stores them: ternary codes, 16-bit embeddings."""
     config = ModelConfig(SHAPE, weights="ternary", activations="int8", variant="paper")
     tensors = random_tensors(SHAPE)
-    stored = {name: value for name, value in tensors.items() if ".ln_" in name or "ln_f" in name}
-    stored |= {name: tensors[name].astype(np.float16) for name in ("wte", "wpe")}
+    stored = {name: value for name, value in tensors.items() if "ln_" in name}
+    stored |= {name: tensors[f"{name}.weight"].astype(np.float16) for name in ("wte", "wpe")}
     for layer in range(SHAPE.layers):
         for matrix in config.block_matrices(layer):
-            rounded = FORMATS["ternary"].quantise(tensors[matrix.name])
+            rounded = FORMATS["ternary"].quantise(tensors[f"{matrix.name}.weight"])
             stored[f"{matrix.name}.codes"] = FORMATS["ternary"].pack(rounded.codes)
             stored[f"{matrix.name}.scale"] = rounded.scales[:, 0]  # type: ignore[index]
     return Checkpoint(config, VOCABULARY, ORIGIN, stored)
@@ -37,8 +38,9 @@ def test_a_loaded_checkpoint_computes_what_its_values_say(tmp_path: Path) -> Non
     checkpoint = random_checkpoint()
     save_checkpoint(tmp_path / "model.safetensors", checkpoint)
     model = load_model(tmp_path / "model.safetensors", backend="numpy", kv="fp32")
-    tensors = random_tensors(SHAPE) | {name: checkpoint.tensors[name].astype(np.float32) for name in ("wte", "wpe")}
-    expected = Model(gpt(SHAPE, Tensors(tensors, "numpy", "ternary")), None, "ternary", "fp32", "numpy")
+    tables = {f"{name}.weight": checkpoint.tensors[name].astype(np.float32) for name in ("wte", "wpe")}
+    tensors = Tensors(random_tensors(SHAPE) | tables, "numpy", Precision("ternary"))
+    expected = Model(load_gpt(SHAPE, tensors), None, "ternary", "fp32", "numpy")
     tokens = model.encode("hello")
     np.testing.assert_array_equal(model.logits(tokens), expected.logits(tokens))
     assert (model.name, model.weights, model.kv, model.card["val_loss_nats"]) == ("random", "ternary", "fp32", 1.6)
