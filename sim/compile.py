@@ -25,7 +25,7 @@ _K = TypeVar("_K")
 _KEPT_NODES = 20_000
 
 
-class _Fault(Exception):
+class _FaultError(Exception):
     """What is wrong with a node, before the place is known."""
 
 
@@ -96,7 +96,7 @@ class Compiler:
         for place, node in enumerate(program.streams[number].body):
             try:
                 pieces.append(self._piece(node, 0))
-            except _Fault as fault:
+            except _FaultError as fault:
                 raise NearbankError(f"program {program.name}, stream {number}, node {place}: {fault}") from None
         return pieces
 
@@ -123,15 +123,17 @@ class Compiler:
         elif isinstance(node, Mark):
             row[0, : vm.DEPTH] = vm.MARK, _number(self.labels, node.label), 0, 0
         else:
-            raise _Fault(f"{node!r} is no node; expected Command, Loop, Start, Wait or Mark")
+            raise _FaultError(f"{node!r} is no node; expected Command, Loop, Start, Wait or Mark")
         return Piece(node, row, frozenset(), True, False, frozenset())
 
     def _command(self, node: Command, depth: int, row: Ints) -> Piece:
         spec = self.book.specs.get(node.name)
         if spec is None:
-            raise _Fault(f"unknown command {node.name!r}; {self.book.standard.name} has {', '.join(self.book.specs)}")
+            raise _FaultError(
+                f"unknown command {node.name!r}; {self.book.standard.name} has {', '.join(self.book.specs)}"
+            )
         if (node.name, node.format) not in self.slots:
-            raise _Fault(f"{node.name} in format {node.format!r}: not among the machine's MAC formats")
+            raise _FaultError(f"{node.name} in format {node.format!r}: not among the machine's MAC formats")
         banked = uses_bank(self.book, node.name)
         rowed = spec.row is Row.OPEN or spec.effect is Effect.OPENS
         flags = (depth, 0, 0, int(banked), int(rowed))
@@ -148,15 +150,15 @@ class Compiler:
     def _check_alignment(self, node: Command) -> None:
         reach = self.book.reach[node.name]
         if node.bank.base % reach or any(stride % reach for stride in node.bank.strides):
-            raise _Fault(f"{node.name} reaches {reach} banks; its bank must be a multiple of {reach}")
+            raise _FaultError(f"{node.name} reaches {reach} banks; its bank must be a multiple of {reach}")
 
     def _loop(self, node: Loop, depth: int) -> Piece:
         if depth >= vm.MAX_DEPTH:
-            raise _Fault(f"loops are nested deeper than {vm.MAX_DEPTH}")
+            raise _FaultError(f"loops are nested deeper than {vm.MAX_DEPTH}")
         if not isinstance(node.count, int) or not 0 < node.count < 1 << 62:
-            raise _Fault(f"loop of {node.count} rounds; expected 1 to 2^62 - 1")
+            raise _FaultError(f"loop of {node.count} rounds; expected 1 to 2^62 - 1")
         if not node.body:
-            raise _Fault("loop with an empty body")
+            raise _FaultError("loop with an empty body")
         pieces = [self._piece(child, depth + 1) for child in node.body]
         meets = any(p.meets for p in pieces)
         moves_rows = any(p.moves_rows for p in pieces)
@@ -165,8 +167,8 @@ class Compiler:
         body = -1 if depth in bank_depths else _number(self.bodies, commands)
         rows = np.concatenate([_blank(depth), *(p.rows for p in pieces), _blank(depth)])
         flags = (depth, int(meets), int(moves_rows))
-        rows[0, : vm.FIRST_BANK] = vm.LOOP, node.count, 0, 0, *flags
-        rows[-1, : vm.FIRST_BANK] = vm.END, node.count, len(rows) - 2, body, *flags
+        rows[0, : vm.HAS_BANK] = vm.LOOP, node.count, 0, 0, *flags
+        rows[-1, : vm.HAS_BANK] = vm.END, node.count, len(rows) - 2, body, *flags
         rows[1:-1, vm.COUNTS + depth] = node.count
         return Piece(node, rows, commands, meets, moves_rows, bank_depths)
 
@@ -217,10 +219,10 @@ _HALT[0, vm.OP] = vm.HALT
 
 def _put(row: Ints, base: int, strides: int, index: Index, depth: int, what: str) -> None:
     if len(index.strides) > depth and any(index.strides[depth:]):
-        raise _Fault(f"{what} depends on a loop at depth {len(index.strides) - 1}, but it stands at depth {depth}")
+        raise _FaultError(f"{what} depends on a loop at depth {len(index.strides) - 1}, but it stands at depth {depth}")
     values = (index.base, *index.strides)
     if any(not -(1 << 62) < v < 1 << 62 for v in values):
-        raise _Fault(f"{what} is beyond 2^62")
+        raise _FaultError(f"{what} is beyond 2^62")
     row[0, base] = index.base
     kept = index.strides[:depth]
     row[0, strides : strides + len(kept)] = kept
@@ -232,7 +234,7 @@ def _number(numbers: dict[_K, int], key: _K) -> int:
 
 def _check_duration(node: Start) -> None:
     if not isinstance(node.duration_ps, int) or not 0 <= node.duration_ps < 1 << 60:
-        raise _Fault(f"job {node.job!r} on {node.unit!r} takes {node.duration_ps} ps; expected 0 to 2^60 - 1")
+        raise _FaultError(f"job {node.job!r} on {node.unit!r} takes {node.duration_ps} ps; expected 0 to 2^60 - 1")
 
 
 def _check_meetings(program: Program, parts: list[Ints]) -> None:

@@ -38,9 +38,8 @@ from nearbank.sim.program import Program
 from nearbank.sim.result import ChannelResult, SimResult
 from nearbank.sim.rules import RuleBook, rulebook
 
-_MAX_UNITS = 16
 _NO_DUE = 1 << 61
-_NOTHING = vm.Record(np.zeros((1, 1, 5), dtype=np.int64), 0, 0)
+_NOTHING = np.zeros((1, 1, 5), dtype=np.int64)
 _PROBLEMS = {
     vm.CLOSED_ROW: "needs an open row, but one of its banks has none",
     vm.WRONG_ROW: "addresses a row that is not the open one",
@@ -81,8 +80,8 @@ class Player:
         self._bodies = 0
         self._tables = self._make_tables()
         self._lanes: tuple[tuple[int, ...], ...] = (tuple(range(machine.organization.channels)),)
-        self._state = self._first_state()
-        self._shared = _first_shared()
+        self._memory = self._first_memory()
+        self._shared = _shared(16, 16)
         self._ends: list[int] = []
 
     @property
@@ -92,26 +91,24 @@ class Player:
 
     def play(self, program: Program) -> int:
         """Play one more program; returns the cycle at which it ends."""
-        return self._play(program, _NOTHING)
+        return self._run(program, self._prepare(program), _NOTHING)
 
     def record(self, program: Program, first: int, last: int) -> list[Issued]:
         """Play one more program and list the commands issued in cycles `first` to `last - 1`, by channel and cycle."""
         code = self._prepare(program)
         capacity = max(last - max(first, self.cycle), 0)
         lanes = len(self._lanes)
-        record = vm.Record(np.zeros((lanes, capacity + 1, 5), dtype=np.int64), first, last)
-        self._state.lane[:, vm.RECORDED] = 0
+        record = np.zeros((lanes, capacity + 2, 5), dtype=np.int64)
+        record[:, -1, :2] = first, last
+        self._memory[:, vm.RECORDED] = 0
         self._run(program, code, record)
         return [issued for lane in range(lanes) for issued in self._issued(record, lane)]
 
-    def _issued(self, record: vm.Record, lane: int) -> Iterable[Issued]:
+    def _issued(self, record: Ints, lane: int) -> Iterable[Issued]:
         names = self._layout.names
         channel = self._lanes[lane][0]
-        for row in record.commands[lane, : self._state.lane[lane, vm.RECORDED]].tolist():
+        for row in record[lane, : self._memory[lane, vm.RECORDED]].tolist():
             yield Issued(row[0], channel, names[row[1]], *row[2:])
-
-    def _play(self, program: Program, record: vm.Record) -> int:
-        return self._run(program, self._prepare(program), record)
 
     def _prepare(self, program: Program) -> Code:
         code = self._compiler.code(program)
@@ -123,10 +120,10 @@ class Player:
             self._tables = self._make_tables()
         return code
 
-    def _run(self, program: Program, code: Code, record: vm.Record) -> int:
+    def _run(self, program: Program, code: Code, record: Ints) -> int:
         streams = self._streams(program)
         entries = np.array([code.entries[s] for s in streams], dtype=np.int64)
-        end = int(vm.play(self._tables, self._state, self._shared, entries, code.rows, record))
+        end = int(vm.play(self._tables, self._memory, self._shared, entries, code.rows, record))
         if end < 0:
             self._fail(program, code, streams, -1 - end)
         self._ends.append(end)
@@ -149,52 +146,81 @@ class Player:
         lanes = tuple(tuple(groups[key]) for key in ordered)
         if lanes != self._lanes:
             self._lanes = lanes
-            self._state = vm.State(*(_taken(array, [key[1] for key in ordered]) for array in self._state))
+            self._memory = np.ascontiguousarray(self._memory[[key[1] for key in ordered]])
 
     def _grow(self) -> None:
         """Room for the units, jobs and labels that the program brought."""
         compiler = self._compiler
-        if len(compiler.units) > _MAX_UNITS:
-            raise NearbankError(f"programs name {len(compiler.units)} units beside the memory; expected {_MAX_UNITS}")
-        old = self._shared
+        if len(compiler.units) > vm.MAX_UNITS:
+            raise NearbankError(f"programs name {len(compiler.units)} units beside the memory; expected {vm.MAX_UNITS}")
         jobs, labels = len(compiler.jobs), len(compiler.labels)
-        if jobs > old.busy.shape[0] or labels > old.label_cycles.shape[0]:
-            self._shared = _grown(old, 2 * jobs, 2 * labels)
+        old = self._shared
+        if jobs > old[vm.G_JOBS] or labels > old[vm.G_LABELS]:
+            self._shared = _shared(max(2 * jobs, int(old[vm.G_JOBS])), max(2 * labels, int(old[vm.G_LABELS])))
+            self._shared[vm.G_MARKED : vm.G_BUSY] = old[vm.G_MARKED : vm.G_BUSY]
+            _busy(self._shared)[: old[vm.G_JOBS]] = _busy(old)
+            _label_cycles(self._shared)[: old[vm.G_LABELS]] = _label_cycles(old)
 
-    def _make_tables(self) -> vm.Tables:
-        book, plan, used = self._book, self._book.refresh, self._used
+    def _make_tables(self) -> Ints:
+        """All tables behind their header; see the constants in `sim.vm`."""
         self._bodies = len(self._compiler.bodies)
-        pulls, pushes = pull_lists(self._layout, used), push_lists(self._layout, used)
-        numbers = {name: i for i, name in enumerate(self._layout.names)}
-        reasons = pulls.columns[5] + len(FIXED_REASONS) + _MAX_UNITS
+        pulls, pushes = pull_lists(self._layout, self._used), push_lists(self._layout, self._used)
+        pulls.rows[:, vm.PULL_REASON] += vm.UNIT_REASON + vm.MAX_UNITS
         written, fixed = self._body_lists()
-        data = [(self._layout.channel_entry[n], book.latency[n]) for n in sorted(used) if book.latency[n]]
-        return vm.Tables(
-            command_table(self._layout),
-            pulls.start,
-            *pulls.columns[:5],
-            reasons,
-            pushes.start,
-            *pushes.columns,
-            written.start,
-            *written.columns,
-            fixed.start,
-            *fixed.columns,
-            *lists([list(data)], 2).columns,
-            banks=book.banks,
-            tck_ps=self.machine.tck_ps,
-            interval=plan.interval,
-            region=plan.region,
-            precharge=numbers.get(plan.precharge, -1),
-            refresh=numbers.get(plan.refresh, -1),
-            activate=numbers.get(plan.activate, -1),
-            activate_all=numbers.get(plan.activate_all, -1),
-            count_first=vm.FIXED_COUNTERS,
-            reason_first=vm.FIXED_COUNTERS + len(self._compiler.slots),
-            unit_reason=len(FIXED_REASONS),
-            horizon=(1 << 62) // self.machine.tck_ps,
-            skips=self._skips,
-        )
+        latency = self._book.latency
+        data = [(self._layout.channel_entry[n], latency[n]) for n in sorted(self._used) if latency[n]]
+        tables = {
+            vm.COMMANDS: command_table(self._layout),
+            vm.PULL_START: pulls.start,
+            vm.PULLS: pulls.rows,
+            vm.PUSH_START: pushes.start,
+            vm.PUSHES: pushes.rows,
+            vm.WRITTEN_START: written.start,
+            vm.WRITTEN: written.rows,
+            vm.FIXED_START: fixed.start,
+            vm.FIXED: fixed.rows,
+            vm.DATA: np.array(data, dtype=np.int64),
+        }
+        header = self._header(len(data))
+        parts, at = [header], len(header)
+        for slot, table in tables.items():
+            header[slot] = at
+            parts.append(table.reshape(-1))
+            at += table.size
+        return np.concatenate(parts)
+
+    def _header(self, data_count: int) -> Ints:
+        book, plan = self._book, self._book.refresh
+        numbers = {name: i for i, name in enumerate(self._layout.names)}
+        header = np.zeros(vm.T_SIZE, dtype=np.int64)
+        header[vm.BANKS] = book.banks
+        header[vm.TCK_PS] = self.machine.tck_ps
+        header[vm.INTERVAL] = plan.interval
+        header[vm.REGION] = plan.region
+        header[vm.PRECHARGE] = numbers.get(plan.precharge, -1)
+        header[vm.REFRESH] = numbers.get(plan.refresh, -1)
+        header[vm.ACTIVATE] = numbers.get(plan.activate, -1)
+        header[vm.ACTIVATE_ALL] = numbers.get(plan.activate_all, -1)
+        header[vm.HORIZON] = (1 << 62) // self.machine.tck_ps
+        header[vm.SKIPS] = self._skips
+        header[vm.DATA_COUNT] = data_count
+        self._place_memory(header)
+        return header
+
+    def _place_memory(self, header: Ints) -> None:
+        """Where a lane keeps what, and how much of it."""
+        book = self._book
+        slots = vm.FIXED_COUNTERS + len(self._compiler.slots)
+        counters = slots + vm.UNIT_REASON + vm.MAX_UNITS + len(book.limits)
+        header[vm.LAST] = vm.M_SIZE
+        header[vm.ROWS] = header[vm.LAST] + self._layout.size
+        header[vm.COUNT] = header[vm.ROWS] + book.banks
+        header[vm.COUNT_SIZE] = counters
+        header[vm.SLOTS] = header[vm.COUNT] + vm.FIXED_COUNTERS
+        header[vm.REASONS] = header[vm.COUNT] + slots
+        header[vm.COUNTER] = header[vm.COUNT] + counters
+        header[vm.SNAP] = header[vm.COUNTER] + vm.MAX_DEPTH
+        header[vm.SNAP_STRIDE] = vm.S_SIZE + counters + book.banks + self._layout.size
 
     def _body_lists(self) -> tuple[Lists, Lists]:
         bodies = list(self._compiler.bodies)
@@ -202,34 +228,22 @@ class Player:
         fixed = [fixed_list(self._layout, self._used, body) for body in bodies]
         return lists(list(written), 2), lists(list(fixed), 2)
 
-    def _first_state(self) -> vm.State:
-        banks, entries = self._book.banks, self._layout.size
-        counters = vm.FIXED_COUNTERS + len(self._compiler.slots)
-        counters += len(FIXED_REASONS) + _MAX_UNITS + len(self._book.limits)
-        lane = np.zeros((1, vm.LANE_SIZE), dtype=np.int64)
-        lane[0, vm.PREVIOUS] = -1
-        lane[0, vm.DUE] = self._book.refresh.interval or _NO_DUE
-        depth = vm.MAX_DEPTH
-        return vm.State(
-            last=np.full((1, entries), NEVER, dtype=np.int64),
-            lane=lane,
-            rows=np.zeros((1, banks), dtype=np.int64),
-            count=np.zeros((1, counters), dtype=np.int64),
-            counter=np.zeros((1, depth), dtype=np.int64),
-            snap=np.zeros((1, depth, vm.SNAP_SIZE), dtype=np.int64),
-            snap_last=np.zeros((1, depth, entries), dtype=np.int64),
-            snap_rows=np.zeros((1, depth, banks), dtype=np.int64),
-            snap_count=np.zeros((1, depth, counters), dtype=np.int64),
-        )
+    def _first_memory(self) -> Ints:
+        t = self._tables
+        memory = np.zeros((1, int(t[vm.SNAP] + vm.MAX_DEPTH * t[vm.SNAP_STRIDE])), dtype=np.int64)
+        memory[0, vm.PREVIOUS] = -1
+        memory[0, vm.DUE] = self._book.refresh.interval or _NO_DUE
+        memory[0, t[vm.LAST] : t[vm.ROWS]] = NEVER
+        return memory
 
     def _fail(self, program: Program, code: Code, streams: list[int], lane: int) -> None:
-        status = int(self._state.lane[lane, vm.STATUS])
+        status = int(self._memory[lane, vm.STATUS])
         if status == vm.OVERFLOW:
             raise NearbankError(f"program {program.name}: runs for more than 2^62 ps (53 days); split it")
-        row = int(self._state.lane[lane, vm.PC])
+        row = int(self._memory[lane, vm.PC])
         name = self._layout.names[code.rows[row, vm.A]]
         path, _ = locate(program, streams[lane], row - code.entries[streams[lane]])
-        rounds = self._state.counter[lane, : code.rows[row, vm.DEPTH]].tolist()
+        rounds = self._memory[lane, self._tables[vm.COUNTER] :][: code.rows[row, vm.DEPTH]].tolist()
         raise NearbankError(
             f"program {program.name}, stream {streams[lane]}, node {path}, rounds {rounds}: "
             f"{name} {_PROBLEMS[status]}; activate or precharge before it"
@@ -237,7 +251,8 @@ class Player:
 
     def result(self) -> SimResult:
         """Everything counted so far."""
-        compiler, shared = self._compiler, self._shared
+        compiler = self._compiler
+        labels, busy = _label_cycles(self._shared).tolist(), _busy(self._shared).tolist()
         return SimResult(
             machine=self.machine.name,
             machine_digest=self.machine.digest,
@@ -245,12 +260,13 @@ class Player:
             cycles=self.cycle,
             program_ends=tuple(self._ends),
             channels=tuple(self._channel_result(i) for i in range(len(self._lanes))),
-            label_cycles={n: int(shared.label_cycles[i]) for n, i in compiler.labels.items() if shared.label_cycles[i]},
-            jobs={key: (int(shared.busy[i, 0]), int(shared.busy[i, 1])) for key, i in compiler.jobs.items()},
+            label_cycles={name: labels[i] for name, i in compiler.labels.items() if labels[i]},
+            jobs={key: (busy[i][0], busy[i][1]) for key, i in compiler.jobs.items()},
         )
 
     def _channel_result(self, lane: int) -> ChannelResult:
-        count = self._state.count[lane].tolist()
+        t = self._tables
+        count = self._memory[lane, t[vm.COUNT] : t[vm.COUNTER]].tolist()
         slots = self._compiler.slots
         return ChannelResult(
             channels=self._lanes[lane],
@@ -268,7 +284,7 @@ class Player:
         names = [
             *FIXED_REASONS,
             *units,
-            *[""] * (_MAX_UNITS - len(units)),
+            *[""] * (vm.MAX_UNITS - len(units)),
             *(limit.name for limit in self._book.limits),
         ]
         stalls: dict[str, int] = {}
@@ -284,31 +300,17 @@ def _refresh_commands(book: RuleBook) -> frozenset[str]:
     return frozenset(name for name in names if name)
 
 
-def _first_shared() -> vm.Shared:
-    empty = vm.Shared(
-        free_ps=np.zeros(_MAX_UNITS, dtype=np.int64),
-        busy=np.zeros((0, 2), dtype=np.int64),
-        label_cycles=np.zeros(0, dtype=np.int64),
-        clock=np.zeros(2, dtype=np.int64),
-        snap_free=np.zeros((vm.MAX_DEPTH, _MAX_UNITS), dtype=np.int64),
-        snap_busy=np.zeros((vm.MAX_DEPTH, 0, 2), dtype=np.int64),
-        snap_label=np.zeros((vm.MAX_DEPTH, 0), dtype=np.int64),
-    )
-    return _grown(empty, 16, 16)
+def _shared(jobs: int, labels: int) -> Ints:
+    size = vm.MAX_UNITS + 2 * jobs + labels
+    shared = np.zeros(vm.G_UNITS + size * (1 + vm.MAX_DEPTH), dtype=np.int64)
+    shared[: vm.G_LABELS + 1] = jobs, labels
+    return shared
 
 
-def _grown(old: vm.Shared, jobs: int, labels: int) -> vm.Shared:
-    busy = np.zeros((max(jobs, old.busy.shape[0]), 2), dtype=np.int64)
-    busy[: old.busy.shape[0]] = old.busy
-    label_cycles = np.zeros(max(labels, old.label_cycles.shape[0]), dtype=np.int64)
-    label_cycles[: old.label_cycles.shape[0]] = old.label_cycles
-    return old._replace(
-        busy=busy,
-        label_cycles=label_cycles,
-        snap_busy=np.zeros((vm.MAX_DEPTH, *busy.shape), dtype=np.int64),
-        snap_label=np.zeros((vm.MAX_DEPTH, *label_cycles.shape), dtype=np.int64),
-    )
+def _busy(shared: Ints) -> Ints:
+    """Picoseconds and count of every job."""
+    return shared[vm.G_BUSY :][: 2 * shared[vm.G_JOBS]].reshape(-1, 2)
 
 
-def _taken(array: Ints, lanes: list[int]) -> Ints:
-    return np.ascontiguousarray(array[lanes])
+def _label_cycles(shared: Ints) -> Ints:
+    return shared[vm.G_BUSY + 2 * shared[vm.G_JOBS] :][: shared[vm.G_LABELS]]

@@ -132,18 +132,17 @@ def _place_window(result: Layout, levels: dict[tuple[str, int], int], number: in
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """Rows of several lists laid end to end: row i is `start[i]` to `start[i + 1]` of each column."""
+    """Several lists laid end to end: list i is `rows[start[i]:start[i + 1]]`."""
 
     start: Ints
-    columns: tuple[Ints, ...]
+    rows: Ints
 
 
-def lists(rows: list[list[tuple[int, ...]]], width: int) -> Lists:
-    """Lay out rows of `width`-tuples."""
-    start = np.cumsum([0] + [len(row) for row in rows], dtype=np.int64)
-    flat = [item for row in rows for item in row]
-    table = np.array(flat, dtype=np.int64).reshape(len(flat), width)
-    return Lists(start, tuple(np.ascontiguousarray(table[:, k]) for k in range(width)))
+def lists(parts: list[list[tuple[int, ...]]], width: int) -> Lists:
+    """Lay out lists of `width`-tuples."""
+    start = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
+    flat = [item for part in parts for item in part]
+    return Lists(start, np.array(flat, dtype=np.int64).reshape(len(flat), width))
 
 
 def pull_lists(result: Layout, used: frozenset[str]) -> Lists:
