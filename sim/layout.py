@@ -191,7 +191,8 @@ def _horizons(result: Layout, used: frozenset[str]) -> list[int]:
     """For every entry the greatest age at which anything may still depend on it."""
     ages = [0] * result.size
     for name in used:
-        ages[result.channel_entry[name]] = result.book.latency[name]
+        data = result.channel_entry[name]
+        ages[data] = max(ages[data], result.book.latency[name])
         for pull in result.pulls[name]:
             for index in pull.reads:
                 ages[index] = max(ages[index], pull.delay)
