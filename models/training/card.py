@@ -39,8 +39,9 @@ once, from the characters before it in its window; the mean over all of them, in
 Data: {options.text.name}, SHA-256 `{corpus.sha256}`; the first 90 % ({len(corpus.train):,} characters) trained.
 
 Training: twin {origin.twin_steps} steps, then the student {origin.student_steps} steps from the twin's weights with
-straight-through gradients and the Kullback-Leibler divergence from the twin's probabilities as its only loss;
-{tokens:,} characters per step, Muon for the block matrices and AdamW for the rest, bfloat16 autocast,
+straight-through gradients; its loss is the mean of the text's cross-entropy and the Kullback-Leibler divergence from
+the twin's probabilities. {tokens:,} characters per step, Muon for the block matrices and AdamW for the rest,
+bfloat16 autocast, warm-up {options.warmup_steps} steps, linear fall to zero over the last {options.decay_percent} %,
 learning rates {options.twin_lr:g} and {options.student_lr:g}, dropout {options.dropout:g} (twin only),
 seed {options.seed}.
 {training_time_s / 60:.0f} minutes of steps on {_machine(options)}, torch {origin.torch_version}, {origin.date}.

@@ -12,6 +12,11 @@ def task_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
+def student_loss(student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The paper's pair of losses, averaged: the text itself, and the teacher's probabilities."""
+    return (task_loss(student, targets) + distillation_loss(student, teacher)) / 2
+
+
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """KL(teacher ‖ student) in nats per token, over the whole vocabulary."""
     return functional.kl_div(

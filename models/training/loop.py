@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nearbank.models.training.data import Corpus, training_batch
-from nearbank.models.training.distill import distillation_loss, task_loss, validation_loss
+from nearbank.models.training.distill import student_loss, task_loss, validation_loss
 from nearbank.models.training.network import CharGpt
 from nearbank.models.training.optimiser import build_optimisers, schedule, set_learning_rate
 from nearbank.models.training.options import TrainOptions
@@ -80,7 +80,7 @@ def _step(
     with torch.autocast(options.device, torch.bfloat16):
         logits = network(inputs)
         wanted = None if teacher is None else teacher(inputs)
-    loss = task_loss(logits, targets) if wanted is None else distillation_loss(logits, wanted)
+    loss = task_loss(logits, targets) if wanted is None else student_loss(logits, wanted, targets)
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     for optimiser in optimisers:

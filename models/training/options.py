@@ -25,12 +25,12 @@ class TrainOptions:
     heads: int = 4
     context: int = 256
     batch: int = 16
-    twin_steps: int = 2600
+    twin_steps: int = 1550
     student_steps: int = 4000
     twin_lr: float = 2e-3
     student_lr: float = 2e-3
     warmup_steps: int = 40
-    decay_percent: int = 40
+    decay_percent: int = 35
     dropout: float = 0.1
     weight_decay: float = 0.1
     variant: str = "paper"
@@ -57,6 +57,11 @@ class TrainOptions:
             raise NearbankError(f"unknown device {self.device!r}; choose cpu or cuda")
         if not 0 <= self.dropout < 1:
             raise NearbankError(f"dropout {self.dropout} is outside 0 … 1; choose for example 0.1")
+        if not 0 <= self.decay_percent <= 100 or self.warmup_steps < 0:
+            raise NearbankError(
+                f"schedule: decay_percent {self.decay_percent}, warmup_steps {self.warmup_steps}; "
+                "expected 0 … 100 and 0 or more"
+            )
         if self.seed < 0:
             raise NearbankError(f"seed {self.seed} is negative; choose 0 or more")
 

@@ -27,6 +27,22 @@ class Trained:
     card: Path
     training_time_s: float
 
+    def summary(self) -> dict[str, Any]:
+        """Plain values for a table or JSON; losses in nats per character."""
+        origin = self.checkpoint.origin
+        return {
+            "name": self.checkpoint.config.name,
+            "val_loss_nats": origin.val_loss_nats,
+            "val_loss_twin_nats": origin.val_loss_twin_nats,
+            "twin_steps": origin.twin_steps,
+            "student_steps": origin.student_steps,
+            "parameters": self.checkpoint.config.parameters(),
+            "checkpoint_bytes": self.path.stat().st_size,
+            "training_time_s": round(self.training_time_s, 3),
+            "checkpoint": str(self.path),
+            "card": str(self.card),
+        }
+
 
 def run(options: TrainOptions, out: Path, progress: Progress | None) -> Trained:
     """See `nearbank.models.training.train`."""
@@ -53,7 +69,7 @@ def train_twin(corpus: Corpus, options: TrainOptions, folder: Path, progress: Pr
 def train_student(
     twin: CharGpt, corpus: Corpus, options: TrainOptions, folder: Path, progress: Progress
 ) -> CharGpt:
-    """The ternary model: starts at the twin's weights and learns the twin's probabilities."""
+    """The ternary model: starts at the twin's weights, learns from the text and from the twin's probabilities."""
     student = build_network(corpus, options, options.variant, 0.0)
     student.load_state_dict(twin.state_dict())
     # No weight decay: a latent weight's size only matters relative to its row, and decay would erase what it learned.

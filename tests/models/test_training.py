@@ -1,0 +1,273 @@
+"""Training on micro models: it learns, it distils, and a killed run ends in the same bits."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from nearbank.errors import NearbankError  # noqa: E402
+from nearbank.models.checkpoint import load_checkpoint  # noqa: E402
+from nearbank.models.training import TrainOptions, train  # noqa: E402
+from nearbank.models.training.data import read_corpus, training_batch, validation_batches  # noqa: E402
+from nearbank.models.training.distill import distillation_loss, student_loss, task_loss  # noqa: E402
+from nearbank.models.training.export import unpack_network  # noqa: E402
+from nearbank.models.training.network import CharGpt  # noqa: E402
+from nearbank.models.training.optimiser import schedule  # noqa: E402
+
+TEXT = "the cat sat on the mat; the dog sat on the log. " * 30
+
+
+def quiet(_phase: str, _step: int, _steps: int, _loss: float) -> None:
+    """No bar in tests."""
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+MICRO = TrainOptions(
+    text=Path(), layers=1, width=16, heads=2, context=16, batch=4, twin_steps=12, student_steps=12, warmup_steps=2,
+    save_every=5, evaluate_every=6, threads=1,
+)  # fmt: skip
+
+
+def micro(text: Path, **changes: Any) -> TrainOptions:
+    return replace(MICRO, text=text, **changes)
+
+
+# --- the text
+
+
+def test_the_split_and_the_vocabulary(text: Path) -> None:
+    corpus = read_corpus(text, 16)
+    assert corpus.vocabulary == "".join(sorted(set(TEXT)))
+    both = torch.cat([corpus.train, corpus.validation])
+    assert "".join(corpus.vocabulary[i] for i in both) == TEXT
+    assert len(corpus.train) == len(TEXT) * 9 // 10
+
+
+@pytest.mark.parametrize("length", [2, 9, 16, 17, 33, 50])
+def test_validation_predicts_every_token_but_the_first_once(length: int) -> None:
+    tokens = torch.arange(length)
+    seen = []
+    for inputs, targets in validation_batches(tokens, batch=2, context=8):
+        assert inputs.shape == targets.shape
+        assert inputs.shape[0] <= 2
+        assert inputs.shape[1] <= 8
+        assert torch.equal(inputs + 1, targets)
+        seen += targets.flatten().tolist()
+    assert seen == list(range(1, length))
+
+
+def test_training_windows_are_drawn_from_the_first_part_only(text: Path) -> None:
+    corpus = read_corpus(text, 16)
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = training_batch(corpus, 200, 16, generator)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    windows = corpus.train.unfold(0, 17, 1)
+    for row, target in zip(inputs[:20], targets[:20], strict=True):
+        whole = torch.cat([row, target[-1:]])
+        assert (windows == whole).all(1).any()
+
+
+# --- losses and schedule
+
+
+def test_losses_by_hand() -> None:
+    """Teacher 1/2 1/2, student 3/4 1/4: KL = ½ln(½/¾) + ½ln(½/¼); the text says the first: −ln ¾."""
+    teacher, student = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[0.75, 0.25]]]).log()
+    kl = 0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25)
+    target = torch.tensor([[0]])
+    assert float(distillation_loss(student, teacher)) == pytest.approx(kl, abs=1e-6)
+    assert float(task_loss(student, target)) == pytest.approx(-np.log(0.75), abs=1e-6)
+    assert float(student_loss(student, teacher, target)) == pytest.approx((kl - np.log(0.75)) / 2, abs=1e-6)
+    assert float(distillation_loss(teacher, teacher)) == pytest.approx(0, abs=1e-7)
+
+
+def test_the_schedule_warms_up_holds_and_falls(text: Path) -> None:
+    options = micro(text, warmup_steps=4, decay_percent=50)
+    shares = [schedule(step, 20, options) for step in range(20)]
+    assert shares[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert shares[4:11] == [1.0] * 7
+    assert shares[11:] == pytest.approx([0.1 * (20 - step) for step in range(11, 20)])
+
+
+# --- the network
+
+
+def test_the_network_is_causal() -> None:
+    torch.manual_seed(0)
+    network = CharGpt(11, 2, 16, 2, 12, "paper").eval()
+    tokens = torch.randint(11, (1, 12))
+    changed = tokens.clone()
+    changed[0, 8:] = (changed[0, 8:] + 1) % 11
+    with torch.no_grad():
+        assert torch.equal(network(tokens)[0, :8], network(changed)[0, :8])
+        assert not torch.equal(network(tokens)[0, 8:], network(changed)[0, 8:])
+
+
+def test_attention_equals_torchs_own() -> None:
+    from torch.nn import functional
+
+    torch.manual_seed(0)
+    attention = CharGpt(5, 1, 16, 2, 8).h[0].attn
+    x = torch.randn(3, 8, 16)
+    q, k, v = attention.qkv(x).view(3, 8, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert torch.allclose(attention(x), attention.proj(mixed.transpose(1, 2).reshape(3, 8, 16)), atol=1e-6)
+
+
+# --- runs
+
+
+def test_a_run_learns_and_its_student_follows(text: Path, tmp_path: Path) -> None:
+    """This text repeats every 48 characters, so a model that reads its context nears 0 nats."""
+    options = micro(
+        text, width=32, batch=8, twin_steps=100, student_steps=100, context=24, twin_lr=1e-2, student_lr=1e-2
+    )
+    trained = train(options, tmp_path / "run", quiet)
+    origin = trained.checkpoint.origin
+    uniform = np.log(len(trained.checkpoint.vocabulary))
+    assert origin.val_loss_twin_nats < 0.3 * uniform
+    assert origin.val_loss_nats < 0.5 * uniform
+    read = load_checkpoint(trained.path)
+    assert all(
+        np.array_equal(read.tensors[name], tensor) for name, tensor in trained.checkpoint.tensors.items()
+    )
+    assert f"{origin.val_loss_nats:.4f}" in trained.card.read_text(encoding="utf-8")
+    assert trained.summary()["checkpoint_bytes"] == trained.path.stat().st_size
+    rows = [json.loads(line) for line in (tmp_path / "run" / "student.log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 101))
+    assert "val_loss_nats" in rows[5]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_training import micro
+from nearbank.models.training import train
+
+def kill(phase, step, steps, loss):
+    if (phase, step) == ("student", 9):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(micro(Path({text!r})), Path({out!r}), kill)
+"""
+
+
+def interrupt(phase: str, step: int, _steps: int, _loss: float) -> None:
+    if (phase, step) == ("twin", 8):
+        raise KeyboardInterrupt
+
+
+def test_a_stopped_run_ends_in_the_same_bits(text: Path, tmp_path: Path) -> None:
+    """Interrupted in the twin's training, then kill -9 in the student's, each between two saved states."""
+    straight = train(micro(text), tmp_path / "straight", quiet)
+    with pytest.raises(KeyboardInterrupt):
+        train(micro(text), tmp_path / "killed", interrupt)
+    code = KILLED.format(tests=str(Path(__file__).parent), text=str(text), out=str(tmp_path / "killed"))
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    resumed = train(micro(text), tmp_path / "killed", quiet)
+    assert resumed.checkpoint.origin == straight.checkpoint.origin
+    for name, tensor in straight.checkpoint.tensors.items():
+        assert np.array_equal(resumed.checkpoint.tensors[name], tensor), name
+    for log in ("twin.log.jsonl", "student.log.jsonl"):
+        runs = [
+            [json.loads(line)["loss_nats"] for line in (tmp_path / run / log).read_text().splitlines()]
+            for run in ("straight", "killed")
+        ]
+        assert runs[0] == runs[1]
+
+
+def test_seeds_matter(text: Path, tmp_path: Path) -> None:
+    first, second = (
+        train(micro(text, seed=seed, twin_steps=2, student_steps=2), tmp_path / str(seed), quiet)
+        for seed in (1, 2)
+    )
+    assert not np.array_equal(first.checkpoint.tensors["wte"], second.checkpoint.tensors["wte"])
+
+
+def test_the_packed_values_compute_what_the_student_computed(text: Path, tmp_path: Path) -> None:
+    """Rounding fp16 embeddings aside, packing changes nothing: the last student state, fake-quantised, agrees."""
+    options = micro(text)
+    checkpoint = train(options, tmp_path / "run", quiet).checkpoint
+    student = CharGpt(len(checkpoint.vocabulary), 1, 16, 2, 16, "paper").eval()
+    state = torch.load(tmp_path / "run" / "student.state.pt", weights_only=True)["network"]
+    state = {k: v.half().float() if k in ("wte.weight", "wpe.weight") else v for k, v in state.items()}
+    student.load_state_dict(state)
+    packed = unpack_network(checkpoint.config, checkpoint.tensors)
+    tokens = read_corpus(text, 16).validation[:16][None]
+    with torch.no_grad():
+        assert torch.allclose(student(tokens), packed(tokens), atol=2e-3)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"width": 15}, "width 15 is not a multiple of heads 2"),
+        ({"layers": 0}, "layers is 0"),
+        ({"batch": -3}, "batch is -3"),
+        ({"device": "tpu"}, "unknown device 'tpu'; choose cpu or cuda"),
+        ({"variant": "mean"}, "known: paper, reference"),
+        ({"dropout": 1.0}, "dropout 1.0"),
+        ({"seed": -1}, "seed -1"),
+        ({"twin_lr": 0.0}, "twin_lr is 0.0"),
+        ({"decay_percent": 101}, "decay_percent 101"),
+    ],
+)
+def test_bad_options_are_refused(text: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(NearbankError, match=words):
+        micro(text, **changes)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot read the text"),
+        (b"", "too few"),
+        (b"short", "too few"),
+        (b"abc\xff" * 99, "not UTF-8 text .byte 3."),
+    ],
+)
+def test_bad_texts_are_refused(tmp_path: Path, content: bytes | None, words: str) -> None:
+    path = tmp_path / "bad.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(NearbankError, match=words):
+        train(micro(path), tmp_path / "run", quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_run_in_the_folder_is_refused(text: Path, tmp_path: Path) -> None:
+    train(micro(text, twin_steps=1, student_steps=1), tmp_path / "run", quiet)
+    with pytest.raises(NearbankError, match="holds a run with seed 1, not 2"):
+        train(micro(text, twin_steps=1, student_steps=1, seed=2), tmp_path / "run", quiet)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(NearbankError, match="cannot be used for a training run"):
+        train(micro(text), tmp_path / "file", quiet)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_refused(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(NearbankError, match="torch finds no GPU here"):
+        train(micro(text, device="cuda"), tmp_path / "run", quiet)
+
+
+def test_a_pipe_sees_no_bar(text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(micro(text, twin_steps=1, student_steps=1), tmp_path / "run")
+    assert capfd.readouterr() == ("", "")
