@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types contracts unit notebooks bench bench-gpu docs clean
+.PHONY: demo test lint types contracts unit notebooks bench bench-gpu clean
 
 demo: $(VENV)/.installed-core
 	$(BIN)/nearbank demo
@@ -26,6 +26,10 @@ unit: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-only
+
+# The .ipynb files are made from the scripts, so that the repository holds no outputs.
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/jupytext --to ipynb notebooks/*.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
