@@ -249,7 +249,7 @@ def _check_meetings(program: Program, parts: list[Ints]) -> None:
 
 
 def _skeleton(rows: Ints) -> Ints:
-    meetings = rows[rows[:, vm.MEETS] == 1][:, [vm.OP, vm.DEPTH, vm.A, vm.B, vm.C]]
+    meetings: Ints = rows[rows[:, vm.MEETS] == 1][:, [vm.OP, vm.DEPTH, vm.A, vm.B, vm.C]]
     loops = (meetings[:, 0] == vm.LOOP) | (meetings[:, 0] == vm.END)
     meetings[loops, 3:] = 0  # how long the bodies are is each stream's own matter
     return meetings

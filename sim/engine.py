@@ -226,7 +226,7 @@ class Player:
         bodies = list(self._compiler.bodies)
         written = [written_list(self._layout, self._used, body) for body in bodies]
         fixed = [fixed_list(self._layout, self._used, body) for body in bodies]
-        return lists(list(written), 2), lists(list(fixed), 2)
+        return lists(written, 2), lists(fixed, 2)
 
     def _first_memory(self) -> Ints:
         t = self._tables

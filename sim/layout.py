@@ -8,7 +8,7 @@ decides, however many banks a command reaches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -138,7 +138,7 @@ class Lists:
     rows: Ints
 
 
-def lists(parts: list[list[tuple[int, ...]]], width: int) -> Lists:
+def lists(parts: Sequence[Sequence[tuple[int, ...]]], width: int) -> Lists:
     """Lay out lists of `width`-tuples."""
     start = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
     flat = [item for part in parts for item in part]

@@ -13,13 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from nearbank.formats import FORMATS
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from nearbank import units
 from nearbank.errors import NearbankError
+from nearbank.formats import FORMATS
 
 _MACHINES = Path(__file__).parent / "machines"
 MACHINE_SCHEMA = "nearbank.machine/1"
@@ -42,7 +42,7 @@ class Constant(_Strict):
         return self
 
 
-def _constant_of(quantity: units.Quantity) -> Any:
+def _of(quantity: units.Quantity) -> BeforeValidator:
     def check(value: object) -> object:
         text = value.get("value") if isinstance(value, dict) else getattr(value, "value", value)
         if not isinstance(value, dict | Constant):
@@ -51,18 +51,18 @@ def _constant_of(quantity: units.Quantity) -> Any:
             raise NearbankError(f"{text!r} is negative")
         return value
 
-    return Annotated[Constant, BeforeValidator(check)]
+    return BeforeValidator(check)
 
 
-Time = _constant_of(units.TIME)
-Energy = _constant_of(units.ENERGY)
-Power = _constant_of(units.POWER)
-Voltage = _constant_of(units.VOLTAGE)
-Current = _constant_of(units.CURRENT)
-Size = _constant_of(units.SIZE)
-Frequency = _constant_of(units.FREQUENCY)
-BitRate = _constant_of(units.BIT_RATE)
-Area = _constant_of(units.AREA)
+Time = Annotated[Constant, _of(units.TIME)]
+Energy = Annotated[Constant, _of(units.ENERGY)]
+Power = Annotated[Constant, _of(units.POWER)]
+Voltage = Annotated[Constant, _of(units.VOLTAGE)]
+Current = Annotated[Constant, _of(units.CURRENT)]
+Size = Annotated[Constant, _of(units.SIZE)]
+Frequency = Annotated[Constant, _of(units.FREQUENCY)]
+BitRate = Annotated[Constant, _of(units.BIT_RATE)]
+Area = Annotated[Constant, _of(units.AREA)]
 Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 
 
@@ -184,9 +184,14 @@ class Currents(_Strict):
 
 
 class CommandEnergy(_Strict):
-    """Energy per command or per bit, for machines that publish those instead of currents."""
+    """Energy per command or per bit, where that is published; each goes before what the currents would give.
+
+    `read_per_bit` and `write_per_bit` are a column's way from the bank to the pins, without the pins themselves;
+    `mac_read_per_bit` is that from the bank to its own MAC unit; `mac_all_banks` is a MACAB with its arithmetic.
+    """
 
     activate_per_bank: Energy | None = None
+    mac_read_per_bit: Energy | None = None
     read_per_bit: Energy | None = None
     write_per_bit: Energy | None = None
     mac_all_banks: Energy | None = None

@@ -440,7 +440,7 @@ def _joint_skip(t, memory, g, active, code, record, depth, left):  # type: ignor
     _flush_label(g, wall)
     stored = t[SNAP] + depth * t[SNAP_STRIDE] + S_NOW
     period = _now(memory[0]) - memory[0, stored]
-    rounds = np.int64(left)
+    rounds = left
     for lane in range(active):
         m = memory[lane]
         if _now(m) - m[stored] != period or not _may_skip(t, m, code, m[PC], g[G_LABEL]):
