@@ -1,0 +1,302 @@
+"""The mapping of PIM-GPT: a model placed in a machine, and every step of its trace lowered to a program.
+
+    placed = plan_model(model, machine, MappingOptions(weights="ternary", kv="bf16", max_context=1024))
+    program = placed.lower(step)
+
+Tokens of a prompt go through the model one by one, as in PIM-GPT: the ASIC's memory holds the vectors of one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from nearbank.errors import NearbankError
+from nearbank.mapping import asic
+from nearbank.mapping.asic import Work
+from nearbank.mapping.attention import Attention, Span, append_keys, attend
+from nearbank.mapping.matmul import Follow, Rows, label_of, matmul
+from nearbank.mapping.placement import Placement, heads_at_work, place, score_bytes, vector_bytes
+from nearbank.mapping.sweep import Address
+from nearbank.mapping.target import Target, target_of
+from nearbank.sim.machine import Machine
+from nearbank.sim.program import Builder, Index, Loop, Mark, Node, Program, Start, Stream, Wait
+from nearbank.trace import Block, ModelDescription, Operation, Step
+
+Nodes = tuple[Node, ...]
+Emit = Callable[[Builder, Address, Rows], None]
+
+_WORK: dict[str, Callable[[int], Work]] = {
+    "embed": asic.add_work,
+    "norm": asic.norm_work,
+    "activation": asic.gelu_work,
+    "residual": asic.add_work,
+    "sample": asic.add_work,
+}
+# Element-wise work that can begin with part of a matrix product's outputs.
+_FOLLOWS = ("activation", "residual", "sample")
+_ATTENTION = ("score", "softmax", "context")
+
+
+@dataclass(frozen=True)
+class MappingOptions:
+    """What a mapping may choose. None: bf16 weights, a bf16 cache, the model's own context.
+
+    `weights` is the format of every matrix but the LM head, which has `head`; `inputs` that of the activations of
+    integer weights; `kv` that of the cache, reserved for `max_context` tokens.
+    """
+
+    weights: str | None = None
+    kv: str | None = None
+    max_context: int | None = None
+    head: str = "bf16"
+    inputs: str | None = None
+
+
+@dataclass(frozen=True)
+class _Position:
+    """`count` tokens from `token` on that share a program."""
+
+    token: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A placed model. `lower` turns a step of its trace into a program; parts that repeat are made once."""
+
+    model: ModelDescription
+    target: Target
+    options: MappingOptions
+    placement: Placement
+    _parts: dict[object, Nodes] = field(default_factory=dict, compare=False, repr=False)
+    _groups: list[tuple[int, ...]] = field(default_factory=list, compare=False, repr=False)
+
+    def lower(self, step: Step) -> Program:
+        """The program of one step: commands, jobs of the ASIC, and what waits for what."""
+        tokens, end = _tokens(step)
+        self._check(step, end)
+        inside = [b for b in step.blocks if _size(b) == tokens]
+        after = [b for b in step.blocks if _size(b) != tokens]
+        positions = list(self._positions(end - tokens, end))
+        streams = tuple(
+            Stream(channels, self._body(channels[0], inside, after, positions)) for channels in self.channel_groups
+        )
+        return Program(f"{step.phase} {step.index}", streams)
+
+    @property
+    def channel_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Channels that do the same, by what they hold."""
+        if not self._groups:
+            groups: dict[tuple[int, ...], list[int]] = {}
+            for channel in range(self.target.channels):
+                groups.setdefault(self._share(channel), []).append(channel)
+            self._groups.extend(tuple(g) for g in groups.values())
+        return tuple(self._groups)
+
+    def _share(self, channel: int) -> tuple[int, ...]:
+        """What a channel holds of every matrix and of the cache: equal shares, equal programs."""
+        cache = self.placement.cache
+        outputs = (self.target.outputs_of(channel, m.n) for m in self.placement.matrices)
+        return (*outputs, cache.slots_of(channel, self.target.channels), channel % cache.team)
+
+    def _positions(self, begin: int, end: int) -> Iterator[_Position]:
+        """Tokens [begin, end) in runs with the same addresses but for the bank of K."""
+        cache = self.placement.cache
+        unit = self.target.column_bytes // cache.scale_bytes if cache.scales else self.target.banks
+        while begin < end:
+            count = min(end, (begin // unit + 1) * unit) - begin
+            yield _Position(begin, count)
+            begin += count
+
+    def _body(self, channel: int, inside: list[Block], after: list[Block], positions: list[_Position]) -> Nodes:
+        nodes: list[Node] = [
+            Loop(p.count, tuple(Loop(b.count, self._block(channel, b, p)) for b in inside)) for p in positions
+        ]
+        last = positions[-1]
+        nodes += [Loop(_size(b), (Loop(b.count, self._block(channel, b, last)),)) for b in after]
+        return (*nodes, Wait("asic"))
+
+    def _block(self, channel: int, block: Block, position: _Position) -> Nodes:
+        nodes: list[Node] = []
+        for operations in _fused(block.operations):
+            if operations[0].op in ("append", *_ATTENTION):
+                nodes += self._attention(channel, block.first, operations, position)
+            else:
+                nodes += self._part((channel, block.first, operations), partial(self._plain, channel, operations))
+        return tuple(nodes)
+
+    def _part(self, key: tuple[object, ...], emit: Emit) -> Nodes:
+        """The nodes that `emit` writes inside the loops over tokens and layers; made once per key."""
+        found = self._parts.get(key)
+        if found is None:
+            first = key[1] if isinstance(key[1], int) and key[1] > 0 else 0
+            found = self._parts[key] = self._inside(emit, first)
+        return found
+
+    def _inside(self, emit: Emit, first_layer: int) -> Nodes:
+        b = Builder()
+        with b.loop(1) as token, b.loop(1) as layer:
+            emit(b, token, partial(_row_in_layer, (layer + first_layer) * self._stride))
+        (outer,) = b.body()
+        assert isinstance(outer, Loop)
+        (inner,) = outer.body
+        assert isinstance(inner, Loop)
+        return inner.body
+
+    @property
+    def _stride(self) -> int:
+        return self.placement.cache.keys.stride
+
+    def _plain(self, channel: int, operations: tuple[Operation, ...], b: Builder, token: Address, rows: Rows) -> None:
+        """A matrix product with what follows it, or one job of the ASIC."""
+        first, *rest = operations
+        if first.op != "matmul":
+            _element_wise(b, first, self.target)
+            return
+        matrix = self.placement.matrix(first.name)
+        if (matrix.n, matrix.k) != (first.n, first.k):
+            raise NearbankError(
+                f"{first.name} is [{first.n}, {first.k}] in the trace but [{matrix.n}, {matrix.k}] in the placed model"
+            )
+        if matrix.input_format == "int8":
+            work = asic.quantise_work(matrix.k)
+            b.add(Start("asic", "quantise", self.target.asic.time_ps(work)))
+        follow = Follow(rest[0].op, _WORK[rest[0].op]) if rest else None
+        outside = matrix.region.stride == 0
+        matmul(b, matrix, self.target, channel, _same_row if outside else rows, follow)
+        if rest:
+            b.add(Mark(rest[0].op))
+
+    def _attention(
+        self, channel: int, layer: int, operations: tuple[Operation, ...], position: _Position
+    ) -> Iterator[Node]:
+        """K and V appended and attended, as far as the trace has them."""
+        appends = operations[0].op == "append"
+        if appends:
+            emit = partial(self._keys, channel, position.token)
+            yield from self._part(("K", layer, channel, position.token), emit)
+        if operations[-1].op in _ATTENTION:
+            first, last = _attended(operations, position)
+            span = Span.of(first, last, self.target.banks)
+            token = self._same_addresses(position.token) if appends else None
+            emit = partial(self._attend, channel, span, token)
+            yield from self._part(("attend", layer, channel, span, token), emit)
+
+    def _same_addresses(self, token: int) -> int:
+        """The first token whose V and scales have the same addresses."""
+        return next(
+            p.token
+            for p in self._positions(token // self.target.banks * self.target.banks, token + 1)
+            if p.token + p.count > token
+        )
+
+    def _keys(self, channel: int, token: int, b: Builder, counter: Address, rows: Rows) -> None:
+        append_keys(b, Attention(self.placement.cache, self.target, channel, rows), token, counter)
+
+    def _attend(self, channel: int, span: Span, token: int | None, b: Builder, counter: Address, rows: Rows) -> None:
+        attend(b, Attention(self.placement.cache, self.target, channel, rows), span, token)
+
+    def _check(self, step: Step, end: int) -> None:
+        cache = self.placement.cache
+        if end > cache.max_context:
+            raise NearbankError(
+                f"step {step.index} has a context of {end} tokens, but space is reserved for {cache.max_context}; "
+                f"plan the mapping with max_context={end} or more"
+            )
+        if any(o.sequence for b in step.blocks for o in b.operations):
+            raise NearbankError(
+                f"step {step.index} has several sequences, but the mapping keeps the cache of one; use a batch of 1"
+            )
+
+
+def _row_in_layer(offset: Index, row: int) -> Index:
+    return offset + row
+
+
+def _same_row(row: int) -> Address:
+    return row
+
+
+def _size(block: Block) -> int:
+    """Tokens of a block's operations."""
+    return max(o.m or 1 for o in block.operations)
+
+
+def _tokens(step: Step) -> tuple[int, int]:
+    """(tokens of the step, positions in the cache after it)."""
+    tokens = max(_size(b) for b in step.blocks)
+    ends = [o.context for b in step.blocks for o in b.operations if o.op in ("append", *_ATTENTION) and o.context]
+    return tokens, max(ends, default=tokens)
+
+
+def _fused(operations: tuple[Operation, ...]) -> Iterator[tuple[Operation, ...]]:
+    """Neighbouring operations that are lowered together: attention, and a matrix product with what follows it."""
+    i = 0
+    while i < len(operations):
+        size = _fused_size(operations, i)
+        yield operations[i : i + size]
+        i += size
+
+
+def _fused_size(operations: tuple[Operation, ...], i: int) -> int:
+    first, rest = operations[i], operations[i + 1 :]
+    if first.op in ("append", "score"):
+        kinds = tuple(o.op for o in rest[:3])
+        size = next((n for n in (3, 2) if kinds[:n] == _ATTENTION[-n:]), 0)
+        return 1 + size
+    following = rest[0] if rest else None
+    fuses = following is not None and following.op in _FOLLOWS and following.n == first.n
+    return 2 if first.op == "matmul" and fuses else 1
+
+
+def _attended(operations: tuple[Operation, ...], position: _Position) -> tuple[int, int]:
+    """(first, last) position that the tokens of a run attend: all before them, or a window."""
+    score = next(o for o in operations if o.op == "score")
+    ends = [o.context for o in operations if o.op == "append"]
+    last = position.token + position.count - 1
+    window = score.context if ends and ends[0] and score.context and score.context < ends[0] else None
+    return (0 if window is None else max(position.token + 1 - window, 0)), last
+
+
+def _element_wise(b: Builder, operation: Operation, target: Target) -> None:
+    if operation.op not in _WORK:
+        raise NearbankError(
+            f"operation {operation.op!r} stands alone in the trace; this mapping lowers it in attention"
+        )
+    b.add(Mark(operation.op))
+    b.add(Start("asic", operation.op, target.asic.time_ps(_WORK[operation.op](operation.n or 0))))
+
+
+def plan_model(model: ModelDescription, machine: Machine, options: MappingOptions | None = None) -> Plan:
+    """Place a model; `NearbankError` when the machine lacks a format or a part, or is too small."""
+    options = options or MappingOptions()
+    target = target_of(machine)
+    context = options.max_context or model.context
+    if context < 1:
+        raise NearbankError(f"max_context is {context}; expected 1 or more")
+    placement = place(
+        model,
+        target,
+        weights=options.weights or "bf16",
+        head=options.head,
+        kv=options.kv or "bf16",
+        inputs=options.inputs,
+        max_context=context,
+    )
+    _check_sram(model, target, placement)
+    return Plan(model, target, options, placement)
+
+
+def _check_sram(model: ModelDescription, target: Target, placement: Placement) -> None:
+    """Vectors of one token, and the scores of the heads that are in work at once, must fit the ASIC's memory."""
+    cache = placement.cache
+    heads = model.heads if cache.joined else heads_at_work(model, target, cache.team)
+    scales = max((m.scales.data_bytes for m in placement.matrices if m.scales), default=0)
+    need = max(score_bytes(heads, cache.max_context, cache.input_bytes), scales) + vector_bytes(model)
+    what = f"{heads} heads' scores at {cache.max_context} tokens and the vectors of one token"
+    target.asic.check_sram(need, what, "use a shorter context")
+
+
+__all__ = ["MappingOptions", "Plan", "label_of", "plan_model"]

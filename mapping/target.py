@@ -1,0 +1,142 @@
+"""The machine as a mapping sees it: counts, capacities and the few delays that decide between layouts.
+
+Read once from a `Machine`; plain integers from there on. What formats the banks can multiply is asked here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from nearbank.errors import NearbankError
+from nearbank.formats import Format, format_named
+from nearbank.mapping.asic import AsicModel
+from nearbank.sim.machine import Machine
+from nearbank.sim.standard import delay_cycles
+from nearbank.units import ceil_div
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnUse:
+    """How the values of a format lie in one column access and go through a bank's MAC unit.
+
+    `format` may name scales ("int4-g64"); the MAC units know only the codes, `mac_format`.
+
+    `values` per column; `lanes` of them are multiplied in one MAC command, so that a column takes `steps` commands.
+    A unit with more lanes than a column has values is limited by the column: then lanes = values.
+    """
+
+    format: str
+    mac_format: str
+    values: int
+    lanes: int
+    steps: int
+
+    def columns(self, width: int) -> int:
+        """Columns for `width` values of one output."""
+        return ceil_div(width, self.values)
+
+    def steps_for(self, width: int) -> int:
+        """MAC commands per column for outputs of `width` values: fewer where they do not fill one column."""
+        return ceil_div(min(width, self.values), self.lanes)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Sizes in bytes, delays in clock cycles.
+
+    `row_change`: from the last MAC of a row to the first of the next. `readout`: what a read of the accumulators in
+    the middle of a row keeps the MAC units from working.
+    """
+
+    name: str
+    channels: int
+    banks: int
+    rows: int
+    columns: int
+    column_bytes: int
+    buffer_bytes: int
+    accumulator_bytes: int
+    lanes: tuple[tuple[str, int], ...]
+    row_change: int
+    readout: int
+    asic: AsicModel
+
+    @property
+    def row_bytes(self) -> int:
+        return self.columns * self.column_bytes
+
+    @property
+    def read_bursts(self) -> int:
+        """Bursts that read the accumulators of all banks of a channel once."""
+        return ceil_div(self.banks * self.accumulator_bytes, self.column_bytes)
+
+    @property
+    def row_in_all_banks(self) -> int:
+        """Bytes of one row in every bank of every channel."""
+        return self.row_bytes * self.banks * self.channels
+
+    def bursts(self, size_bytes: int) -> int:
+        return ceil_div(size_bytes, self.column_bytes)
+
+    def use(self, fmt: Format) -> ColumnUse:
+        """Columns and MAC steps of a format; `NearbankError` when the MAC units do not have it."""
+        known = dict(self.lanes)
+        if fmt.name not in known:
+            raise NearbankError(
+                f"machine {self.name}: its MAC units have no format {fmt.name!r}; they have: {', '.join(known)}"
+            )
+        values = int(8 * self.column_bytes / fmt.code_bits)
+        lanes = min(known[fmt.name], values)
+        return ColumnUse(fmt.spec, fmt.name, values, lanes, ceil_div(values, lanes))
+
+    def outputs_of(self, channel: int, n: int) -> int:
+        """Outputs in each bank of a channel when n are dealt out, a bank's worth to one channel after another.
+
+        All channels take the same number, some of them padding, where that adds at most 1 %: one program for all.
+        """
+        groups = ceil_div(n, self.banks)
+        share, extra = divmod(groups, self.channels)
+        if extra and 100 * (self.channels - extra) <= groups:
+            return share + 1
+        return share + (channel < extra)
+
+
+@lru_cache(maxsize=64)
+def _lookup(name: str) -> Format:
+    return format_named(name)
+
+
+def value_bytes(name: str) -> int:
+    """Bytes of one activation of a format; `NearbankError` when it is not one of whole bytes."""
+    fmt = _lookup(name)
+    if fmt.values_per_word != 1:
+        raise NearbankError(
+            f"format {name!r} cannot hold activations; expected one of whole bytes, such as int8 or bf16"
+        )
+    return fmt.word_bytes
+
+
+def target_of(machine: Machine) -> Target:
+    """The mapping's view of a machine; `NearbankError` says what a machine lacks for this mapping."""
+    mac, buffer, asic = machine.mac_unit, machine.global_buffer, machine.asic
+    if mac is None or buffer is None or asic is None:
+        parts = {"MAC units": mac, "a global buffer": buffer, "an ASIC": asic}
+        missing = " and ".join(name for name, part in parts.items() if part is None)
+        raise NearbankError(f"machine {machine.name} lacks {missing}, which mapping a model needs; use pim-gpt")
+    organization = machine.organization
+    cycles = {name: machine.cycles(name) for name in machine.timing}
+    return Target(
+        name=machine.name,
+        channels=organization.channels,
+        banks=organization.banks,
+        rows=organization.rows,
+        columns=organization.columns,
+        column_bytes=organization.column_bytes,
+        buffer_bytes=buffer.bytes,
+        accumulator_bytes=mac.accumulator_bytes,
+        lanes=tuple((name, lanes.per_step) for name, lanes in mac.formats.items()),
+        row_change=delay_cycles("tRTP + tRP + tRCDRDMAC|tRCDRD|tRCD", cycles),
+        readout=delay_cycles("tMACRD|0", cycles),
+        asic=AsicModel.of(asic),
+    )
