@@ -99,18 +99,20 @@ class Pass:
         self._note(matmul(weight.name, len(x), n, k, weight.matrix.format.name, weight.inputs), time_ns)
         return y
 
-    def attend(self, name: str, q: Floats, k: Floats, v: Floats, scale: float | None = None) -> Floats:
+    def attend(
+        self, name: str, q: Floats, k: Floats, v: Floats, scale: float | None = None, window: int | None = None
+    ) -> Floats:
         """Append k, v [M, kv_heads, head_dim] to the caches; q [M, heads, head_dim] → context [M, heads, head_dim].
 
-        The kernel computes scores, softmax and context product in one go: their common time is noted with the
-        context product, the other two have none.
+        window: positions that a query attends at most, as the cache knows too. The kernel computes scores, softmax
+        and context product in one go: their common time is noted with the context product, the other two have none.
         """
-        out = np.empty_like(q)
+        out = np.empty(q.shape, np.float32)
         first = 0
         for sequence, length in enumerate(self.lengths):
             part = slice(first, first + length)
             self._append(name, sequence, k[part], v[part])
-            out[part] = self._attend(name, sequence, q[part], scale)
+            out[part] = self._attend(name, sequence, q[part], scale, window)
             first += length
         return out
 
@@ -124,13 +126,13 @@ class Pass:
             append(f"{name}.kv", len(k), cache.kv_heads, cache.head_dim, end, cache.format.name, sequence), time_ns
         )
 
-    def _attend(self, name: str, sequence: int, q: Floats, scale: float | None) -> Floats:
+    def _attend(self, name: str, sequence: int, q: Floats, scale: float | None, window: int | None) -> Floats:
         cache = self.caches[sequence]
         start = perf_counter_ns()
         out = cache.attend(self.layer, q, scale)
         time_ns = perf_counter_ns() - start
         m, heads, head_dim = q.shape
-        context, pairs = attended(m, cache.length(self.layer))
+        context, pairs = attended(m, cache.length(self.layer), window)
         score, softmax, product = attention(
             name, m, heads, cache.kv_heads, head_dim, context, pairs, cache.format.name, sequence
         )
@@ -145,7 +147,7 @@ class Pass:
         start = perf_counter_ns()
         y = function(*arguments)
         time_ns = perf_counter_ns() - start
-        self._note(elementwise(op, name, *y.shape), time_ns)
+        self._note(elementwise(op, name, len(y), y.size // len(y)), time_ns)
         return y
 
     def _note(self, operation: Operation, time_ns: int | None) -> None:

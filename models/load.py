@@ -14,23 +14,38 @@ from nearbank.kernels.cache import CACHE_FORMATS
 from nearbank.models.checkpoint import DEFAULT_NAME, Checkpoint, load_checkpoint, stored_codes
 from nearbank.models.config import Matrix
 from nearbank.models.gpt import load_gpt
+from nearbank.models.hf import load_directory
 from nearbank.models.model import Model
-from nearbank.models.tensors import Tensor, Tensors
+from nearbank.models.tensors import Precision, Tensor, Tensors
 from nearbank.models.tokenizer import CharTokenizer
 
 TABLES = {"wte": "wte.weight", "wpe": "wpe.weight", "head": "lm_head.weight"}  # their names in a checkpoint
 
 
 def load_model(
-    source: str | Path = DEFAULT_NAME, backend: str = "auto", kv: str = "bf16", threads: int | None = None
+    source: str | Path = DEFAULT_NAME,
+    backend: str = "auto",
+    kv: str = "bf16",
+    threads: int | None = None,
+    weights: str | None = None,
+    inputs: str | None = None,
+    head: str | None = None,
 ) -> Model:
-    """The model called `source` (bundled), or in the checkpoint file `source`.
+    """The model called `source` (bundled), in the checkpoint file `source`, or in the directory `source`.
 
     backend: of `nearbank.kernels`; kv: format of the KV cache; threads: at most so many for the kernels.
-    Raises `NearbankError` for anything unknown, damaged or out of range.
+    For a Hugging Face directory: weights, the format that block matrices are rounded to (fp32 unless given); inputs,
+    "int8" or "fp32" activations (by the weights unless given); head, the LM head's format (fp32 for fp32 weights,
+    else bf16). Our own checkpoints have their formats already. Raises `NearbankError` for anything unknown.
     """
     check_kv(kv)
     limit_threads(threads)
+    if Path(source).is_dir():
+        chosen = weights or "fp32"
+        precision = Precision(chosen, inputs, head or ("fp32" if chosen == "fp32" else "bf16"))
+        return load_directory(Path(source), precision, kv, backend, threads)
+    if (weights, inputs, head) != (None, None, None):
+        raise NearbankError(f"{source}: a trained checkpoint has its own formats; leave out weights, inputs and head")
     return checkpoint_model(load_checkpoint(source), backend, kv, threads)
 
 

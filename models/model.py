@@ -14,6 +14,7 @@ from nearbank.kernels import KVCache
 from nearbank.models.execution import Cache, Floats, Pass
 from nearbank.models.shape import Shape
 from nearbank.models.sketch import describe
+from nearbank.models.window_cache import WindowCache
 from nearbank.trace import ModelDescription
 
 
@@ -66,7 +67,11 @@ class Model:
     def cache(self, capacity: int) -> Cache:
         """An empty KV cache for `capacity` tokens of one sequence."""
         shape = self.shape
-        return KVCache(shape.layers, shape.kv_heads, shape.head_dim, capacity, self.kv, self.backend)
+        sizes = (shape.layers, shape.kv_heads, shape.head_dim, capacity, self.kv)
+        slides = any(window is not None and window < capacity for window in shape.windows)
+        if slides or shape.softcap is not None:
+            return WindowCache(*sizes, shape.windows, shape.softcap)
+        return KVCache(*sizes, self.backend)
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Token numbers of a text."""

@@ -16,7 +16,8 @@ class Shape:
     """Sizes of a decoder. `family` chooses the operations of a layer (`nearbank.models.sketch.LAYERS`).
 
     width: the residual stream; hidden: inside the MLP; windows: attended positions per layer, repeated over the
-    layers, None for all positions.
+    layers, None for all positions; softcap: of attention scores; embedding: width of the token embedding where it is
+    projected to the residual stream's.
     """
 
     name: str
@@ -30,6 +31,9 @@ class Shape:
     vocabulary: int
     context: int
     windows: tuple[int | None, ...] = (None,)
+    softcap: float | None = None
+    activation: str = "gelu"
+    embedding: int | None = None
 
     def __post_init__(self) -> None:
         for field in ("layers", "width", "heads", "kv_heads", "head_dim", "hidden", "vocabulary", "context"):

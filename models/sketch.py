@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from types import MappingProxyType
 
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
+from nearbank.models.llama import TRAITS
 from nearbank.models.operations import OUTSIDE, append, attended, attention, elementwise, inputs_for, matmul
 from nearbank.models.shape import Shape
 from nearbank.trace import Block, Matrix, ModelDescription, Operation, Step
@@ -58,7 +60,70 @@ def _gpt_layer(shape: Shape, formats: Formats, m: int, attend: Operations) -> Op
     )
 
 
-LAYERS: Mapping[str, Layer] = MappingProxyType({"gpt": _gpt_layer})
+def _opt_layer(shape: Shape, formats: Formats, m: int, attend: Operations) -> Operations:
+    """Norms come before each half; those of "opt-post" (OPT 350M) after it."""
+    width, hidden = shape.width, shape.hidden
+    norms = tuple(elementwise("norm", name, m, width) for name in ("ln_1", "ln_2"))
+    before, after = ((), ((norms[0],), (norms[1],))) if shape.family == "opt-post" else (norms, ((), ()))
+    return (
+        *before[:1],
+        *(formats.matmul(f"attn.{x}", m, width, width) for x in "qkv"),
+        *attend,
+        formats.matmul("attn.proj", m, width, width),
+        elementwise("residual", "attn.residual", m, width),
+        *after[0],
+        *before[1:],
+        formats.matmul("mlp.fc1", m, hidden, width),
+        elementwise("activation", f"mlp.{shape.activation}", m, hidden),
+        formats.matmul("mlp.fc2", m, width, hidden),
+        elementwise("residual", "mlp.residual", m, width),
+        *after[1],
+    )
+
+
+def _llama_layer(shape: Shape, formats: Formats, m: int, attend: Operations) -> Operations:
+    traits, width = TRAITS[shape.family], shape.width
+    norm = partial(elementwise, "norm")
+    head_norms = (("attn.q_norm", shape.heads), ("attn.k_norm", shape.kv_heads)) if traits.qk_norm else ()
+    return (
+        norm("ln_1", m, width),
+        *_llama_qkv(shape, formats, m),
+        *(norm(name, m * heads, shape.head_dim) for name, heads in head_norms),
+        elementwise("activation", "attn.rope", m, shape.q_width + shape.kv_width),
+        *attend,
+        *((norm("attn.sub_norm", m, shape.q_width),) if traits.sub_norms else ()),
+        formats.matmul("attn.proj", m, width, shape.q_width),
+        *((norm("attn.post_norm", m, width),) if traits.post_norms else ()),
+        elementwise("residual", "attn.residual", m, width),
+        norm("ln_2", m, width),
+        *_llama_mlp(shape, formats, m),
+        *((norm("mlp.post_norm", m, width),) if traits.post_norms else ()),
+        elementwise("residual", "mlp.residual", m, width),
+    )
+
+
+def _llama_qkv(shape: Shape, formats: Formats, m: int) -> Operations:
+    if TRAITS[shape.family].fused:
+        return (formats.matmul("attn.qkv", m, shape.q_width + 2 * shape.kv_width, shape.width),)
+    sizes = {"q": shape.q_width, "k": shape.kv_width, "v": shape.kv_width}
+    return tuple(formats.matmul(f"attn.{x}", m, n, shape.width) for x, n in sizes.items())
+
+
+def _llama_mlp(shape: Shape, formats: Formats, m: int) -> Operations:
+    traits, hidden = TRAITS[shape.family], shape.hidden
+    sizes = {"gate_up": 2 * hidden} if traits.fused else {"gate": hidden, "up": hidden}
+    return (
+        *(formats.matmul(f"mlp.{x}", m, n, shape.width) for x, n in sizes.items()),
+        elementwise("activation", f"mlp.{shape.activation}", m, hidden),
+        elementwise("activation", "mlp.product", m, hidden),
+        *((elementwise("norm", "mlp.sub_norm", m, hidden),) if traits.sub_norms else ()),
+        formats.matmul("mlp.down", m, shape.width, hidden),
+    )
+
+
+LAYERS: Mapping[str, Layer] = MappingProxyType(
+    {"gpt": _gpt_layer, "opt": _opt_layer, "opt-post": _opt_layer, **dict.fromkeys(TRAITS, _llama_layer)}
+)
 
 
 def sketch(
@@ -112,13 +177,32 @@ def check_counts(shape: Shape, prompt_tokens: int, new_tokens: int) -> None:
 def _blocks(shape: Shape, m: int, end: int, batch: int, formats: Formats) -> tuple[Block, ...]:
     """One pass of `batch` sequences, m new tokens each, after which each holds `end` tokens."""
     rows = m * batch
-    before = (elementwise("embed", "wte", rows, shape.width),)
+    before = _before(shape, rows, formats)
     after = (
-        elementwise("norm", "ln_f", batch, shape.width),
-        matmul("lm_head", batch, shape.vocabulary, shape.width, formats.head, formats.head_inputs),
+        *_after(shape, batch, formats),
+        matmul("lm_head", batch, shape.vocabulary, shape.embedding or shape.width, formats.head, formats.head_inputs),
         *(elementwise("sample", "sample", 1, shape.vocabulary, s) for s in range(batch)),
     )
     return (Block(OUTSIDE, 1, before), *_layers(shape, m, end, batch, formats), Block(OUTSIDE, 1, after))
+
+
+def _before(shape: Shape, m: int, formats: Formats) -> Operations:
+    """Tokens to the residual stream."""
+    if shape.embedding is None:
+        return (elementwise("embed", "wte", m, shape.width),)
+    return (
+        elementwise("embed", "wte", m, shape.embedding),
+        formats.matmul("project_in", m, shape.width, shape.embedding),
+        elementwise("embed", "wpe", m, shape.width),
+    )
+
+
+def _after(shape: Shape, m: int, formats: Formats) -> Operations:
+    """The residual stream to what the head multiplies."""
+    norm = () if shape.family == "opt-post" else (elementwise("norm", "ln_f", m, shape.width),)
+    if shape.embedding is None:
+        return norm
+    return (*norm, formats.matmul("project_out", m, shape.embedding, shape.width))
 
 
 def _layers(shape: Shape, m: int, end: int, batch: int, formats: Formats) -> Iterator[Block]:

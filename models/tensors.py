@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nearbank.errors import NearbankError
+from nearbank.formats import format_named
 from nearbank.kernels import PackedMatrix, prepare
 from nearbank.models.execution import Floats, Linear
 from nearbank.models.operations import inputs_for
@@ -28,6 +29,14 @@ class Precision:
     weights: str = "fp32"
     inputs: str | None = None
     head: str = "bf16"
+
+    def __post_init__(self) -> None:
+        for name in (self.weights, self.head):
+            format_named(name)
+        if self.inputs not in (None, "int8", "fp32"):
+            raise NearbankError(f"inputs '{self.inputs}'; activations are int8 or fp32")
+        if self.inputs == "int8" and format_named(self.weights).is_float:
+            raise NearbankError(f"int8 activations need integer weights; these are {self.weights}")
 
 
 @dataclass(frozen=True)

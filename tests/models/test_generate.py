@@ -93,7 +93,14 @@ def test_bad_requests_are_refused_at_once(prompt: str | list[int], tokens: int, 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("temperature", -1), ("temperature", float("nan")), ("top_k", 0), ("top_p", 0), ("top_p", 1.1), ("seed", -1)],
+    [
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("top_k", 0),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("seed", -1),
+    ],
 )
 def test_bad_sampling_is_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field.replace("_", "-")):

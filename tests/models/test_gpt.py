@@ -86,7 +86,6 @@ def test_an_untied_head_is_used() -> None:
 
 def test_wrong_tensors_are_named() -> None:
     tensors = random_tensors(SHAPE)
-    small = np.zeros((3, 3), np.float32)
     cases = {
         "h.1.mlp.fc1.weight is missing": {k: v for k, v in tensors.items() if k != "h.1.mlp.fc1.weight"},
         r"h.0.attn.qkv.weight is \[3, 3\]; expected \[96, 32\]": {

@@ -43,7 +43,12 @@ def test_a_loaded_checkpoint_computes_what_its_values_say(tmp_path: Path) -> Non
     expected = Model(load_gpt(SHAPE, tensors), None, "ternary", "fp32", "numpy")
     tokens = model.encode("hello")
     np.testing.assert_array_equal(model.logits(tokens), expected.logits(tokens))
-    assert (model.name, model.weights, model.kv, model.card["val_loss_nats"]) == ("random", "ternary", "fp32", 1.6)
+    assert (model.name, model.weights, model.kv, model.card["val_loss_nats"]) == (
+        "random",
+        "ternary",
+        "fp32",
+        1.6,
+    )
 
 
 @pytest.mark.parametrize(

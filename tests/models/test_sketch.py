@@ -24,7 +24,11 @@ SAME = {"weights": "ternary", "head_inputs": "fp32"}
 
 
 @settings(max_examples=15, deadline=None)
-@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=1), tokens=st.integers(1, 10), batch=st.integers(1, 3))
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=1),
+    tokens=st.integers(1, 10),
+    batch=st.integers(1, 3),
+)
 def test_a_sketch_equals_the_record(lengths: list[int], tokens: int, batch: int) -> None:
     prompts = [np.arange(lengths[0]) % SHAPE.vocabulary] * batch
     sketched = list(sketch(SHAPE, lengths[0], tokens, batch=batch, **SAME))  # type: ignore[arg-type]
