@@ -1,6 +1,6 @@
 """Placing a model in memory and lowering its trace to programs.
 
-placed = plan_model(model, machine, MappingOptions(weights="ternary", kv="bf16", max_context=1024))
+placed = plan(model, machine, MappingOptions(weights="ternary", kv="bf16", max_context=1024))
 programs = (placed.lower(step) for step in trace.steps())
 print("\\n".join(describe(placed)))
 """
@@ -8,7 +8,7 @@ print("\\n".join(describe(placed)))
 from nearbank.mapping.account import bytes_off_chip, command_counts, mac_operations
 from nearbank.mapping.bounds import Bounds, bounds
 from nearbank.mapping.describe import describe
-from nearbank.mapping.pim_gpt import MappingOptions, Plan, plan_model
+from nearbank.mapping.pim_gpt import MappingOptions, Plan, plan
 from nearbank.mapping.placement import Placement
 
 __all__ = [
@@ -21,5 +21,5 @@ __all__ = [
     "command_counts",
     "describe",
     "mac_operations",
-    "plan_model",
+    "plan",
 ]

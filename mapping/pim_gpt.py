@@ -1,6 +1,6 @@
 """The mapping of PIM-GPT: a model placed in a machine, and every step of its trace lowered to a program.
 
-    placed = plan_model(model, machine, MappingOptions(weights="ternary", kv="bf16", max_context=1024))
+    placed = plan(model, machine, MappingOptions(weights="ternary", kv="bf16", max_context=1024))
     program = placed.lower(step)
 
 Tokens of a prompt go through the model one by one, as in PIM-GPT: the ASIC's memory holds the vectors of one token.
@@ -269,7 +269,7 @@ def _element_wise(b: Builder, operation: Operation, target: Target) -> None:
     b.add(Start("asic", operation.op, target.asic.time_ps(_WORK[operation.op](operation.n or 0))))
 
 
-def plan_model(model: ModelDescription, machine: Machine, options: MappingOptions | None = None) -> Plan:
+def plan(model: ModelDescription, machine: Machine, options: MappingOptions | None = None) -> Plan:
     """Place a model; `NearbankError` when the machine lacks a format or a part, or is too small."""
     options = options or MappingOptions()
     target = target_of(machine)
@@ -299,4 +299,4 @@ def _check_sram(model: ModelDescription, target: Target, placement: Placement) -
     target.asic.check_sram(need, what, "use a shorter context")
 
 
-__all__ = ["MappingOptions", "Plan", "label_of", "plan_model"]
+__all__ = ["MappingOptions", "Plan", "label_of", "plan"]
