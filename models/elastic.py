@@ -69,7 +69,7 @@ class Elastic:
         ratio = (x - self.offsets(x)) / np.float32(alpha)
         if self.bits == 1 and self.signed:
             return np.where(ratio >= 0, 1, -1).astype(np.int8)
-        return np.rint(np.clip(ratio, self.low, self.high)).astype(np.int8)
+        return np.asarray(np.rint(np.clip(ratio, self.low, self.high)), dtype=np.int8)
 
     def rounded(self, x: Floats, alpha: float) -> Floats:
         """The values [M, K] that the codes stand for."""
