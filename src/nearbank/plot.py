@@ -71,7 +71,8 @@ def time_breakdown(rows: Sequence[MachineRow], ax: Axes) -> Axes:
 def energy_breakdown(rows: Sequence[MachineRow], ax: Axes) -> Axes:
     """What a token's energy is spent on, stacked, for the machines whose energy is known."""
     parts = {
-        row.label: {k: v / row.tokens / 1e6 for k, v in (row.energy_by_component_pj or {}).items()} for row in rows
+        row.label: {k: (v or 0) / row.tokens / 1e6 for k, v in (row.energy_by_component_pj or {}).items()}
+        for row in rows
     }
     _stacked(parts, ax, "µJ per token")
     ax.set_title("Where the energy goes")

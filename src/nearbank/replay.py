@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from nearbank.formats import format_named
-from nearbank.mapping.pim_gpt import MappingOptions, Plan, plan_model
-from nearbank.mapping.account import bytes_off_chip
+from nearbank.mapping import MappingOptions, Plan, bounds, bytes_off_chip, describe, plan
 from nearbank.report import MachineRow
+from nearbank.sim.energy import energy
 from nearbank.sim.engine import Player
 from nearbank.sim.machine import Machine, load_machine
 from nearbank.sim.result import SimResult
@@ -27,10 +28,45 @@ class Replay:
     plan: Plan
     result: SimResult
 
+    machine: Machine
+    load: Workload
+
     @property
     def remarks(self) -> list[str]:
-        """What the numbers rest on, in sentences."""
+        """Why the numbers are where they are, and what they rest on, in sentences."""
+        return [_against_bounds(self), _stalls(self.result), *_absences(self.row), *_unverified(self.machine)]
+
+    @property
+    def placement(self) -> list[str]:
+        """What the mapping decided, in lines."""
+        return describe(self.plan)
+
+
+def _against_bounds(done: Replay) -> str:
+    context = done.load.prompt_tokens + (done.load.tokens - 1) / 2
+    explained = bounds(done.plan, done.machine, context).explain(done.row.ns_per_token)
+    return f"{done.row.label}: {explained}."
+
+
+def _stalls(result: SimResult) -> str:
+    idle = result.stalls().most_common(4)
+    total = sum(channel.cycles * len(channel.channels) for channel in result.channels)
+    reasons = ", ".join(f"{name} {100 * cycles / total:.1f} %" for name, cycles in idle)
+    return f"Cycles without a command, by what held the next one: {reasons}."
+
+
+def _absences(row: MachineRow) -> list[str]:
+    absent = [name for name, value in (row.energy_by_component_pj or {}).items() if value is None]
+    if not absent:
         return []
+    return [f"Energy leaves out what the machine file gives no constant for: {', '.join(absent)}."]
+
+
+def _unverified(machine: Machine) -> list[str]:
+    count = len(machine.unverified())
+    return (
+        [f"{count} constants of {machine.name} are unverified (`nearbank machines {machine.name}`)."] if count else []
+    )
 
 
 def replay(
@@ -49,21 +85,21 @@ def replay(
     weights, kv = weights or load.weights, kv or load.kv
     for name in (weights, kv):
         format_named(name)
-    plan = plan_model(load.model, target, MappingOptions(weights=weights, kv=kv, max_context=load.max_context))
-    result = _play(load, target, plan, advance)
-    return Replay(_row(load, target, plan, result, (weights, kv)), plan, result)
+    placed = plan(load.model, target, MappingOptions(weights=weights, kv=kv, max_context=load.max_context))
+    result = _play(load, target, placed, advance)
+    return Replay(_row(load, target, result, (weights, kv)), placed, result, target, load)
 
 
-def _play(load: Workload, machine: Machine, plan: Plan, advance: Advance | None) -> SimResult:
+def _play(load: Workload, machine: Machine, placed: Plan, advance: Advance | None) -> SimResult:
     player = Player(machine)
     for done, step in enumerate(load.steps(), start=1):
-        player.play(plan.lower(step))
+        player.play(placed.lower(step))
         if advance is not None:
             advance(done)
     return player.result()
 
 
-def _row(load: Workload, machine: Machine, plan: Plan, result: SimResult, formats: tuple[str, str]) -> MachineRow:
+def _row(load: Workload, machine: Machine, result: SimResult, formats: tuple[str, str]) -> MachineRow:
     moved = bytes_off_chip(result.commands(), machine.organization.column_bytes)
     return MachineRow(
         machine=machine.name,
@@ -73,6 +109,7 @@ def _row(load: Workload, machine: Machine, plan: Plan, result: SimResult, format
         tokens=load.tokens,
         time_ns=ceil_div(result.time_ps, 1000),
         cycles=result.cycles,
+        energy_by_component_pj=_picojoules(result, machine),
         row_hit_rate=result.row_hit_rate,
         bytes_off_chip=sum(moved.values()),
         time_by_part_ns=_nanoseconds(result.label_cycles, result),
@@ -83,13 +120,19 @@ def _row(load: Workload, machine: Machine, plan: Plan, result: SimResult, format
     )
 
 
+def _picojoules(result: SimResult, machine: Machine) -> dict[str, int | None]:
+    """Whole picojoules by component, without those in which nothing happened."""
+    found = energy(result, machine).components_fj
+    return {name: None if fj is None else (fj + 500) // 1000 for name, fj in found.items() if fj != 0}
+
+
 def _nanoseconds(cycles: Mapping[str, int], result: SimResult) -> dict[str, int]:
     return {name: ceil_div(n * result.tck_ps, 1000) for name, n in cycles.items()}
 
 
 def _step_times(result: SimResult) -> tuple[int, ...]:
     ends = (0, *result.program_ends)
-    return tuple(ceil_div((b - a) * result.tck_ps, 1000) for a, b in zip(ends, ends[1:], strict=False))
+    return tuple(ceil_div((b - a) * result.tck_ps, 1000) for a, b in pairwise(ends))
 
 
 def _utilisation(machine: Machine, result: SimResult, moved_bytes: int) -> dict[str, float]:

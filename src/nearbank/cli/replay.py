@@ -74,7 +74,8 @@ def _show(done: Replay, load: Workload) -> None:
     title = f"{load.model.name}: {load.prompt_tokens} prompt tokens, {load.tokens} new"
     screen.print(table(title, [done.row], None))
     _show_parts("Time", "µs per token", done.row.time_by_part_ns or {}, 1000 * load.tokens)
-    _show_parts("Energy", "µJ per token", done.row.energy_by_component_pj or {}, 10**6 * load.tokens)
+    energies = {name: pj for name, pj in (done.row.energy_by_component_pj or {}).items() if pj is not None}
+    _show_parts("Energy", "µJ per token", energies, 10**6 * load.tokens)
     _show_remarks(done.remarks)
 
 

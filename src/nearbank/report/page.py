@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nearbank.plot import KIND_COLOURS
-from nearbank.report.table import HEADINGS, cells, ratio_cells
+from nearbank.report.table import HEADINGS, cells, ratio_cells, ratio_headings
 
 if TYPE_CHECKING:
     from nearbank.report.report import Report, Section
@@ -65,8 +65,7 @@ def _section(section: Section, figures: Mapping[str, Path]) -> str:
 
 def _table(section: Section) -> str:
     baseline = section.baseline_row
-    over = baseline.label if baseline else "–"
-    headings = (*HEADINGS, f"Speedup over {over}", "Energy ratio")
+    headings = (*HEADINGS, *ratio_headings(baseline))
     head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
     body = ""
     for row in section.rows:

@@ -15,8 +15,8 @@ Kind = Literal["simulated", "measured", "modelled"]
 class MachineRow:
     """What `tokens` tokens cost on `machine`. What is not known is None, never 0.
 
-    `energy_by_component_pj` holds whole picojoules; `energy_pj` is their sum. `time_by_part_ns` says what the time
-    was spent on, for machines that can tell. `note` says how the numbers were made.
+    `energy_by_component_pj` holds whole picojoules; `energy_pj` is the sum of the known ones. `time_by_part_ns` says
+    what the time was spent on, for machines that can tell. `note` says how the numbers were made.
     """
 
     machine: str
@@ -26,7 +26,7 @@ class MachineRow:
     tokens: int
     time_ns: int
     cycles: int | None = None
-    energy_by_component_pj: Mapping[str, int] | None = None
+    energy_by_component_pj: Mapping[str, int | None] | None = None
     row_hit_rate: float | None = None
     bytes_off_chip: int | None = None
     time_by_part_ns: Mapping[str, int] | None = None
@@ -39,7 +39,7 @@ class MachineRow:
     def energy_pj(self) -> int | None:
         if self.energy_by_component_pj is None:
             return None
-        return sum(self.energy_by_component_pj.values())
+        return sum(value for value in self.energy_by_component_pj.values() if value is not None)
 
     @property
     def label(self) -> str:

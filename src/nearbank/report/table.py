@@ -25,10 +25,15 @@ def cells(row: MachineRow) -> tuple[str, ...]:
     )
 
 
-def ratio_cells(row: MachineRow, baseline: MachineRow | None) -> tuple[str, str]:
-    """Speedup and energy ratio of a row over the baseline, as text."""
+def ratio_headings(baseline: MachineRow | None) -> tuple[str, ...]:
+    """Headings of the ratios over the baseline, which they name; none without a baseline."""
+    return () if baseline is None else (f"Speedup over {baseline.label}", "Energy ratio")
+
+
+def ratio_cells(row: MachineRow, baseline: MachineRow | None) -> tuple[str, ...]:
+    """Speedup and energy ratio of a row over the baseline, as text; none without a baseline."""
     if baseline is None:
-        return "–", "–"
+        return ()
     return f"{number(speedup(row, baseline))}x", _times(energy_ratio(row, baseline))
 
 
@@ -46,13 +51,10 @@ def number(value: float | None) -> str:
 
 
 def table(title: str, rows: Sequence[MachineRow], baseline: MachineRow | None) -> Table:
-    """A rich table of the rows, with ratios over the baseline, which the last two headings name."""
+    """A rich table of the rows, with ratios over the baseline if there is one."""
     result = Table(title=title, title_justify="left", title_style="bold")
-    for heading in HEADINGS:
+    for heading in (*HEADINGS, *ratio_headings(baseline)):
         result.add_column(heading, justify="left" if heading in HEADINGS[:4] else "right", overflow="fold")
-    over = baseline.label if baseline else "–"
-    result.add_column(f"Speedup over {over}", justify="right")
-    result.add_column("Energy ratio", justify="right")
     for row in rows:
         result.add_row(*cells(row), *ratio_cells(row, baseline))
     return result
