@@ -1,0 +1,62 @@
+"""What a memory controller decides: queues, which request goes first, when rows close, how addresses spread.
+
+A machine may carry a policy (`controller:` in its file). Two are given by name, those of the two simulators whose
+traces this package reads: "ramulator" and "dramsim3". Timing is none of a policy's business.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nearbank.errors import NearbankError
+
+_Length = Annotated[int, Field(gt=0, le=4096)]
+
+
+class Policy(BaseModel):
+    """One controller per channel.
+
+    `queues` "shared": one queue of reads and one of writes; of the commands they call for, the oldest that is ready
+    issues, and requests whose row was opened for them go before all others. "per_bank": a read and a write queue that
+    feed, one request a cycle, a command queue per bank; banks take turns, and a row stays open while its bank's queue
+    holds hits, up to `row_hit_cap` of them when another row waits.
+
+    `keep_hits` (shared): a request may not close a row that an older request still hits.
+    `write_high`, `write_low` (shared): fractions of the write queue at which draining writes starts and ends.
+    `write_idle` (per_bank): with no read waiting, draining starts at so many writes; it starts anyway when full.
+    `row_policy`: "open" leaves rows open; "closed" closes a row with its `row_cap`-th column access; "timeout" closes
+    a row that had no column access for `row_timeout` cycles.
+    `mapping`: two-letter fields from the most significant on: ro, ba, bg, ra, pc, co, ch. "ba" without "bg" stands for
+    both, bank first, and "ra" without "pc" for rank, then pseudo-channel; fields of size one may be left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    queues: Literal["shared", "per_bank"] = "shared"
+    keep_hits: bool = True
+    read_queue: _Length = 32
+    write_queue: _Length = 32
+    bank_queue: _Length = 8
+    write_high: float = Field(default=0.8, gt=0, le=1)
+    write_low: float = Field(default=0.2, ge=0, le=1)
+    write_idle: _Length = 16
+    row_hit_cap: _Length = 4
+    row_policy: Literal["open", "closed", "timeout"] = "open"
+    row_cap: _Length = 1
+    row_timeout: Annotated[int, Field(gt=0, le=2**31)] = 1000
+    mapping: str = "RoBaRaCoCh"
+
+
+POLICIES = {
+    "ramulator": Policy(),
+    "dramsim3": Policy(queues="per_bank", mapping="rochrababgco"),
+}
+
+
+def policy_named(name: str) -> Policy:
+    """The policy of that name; `NearbankError` lists the known ones."""
+    if name not in POLICIES:
+        raise NearbankError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
+    return POLICIES[name]
