@@ -64,7 +64,7 @@ class Opt:
         if self.project_in is None:
             return run.embed("wte", lambda tokens: self.embedding[tokens] + places, run.tokens)
         x = run.matmul(self.project_in, run.embed("wte", self.embedding.__getitem__, run.tokens))
-        return run.embed("wpe", lambda x: x + places, x)
+        return run.residual("wpe", x, places)
 
     def _half(
         self, run: Pass, name: str, norm_name: str, norm: Norm, x: Floats, compute: Callable[[Floats], Floats]

@@ -193,7 +193,7 @@ def _before(shape: Shape, m: int, formats: Formats) -> Operations:
     return (
         elementwise("embed", "wte", m, shape.embedding),
         formats.matmul("project_in", m, shape.width, shape.embedding),
-        elementwise("embed", "wpe", m, shape.width),
+        elementwise("residual", "wpe", m, shape.width),
     )
 
 
