@@ -149,7 +149,7 @@ def _report(model: Model, made: Generation, options: DemoOptions, sections: tupl
 
 
 def _configuration(model: Model, options: DemoOptions) -> dict[str, Any]:
-    from nearbank.doctor import cpu_name
+    from nearbank.models.record import cpu_name
     from nearbank.sim.machine import load_machine
 
     machines = {name: load_machine(name) for name, _ in SIMULATED}

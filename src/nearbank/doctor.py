@@ -48,11 +48,6 @@ def _python() -> Finding:
     return Finding("nearbank", True, f"{__version__} on Python {platform.python_version()}, {platform.platform()}")
 
 
-def cpu_name() -> str:
-    """The processor's own name, or the architecture where the system does not tell."""
-    return _cpuinfo("model name") or platform.machine()
-
-
 def _cpuinfo(key: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -62,6 +57,8 @@ def _cpuinfo(key: str) -> str:
 
 
 def _cpu() -> Finding:
+    from nearbank.models.record import cpu_name
+
     flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
     features = [f for f in CPU_FEATURES if f in flags]
     fast = bool(features)

@@ -13,6 +13,7 @@ from nearbank.report.row import MachineRow
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#555555", "#A6761D", "#999999")
 KIND_COLOURS = {"simulated": "#0072B2", "measured": "#009E73", "modelled": "#999999"}
@@ -54,7 +55,7 @@ def _labelled_bars(rows: Sequence[MachineRow], values: Sequence[float], ax: Axes
     ax.legend(handles, list(kinds), loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
 
 
-def _patch(colour: str) -> object:
+def _patch(colour: str) -> Patch:
     from matplotlib.patches import Patch
 
     return Patch(color=colour)

@@ -84,7 +84,7 @@ def formats(as_json: Json = False) -> None:
     """List the number formats and the bits they really store per value."""
     from nearbank.formats import FORMATS
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "format": f.name,
             "bits_per_value": f.bits_per_value(4096, 4096),

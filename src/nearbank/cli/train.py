@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from nearbank.cli.output import Json, output_folder, print_json
-from nearbank.errors import NearbankError
 
 
 def train(
@@ -47,8 +46,6 @@ def train(
 
 
 def _run(text: Path, out: Path, given: dict[str, Any]) -> dict[str, Any]:
-    try:
-        from nearbank.models.training import TrainOptions, train
-    except ModuleNotFoundError as error:
-        raise NearbankError(f"training needs {error.name}; pip install 'nearbank[models]'") from error
-    return train(TrainOptions(text=text, **given), output_folder(out))
+    from nearbank.models.training import TrainOptions, train
+
+    return train(TrainOptions(text=text, **given), output_folder(out)).summary()

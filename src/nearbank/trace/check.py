@@ -32,7 +32,7 @@ def _first(mask: np.ndarray, column: str, expected: str) -> list[Bad]:
 
 
 def _mask(condition: pa.Array) -> np.ndarray:
-    return pc.fill_null(condition, False).to_numpy(zero_copy_only=False)
+    return np.asarray(pc.fill_null(condition, False).to_numpy(zero_copy_only=False))
 
 
 def _words(batch: pa.RecordBatch, column: str) -> pa.Array:

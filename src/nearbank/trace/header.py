@@ -1,13 +1,13 @@
 """What a trace says about itself, kept in the Parquet metadata: schema, model, run."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nearbank.errors import NearbankError
 
-TRACE_SCHEMA = "nearbank.trace"
-TRACE_VERSION = 1
+TRACE_SCHEMA: Final = "nearbank.trace"
+TRACE_VERSION: Final = 1
 
 
 class Strict(BaseModel):

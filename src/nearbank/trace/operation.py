@@ -4,7 +4,7 @@ A trace is a list of rows, one per operation. Rows that differ only in their lay
 that a whole generation of a large model is a few objects a step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
@@ -69,7 +69,7 @@ def _product(*factors: int | None) -> int:
     return result
 
 
-_MACS = MappingProxyType(
+_MACS: Mapping[str, Callable[[Operation], int]] = MappingProxyType(
     {
         "matmul": lambda o: _product(o.m, o.n, o.k),
         "score": lambda o: _product(o.pairs, o.heads, o.k),

@@ -77,7 +77,7 @@ class Trace:
 
 @lru_cache(maxsize=1 << 16)
 def _operation(values: tuple[object, ...]) -> Operation:
-    return Operation(**dict(zip(_OPERATION_COLUMNS, values, strict=True)))  # type: ignore[arg-type]
+    return Operation(**dict(zip(_OPERATION_COLUMNS, values, strict=True)))
 
 
 def open_trace(path: Path) -> Trace:
