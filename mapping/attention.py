@@ -228,7 +228,7 @@ def _score(b: Builder, at: Attention, span: Span, slot: Address, count: int, hel
     if not held or (isinstance(slot, int) and slot >= held):
         return
     steps = cache.use.steps_for(cache.head_dim)
-    vector = cache.head_columns * steps
+    vector = cache.head_columns * cache.use.steps
     bursts = target.bursts(cache.queries * vector * cache.use.lanes * cache.input_bytes)
     send_vector(b, count * bursts, VECTOR + slot * bursts)
     reads = target.read_bursts

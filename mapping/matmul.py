@@ -71,7 +71,8 @@ class _Outputs:
 def _read_scales(b: Builder, matrix: MatrixPlacement, target: Target, rows: Rows) -> None:
     """Read the scales of all outputs over the pins, while the ASIC may still be busy."""
     assert matrix.scales is not None
-    bursts = target.bursts(-(-matrix.scales.data_bytes // target.channels))
+    scale_bytes = matrix.scales.data_bytes // matrix.n
+    bursts = target.bursts(target.outputs_of(0, matrix.n) * target.banks * scale_bytes)
     read_rows(b, target, rows(matrix.scales.first_row), bursts, READ)
 
 

@@ -188,7 +188,7 @@ def _matrix(matrix: Matrix, fmt: Format, inputs: str | None, target: Target) -> 
     rows = sum(c.rows * c.count for c in chunks)
     region = Region(matrix.name, 0, rows, 0, 1, matrix.n * fmt.row_bytes(matrix.k) + _group_scales(fmt, matrix))
     per_row = fmt.scaling.per == "row"
-    scales = _scale_region(f"{matrix.name} scales", matrix.n * fmt.scaling.scale_bytes, target) if per_row else None
+    scales = _scale_region(matrix, fmt.scaling.scale_bytes, target) if per_row else None
     return MatrixPlacement(region, matrix.name, matrix.n, matrix.k, use, input_format, input_bytes, chunks, scales)
 
 
@@ -196,9 +196,11 @@ def _group_scales(fmt: Format, matrix: Matrix) -> int:
     return fmt.scaling.bytes_for(matrix.n, matrix.k) if fmt.scaling.per == "group" else 0
 
 
-def _scale_region(tensor: str, size_bytes: int, target: Target) -> Region:
-    """Bytes dealt out over channels, banks and columns."""
-    return Region(tensor, 0, ceil_div(size_bytes, target.row_in_all_banks), 0, 1, size_bytes)
+def _scale_region(matrix: Matrix, scale_bytes: int, target: Target) -> Region:
+    """One scale per output: each channel has those of its own outputs, dealt out over banks, columns, rows."""
+    bursts = target.bursts(target.outputs_of(0, matrix.n) * target.banks * scale_bytes)
+    rows = ceil_div(bursts, target.banks * target.columns)
+    return Region(f"{matrix.name} scales", 0, rows, 0, 1, matrix.n * scale_bytes)
 
 
 def _chunks(matrix: Matrix, fmt: Format, use: ColumnUse, input_bytes: int, target: Target) -> tuple[Chunks, ...]:
@@ -359,7 +361,7 @@ def _joins(
 ) -> bool:
     """True when all slots' heads fit side by side: in a row, in the global buffer and, as scores, in the ASIC."""
     columns = slots * use.columns(model.head_dim)
-    vectors = slots * (model.heads // model.kv_heads) * model.head_dim * input_bytes
+    vectors = slots * (model.heads // model.kv_heads) * use.columns(model.head_dim) * use.values * input_bytes
     held = _asic_holds(model, model.heads, max_context, target)
     return columns <= target.columns and vectors <= target.buffer_bytes and held
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 
 from nearbank.mapping.packing import Packing, Run
 from nearbank.sim.program import Builder, Index
@@ -106,20 +107,21 @@ def read_result(b: Builder, bursts: int, result: Address) -> None:
 
 
 def _visit(b: Builder, plan: Sweep, row: Address, runs: list[Run], result: Address) -> None:
-    """One row of whole or cut outputs. The last result of a row is read while the row closes."""
+    """One row of whole or cut outputs, in order. The last result of a row is read while the row closes."""
     b.command("ACT16", row=row)
-    whole = [run for run in runs[:-1] if run.offset == 0 and run.last]
-    if len(whole) > 1:
-        _whole_outputs(b, plan, row, whole, result)
-    for run in runs:
-        if len(whole) > 1 and run in whole:
+    *before, last = runs
+    for whole, group in groupby(before, key=lambda run: run.offset == 0):
+        same = list(group)
+        if whole and len(same) > 1:
+            _whole_outputs(b, plan, row, same, result)
             continue
-        multiply(b, plan, row, run.column, run.offset * plan.steps, run.count)
-        if run.last and run is not runs[-1]:
+        for run in same:
+            multiply(b, plan, row, run.column, run.offset * plan.steps, run.count)
             read_result(b, plan.bursts, result + run.output * plan.output_stride)
+    multiply(b, plan, row, last.column, last.offset * plan.steps, last.count)
     b.command("PREA")
-    if runs[-1].last:
-        read_result(b, plan.bursts, result + runs[-1].output * plan.output_stride)
+    if last.last:
+        read_result(b, plan.bursts, result + last.output * plan.output_stride)
 
 
 def _whole_outputs(b: Builder, plan: Sweep, row: Address, whole: list[Run], result: Address) -> None:

@@ -1,0 +1,83 @@
+"""Weights as bytes in the banks, where a placement puts them, and where each result comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nearbank.errors import NearbankError
+from nearbank.formats import Format, Quantised, format_named
+from nearbank.mapping.functional import BankMemory, Bytes
+from nearbank.mapping.placement import Chunks, MatrixPlacement
+from nearbank.mapping.target import Target
+
+Codes = npt.NDArray[Any]
+
+
+def chunks_of(matrix: MatrixPlacement) -> Iterator[tuple[Chunks, int, int, int]]:
+    """Every chunk in the order it is multiplied: (its kind, first input, inputs, first row)."""
+    for chunks in matrix.chunks:
+        for i in range(chunks.count):
+            yield chunks, chunks.first + i * chunks.width, chunks.width, chunks.first_row + i * chunks.rows
+
+
+def load_matrix(memory: BankMemory, matrix: MatrixPlacement, weights: Quantised, layer: int = 0) -> None:
+    """Write codes [n, k] (and scales per row) of one layer's matrix to the banks."""
+    fmt = format_named(matrix.use.format)
+    if weights.codes.shape != (matrix.n, matrix.k):
+        raise NearbankError(
+            f"{matrix.name}: weights are {list(weights.codes.shape)}; placed are [{matrix.n}, {matrix.k}]"
+        )
+    if fmt.scaling.per == "group":
+        raise NearbankError(f"{matrix.name}: scales per group cannot be executed yet; use scales per row or tensor")
+    offset = layer * matrix.region.stride
+    for chunks, first, width, row in chunks_of(matrix):
+        packed = _packed(fmt, weights.codes[:, first : first + width], matrix, width)
+        _write_outputs(memory, chunks, _dealt(packed, memory.target), row + offset)
+    if matrix.scales and weights.scales is not None:
+        _write_scales(memory, matrix, weights.scales, matrix.scales.first_row + offset)
+
+
+def _packed(fmt: Format, codes: Codes, matrix: MatrixPlacement, width: int) -> Bytes:
+    """uint8[n, column bytes · columns]: outputs filled up to whole columns with the format's neutral code."""
+    padded = np.full((len(codes), matrix.use.columns(width) * matrix.use.values), fmt.zero, dtype=codes.dtype)
+    padded[:, :width] = codes
+    return fmt.pack(padded)
+
+
+def _dealt(per_output: Bytes, target: Target) -> Bytes:
+    """[n, bytes] → [outputs per bank, channels, banks, bytes]: a bank's worth to one channel after another."""
+    each = target.outputs_of(0, len(per_output))
+    room = np.zeros((each * target.channels * target.banks, per_output.shape[1]), dtype=np.uint8)
+    room[: len(per_output)] = per_output
+    return room.reshape(each, target.channels, target.banks, -1)
+
+
+def _write_outputs(memory: BankMemory, chunks: Chunks, dealt: Bytes, first_row: int) -> None:
+    size = memory.target.column_bytes
+    for output in range(len(dealt)):
+        for offset in range(chunks.packing.columns):
+            row, column = chunks.packing.place(output, offset)
+            memory.column(first_row + row, column)[:] = dealt[output, :, :, offset * size : (offset + 1) * size]
+
+
+def _write_scales(memory: BankMemory, matrix: MatrixPlacement, scales: npt.NDArray[np.float32], first_row: int) -> None:
+    """Each channel's own scales, in the order of its outputs, dealt out over banks, columns, rows."""
+    target = memory.target
+    per_output = np.ascontiguousarray(scales.reshape(matrix.n, 1), dtype=np.float32).view(np.uint8)
+    dealt = _dealt(per_output, target)  # [outputs, channels, banks, 4]
+    flat = dealt.transpose(1, 0, 2, 3).reshape(target.channels, -1)
+    for burst in range(target.bursts(flat.shape[1])):
+        columns, bank = divmod(burst, target.banks)
+        row, column = divmod(columns, target.columns)
+        part = flat[:, burst * target.column_bytes : (burst + 1) * target.column_bytes]
+        memory.column(first_row + row, column)[:, bank, : part.shape[1]] = part
+
+
+def output_index(target: Target, n: int) -> npt.NDArray[np.int64]:
+    """The output [outputs per bank, channels, banks] computes at each place; n and more where there is none."""
+    each = target.outputs_of(0, n)
+    return np.arange(each * target.channels * target.banks).reshape(each, target.channels, target.banks)
