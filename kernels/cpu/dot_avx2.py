@@ -123,14 +123,15 @@ def _tile_parts(rows: int) -> list[tuple[list[int], list[int]]]:
     return [([q, q + 1], list(range(m, m + ROWS_AT_ONCE))) for q in (0, 2) for m in starts]
 
 
-def _make(rows: int, bits: int) -> Any:
+def make(rows: int, bits: int) -> Any:
+    """The intrinsic dot(w, w_offset, x, x_offset, x_stride, blocks, out) for so many rows and bits."""
+
     @intrinsic
     def dot(typing, w, w_offset, x, x_offset, x_stride, blocks, out):  # type: ignore[no-untyped-def]
         def generate(context, builder, sig, args):  # type: ignore[no-untyped-def]
             weights = v.data(context, builder, sig, args, 0, 1)
             x0 = v.data(context, builder, sig, args, 2, 3)
-            array = context.make_array(sig.args[6])(context, builder, args[6])
-            sums = builder.bitcast(array.data, v.BYTE_POINTER)
+            sums = v.data_at(context, builder, sig, args, 6)
             for quarters, members in _tile_parts(rows):
                 pointers = [v.at(builder, x0, builder.mul(args[4], v.I64(m))) for m in members]
                 if bits == 8:
@@ -146,8 +147,3 @@ def _make(rows: int, bits: int) -> Any:
         return types.void(w, integer, x, integer, integer, integer, out), generate
 
     return dot
-
-
-dot_1_1, dot_1_2, dot_1_4, dot_1_8 = (_make(1, bits) for bits in (1, 2, 4, 8))
-dot_4_1, dot_4_2, dot_4_4, dot_4_8 = (_make(4, bits) for bits in (1, 2, 4, 8))
-dot_8_1, dot_8_2, dot_8_4, dot_8_8 = (_make(8, bits) for bits in (1, 2, 4, 8))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from numba import njit
 
 from nearbank.kernels.cpu.dense import Dense, matmul_dense, prepare_dense
-from nearbank.kernels.cpu.dot import dot
+from nearbank.kernels.cpu.dot import dot, pairs
 from nearbank.kernels.cpu.paths import PATHS, Path, Portable, chosen_path
 from nearbank.kernels.cpu.threads import in_parts
 from nearbank.kernels.cpu.tiles import ROWS, Tiles, tile
@@ -38,7 +38,7 @@ def prepare(packed: PackedMatrix) -> CpuMatrix | Dense:
     if packed.format.is_float:
         return prepare_dense(packed)
     kind = PATHS[chosen_path()][0]
-    tiles = tile(packed, "planes" if kind is Portable else "words")
+    tiles = tile(packed)
     return CpuMatrix(kind(tiles.bits), tiles)
 
 
@@ -53,7 +53,6 @@ def _multiply(  # type: ignore[no-untyped-def]
     tile_bytes = groups * blocks * 128
     flat = x.reshape(-1)
     sums = np.empty(8 * 32, np.int32)
-    even, odd = np.zeros(16, np.int16), np.zeros(16, np.int16)
     part = np.empty((8, 32), np.float32)
     for start in range(0, rows, chunk):
         end = min(start + chunk, rows)
@@ -65,19 +64,8 @@ def _multiply(  # type: ignore[no-untyped-def]
                 part[:many] = 0
                 for g in range(groups):
                     w_offset = t * tile_bytes + g * blocks * 128
-                    dot(
-                        path,
-                        many,
-                        codes,
-                        w_offset,
-                        flat,
-                        m * x.shape[1] + g * padded,
-                        x.shape[1],
-                        blocks,
-                        sums,
-                        even,
-                        odd,
-                    )
+                    x_offset = m * x.shape[1] + g * padded
+                    dot(path, many, codes, w_offset, flat, x_offset, x.shape[1], blocks, sums)
                     for r in range(many):
                         for i in range(32):
                             exact = np.int32(
@@ -96,7 +84,7 @@ def _group_sums(
     """Σ codes of each row and group [M, groups]."""
     if tiles.groups == 1:
         return sums.reshape(-1, 1)
-    return codes.reshape(len(codes), tiles.groups, -1).sum(axis=2, dtype=np.int32)
+    return np.asarray(codes.reshape(len(codes), tiles.groups, -1).sum(axis=2, dtype=np.int32))
 
 
 def matmul_codes(
@@ -107,6 +95,9 @@ def matmul_codes(
     x = tiles.spread_columns(codes)
     x_sums = _group_sums(x, sums, tiles)
     y = np.empty((len(codes), tiles.rows), np.float32)
+    if isinstance(state.path, Portable):
+        narrow, x = x, np.empty(x.shape, np.int16)
+        pairs(narrow, x)
     chunk = max(8, CHUNK_BYTES // x.shape[1] // 8 * 8)
 
     def run(first: int, last: int) -> None:
@@ -123,4 +114,4 @@ def matmul_floats(x: Floats, state: CpuMatrix | Dense) -> Floats:
     """Float activations [M, K] times weights of any format → [M, N]."""
     if isinstance(state, Dense):
         return matmul_dense(x, state)
-    return matmul_tiles_floats(x, state.tiles, isinstance(state.path, Portable))
+    return matmul_tiles_floats(x, state.tiles)

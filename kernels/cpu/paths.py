@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
-from numba.core import config
+from numba import config
 
 from nearbank.errors import NearbankError
 
@@ -31,7 +31,7 @@ class Avx2(NamedTuple):
 
 
 class Portable(NamedTuple):
-    """Plain Numba loops over int16; runs on any CPU."""
+    """LLVM's vectors of int16 and int32, no instruction named; runs on any CPU."""
 
     bits: int
 
@@ -52,7 +52,7 @@ OVERRIDE = "NEARBANK_CPU_PATH"
 @cache
 def cpu_features() -> frozenset[str]:
     """What the CPU reports, as LLVM names it; nothing when Numba was told to compile for another CPU."""
-    if config.CPU_NAME or config.CPU_FEATURES:
+    if getattr(config, "CPU_NAME", None) or getattr(config, "CPU_FEATURES", None):
         return frozenset()
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 

@@ -1,10 +1,8 @@
 """Weights repacked for the CPU: tiles of 32 output rows, one lane per row, so no sum runs across lanes.
 
 A block is 128 bytes and holds 4·P neighbouring columns of 32 rows, P = 8 / bits values per byte. Value p
-of a byte (lowest bits first) with byte number b is column 4·p + b.
-
-    "words":   byte 4·row + b      (one 32-bit lane per row, for instructions that sum 4 bytes)
-    "planes":  byte 32·b + row     (one byte lane per row, for plain loops)
+of the byte at 4·row + b (lowest bits first) is column 4·p + b: a 32-bit lane per row, since the
+instructions that multiply bytes add up neighbouring four.
 
 The blocks of a group follow each other, then the next group, then the next tile: one stream in memory.
 Groups are padded to a multiple of 32 columns (activations are padded with zeros), rows to one of 32.
@@ -43,7 +41,7 @@ class Tiles:
     @property
     def groups(self) -> int:
         """Groups in a row."""
-        return self.scales.shape[1]
+        return int(self.scales.shape[1])
 
     @property
     def blocks(self) -> int:
@@ -72,8 +70,8 @@ def aligned_empty(size: int, alignment: int = 64) -> npt.NDArray[np.uint8]:
     return raw[-raw.ctypes.data % alignment :][:size]
 
 
-def tile(packed: PackedMatrix, layout: str) -> Tiles:
-    """Repack integer weights in the layout "words" or "planes"."""
+def tile(packed: PackedMatrix) -> Tiles:
+    """Repack integer weights."""
     rows, columns = packed.shape
     fmt = packed.format
     bits = 2 if fmt.name == "ternary-b3" else int(fmt.code_bits)
@@ -81,7 +79,7 @@ def tile(packed: PackedMatrix, layout: str) -> Tiles:
     groups, tiles = -(-columns // width), -(-rows // ROWS)
     padded = -(-width // COLUMN_STEP) * COLUMN_STEP
     codes = aligned_empty(tiles * groups * padded * ROWS * bits // 8)
-    codes.reshape(tiles, -1)[:] = _packed_tiles(_stored_codes(packed), bits, width, groups, layout)
+    codes.reshape(tiles, -1)[:] = _packed_tiles(_stored_codes(packed), bits, width, groups)
     assert packed.scales is not None
     scales = _per_row_group(np.broadcast_to(packed.scales, (rows, groups)), np.float32)
     zero = 128 if fmt.name == "int8" else fmt.zero
@@ -96,9 +94,7 @@ def _stored_codes(packed: PackedMatrix) -> npt.NDArray[np.uint8]:
     return (codes.view(np.uint8) ^ np.uint8(128)) if packed.format.name == "int8" else codes
 
 
-def _packed_tiles(
-    codes: npt.NDArray[np.uint8], bits: int, width: int, groups: int, layout: str
-) -> npt.NDArray[np.uint8]:
+def _packed_tiles(codes: npt.NDArray[np.uint8], bits: int, width: int, groups: int) -> npt.NDArray[np.uint8]:
     """[tiles, bytes of a tile], built one tile at a time to keep the unpacked copy small."""
     places = 8 // bits
     padded = -(-width // COLUMN_STEP) * COLUMN_STEP
@@ -114,8 +110,7 @@ def _packed_tiles(
         merged = np.zeros((ROWS, parts.shape[1], 4), np.uint8)
         for p in range(places):
             merged |= parts[:, :, p] << np.uint8(p * bits)
-        order = (1, 0, 2) if layout == "words" else (1, 2, 0)
-        out[t] = merged.transpose(order).reshape(-1)
+        out[t] = merged.swapaxes(0, 1).reshape(-1)
     return out
 
 

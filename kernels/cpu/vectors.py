@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import ir as ir
 
 Value = Any
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -32,6 +32,12 @@ def data(context: Any, builder: Any, sig: Any, args: Sequence[Value], index: int
     """Byte pointer to element args[offset] of the array args[index]."""
     array = context.make_array(sig.args[index])(context, builder, args[index])
     return builder.bitcast(builder.gep(array.data, [args[offset]]), BYTE_POINTER)
+
+
+def data_at(context: Any, builder: Any, sig: Any, args: Sequence[Value], index: int) -> Value:
+    """Byte pointer to the first element of the array args[index]."""
+    array = context.make_array(sig.args[index])(context, builder, args[index])
+    return builder.bitcast(array.data, BYTE_POINTER)
 
 
 def at(builder: Any, pointer: Value, byte: Value | int) -> Value:

@@ -1,4 +1,4 @@
-// y = x · Wᵀ for up to 32 tokens: packed weights stream once from memory through int8 matrix instructions.
+// y = x · Wᵀ for up to 16 tokens: packed weights stream once from memory through int8 matrix instructions.
 //
 // Weights lie in the order in which lanes want them (`nearbank.kernels.cuda.layout`): 16 rows × 4096 / BITS · …
 // columns make one block of 512 bytes, 16 bytes per lane. Word j of a lane holds register j of the A operand,
@@ -136,7 +136,8 @@ gemv_stream(const uint4* weights, const int8_t* x, int columns, int row_blocks, 
             NB_EPILOGUE_PARAMETERS) {
     const Epilogue out = NB_EPILOGUE;
     NB_SHARED(int, gathered);
-    constexpr int kOutputs = 128 * ROWS * TOKENS, kMine = ROWS * TOKENS / 2 + 1, kDepth = 2;
+    constexpr int kOutputs = 128 * ROWS * TOKENS, kMine = ROWS * TOKENS / 2 + 1;
+    constexpr int kDepth = TOKENS * Packing<BITS>::kWords >= 32 ? 1 : 2;  // what the registers hold
     const int warp = threadIdx.x / 32, blocks = columns / Packing<BITS>::kColumns;
     const int steps = (blocks + kWarps - 1) / kWarps;
     const int64_t units = static_cast<int64_t>(row_blocks) * steps;
@@ -217,7 +218,8 @@ __global__ void __launch_bounds__(kBlock, 2)
 gemv_groups(const uint4* weights, const int8_t* x, int columns, int blocks_per_group, int batch, NB_EPILOGUE_PARAMETERS) {
     const Epilogue out = NB_EPILOGUE;
     NB_SHARED(int, group_sums);  // [batch][16 rows][8 · TOKENS]
-    constexpr int kOutputs = 128 * TOKENS, kDepth = 4;
+    constexpr int kOutputs = 128 * TOKENS;
+    constexpr int kDepth = TOKENS * Packing<BITS>::kWords <= 8 ? 4 : TOKENS * Packing<BITS>::kWords <= 16 ? 2 : 1;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int blocks = columns / Packing<BITS>::kColumns;
     const uint4* tile_weights = weights + static_cast<int64_t>(blockIdx.x) * blocks * 32;

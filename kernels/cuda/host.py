@@ -1,4 +1,4 @@
-"""Launch plans: which kernel, how many blocks, how much workspace. The same for a GPU and for the emulation.
+"""Matrix launches: which kernel, how many blocks, how much workspace. The same for a GPU and for the emulation.
 
 A `Runtime` is a device: it owns memory and starts kernels. Nothing here waits for the device or copies from it.
 """
@@ -20,6 +20,9 @@ from nearbank.kernels.packed import PackedMatrix
 WARPS = 8
 THREADS = 32 * WARPS
 GROUP_SUM_BYTES = 48 * 1024
+GEMV_TOKENS = 16  # up to here weights are the traffic; above, blocks of tokens share them
+GEMM_TOKENS = 1 << 20  # per launch: 65 535 blocks of 64 tokens would be the hardware's limit
+GEMM_STAGES = 3
 TENSOR_CORES, DOT_PRODUCTS = 80, 61  # lowest compute capability (× 10) of each path
 
 
@@ -74,8 +77,8 @@ def upload(runtime: Runtime, packed: PackedMatrix) -> Tiles:
         runtime.asarray(tiles),
         runtime.asarray(packed.scales),
         None if packed.zeros is None else runtime.asarray(packed.zeros),
-        runtime.zeros(row_blocks * layout.ROW_BLOCK * 32, np.int32),
-        runtime.zeros(2 * row_blocks, np.int32),
+        runtime.zeros(row_blocks * layout.ROW_BLOCK * GEMV_TOKENS, np.int32),
+        runtime.zeros(row_blocks, np.int32),
     )
 
 
@@ -144,7 +147,9 @@ def _plan_for(runtime: Runtime, tiles: Tiles, tokens: int) -> Plan:
         )
     if runtime.capability < TENSOR_CORES:
         return Plan(65535, launch_dot4)
-    return Plan(32, launch_stream if tiles.shape.groups == 1 else launch_groups)
+    if tokens > GEMV_TOKENS:
+        return Plan(GEMM_TOKENS, launch_gemm)
+    return Plan(GEMV_TOKENS, launch_stream if tiles.shape.groups == 1 else launch_groups)
 
 
 def _token_slices(tokens: int, most: int) -> list[tuple[int, int]]:
@@ -158,26 +163,21 @@ def _epilogue(tiles: Tiles, x_scales: Any, x_sums: Any, y: Any, tokens: int) -> 
     return (tiles.scales, tiles.zeros, x_scales, x_sums, y, *map(np.int32, numbers))
 
 
-def _token_blocks(tokens: int) -> int:
-    return 1 if tokens <= 8 else 2 if tokens <= 16 else 4
-
-
 def launch_stream(runtime: Runtime, codes: Any, tiles: Tiles, tokens: int, epilogue: tuple[Any, ...]) -> None:
     """Cut all work in equal shares, two blocks per multiprocessor, at most one share per step of work."""
-    blocks = _token_blocks(tokens)
-    tile_rows = 2 if blocks == 4 else 4
-    row_blocks = -(-tiles.shape.rows // (16 * tile_rows))
+    blocks = -(-tokens // 8)
+    row_blocks = -(-tiles.shape.rows // layout.ROW_BLOCK)
     steps = -(-(tiles.shape.columns // tiles.shape.tile_columns) // WARPS)
     grid = min(2 * runtime.multiprocessors, row_blocks * steps)
-    shared = WARPS * 128 * tile_rows * blocks * 4
+    shared = WARPS * layout.ROW_BLOCK * 8 * blocks * 4
     sizes = (np.int32(tiles.shape.columns), np.int32(row_blocks))
-    kernel = runtime.kernel(sources.gemv_stream(tiles.shape.bits, tile_rows, blocks))
+    kernel = runtime.kernel(sources.gemv_stream(tiles.shape.bits, blocks))
     kernel((grid,), THREADS, shared, (tiles.words, codes, *sizes, tiles.partial, tiles.arrived, *epilogue))
 
 
 def launch_groups(runtime: Runtime, codes: Any, tiles: Tiles, tokens: int, epilogue: tuple[Any, ...]) -> None:
     """One block per 16 rows; as many groups at a time as fit in shared memory."""
-    blocks = _token_blocks(tokens)
+    blocks = -(-tokens // 8)
     bytes_per_group = 128 * blocks * 4
     batch = min(tiles.shape.groups, GROUP_SUM_BYTES // bytes_per_group)
     sizes = (tiles.shape.columns, tiles.shape.padded // tiles.shape.tile_columns, batch)
@@ -192,3 +192,103 @@ def launch_dot4(runtime: Runtime, codes: Any, tiles: Tiles, tokens: int, epilogu
     kernel = runtime.kernel(sources.gemv_dot4(tiles.shape.bits))
     grid = (-(-tiles.shape.rows // (16 * WARPS)), tokens)
     kernel(grid, THREADS, 0, (tiles.words, codes, *map(np.int32, sizes), *epilogue))
+
+
+def launch_gemm(runtime: Runtime, codes: Any, tiles: Tiles, tokens: int, epilogue: tuple[Any, ...]) -> None:
+    """Large blocks when they fill the device, else small ones."""
+    small, large = sources.GEMM_TILES
+    # Byte weights with group scales would hold a large block's sums twice over: too many registers.
+    heavy = tiles.shape.bits == 8 and tiles.shape.groups > 1
+    fills = np.prod(_gemm_grid(tiles, tokens, large)) >= runtime.multiprocessors
+    chosen = large if fills and not heavy else small
+    step = max(128, tiles.shape.tile_columns)
+    shared = GEMM_STAGES * 16 * chosen[1] * step
+    sizes = (tiles.shape.columns, tiles.shape.padded // tiles.shape.tile_columns, tiles.shape.row_tiles)
+    kernel = runtime.kernel(sources.gemm(tiles.shape.bits, *chosen, tiles.shape.groups > 1))
+    grid = _gemm_grid(tiles, tokens, chosen)
+    kernel(grid, THREADS, shared, (tiles.words, codes, *map(np.int32, sizes), *epilogue))
+
+
+def _gemm_grid(tiles: Tiles, tokens: int, chosen: tuple[int, int]) -> tuple[int, int]:
+    return -(-tiles.shape.rows // (64 * chosen[0])), -(-tokens // (16 * chosen[1]))
+
+
+@dataclass(frozen=True)
+class FloatRows:
+    """Float weights on the device, interleaved for 16 lanes."""
+
+    format: Format
+    shape: tuple[int, int]
+    words: Any
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory."""
+        return int(self.words.nbytes)
+
+
+def upload_floats(runtime: Runtime, packed: PackedMatrix) -> FloatRows:
+    """Float weights to the device, at their own precision."""
+    words = layout.interleave_floats(packed.quantised().codes)
+    return FloatRows(packed.format, packed.shape, runtime.asarray(words))
+
+
+KIND = {"fp32": 0, "fp16": 1, "bf16": 2}
+
+
+def matmul_floats(runtime: Runtime, x: Any, weights: Tiles | FloatRows, y: Any = None) -> Any:
+    """x [M, K] float32 times weights of any format → y [M, N] float32, summed in the definition's order."""
+    rows = weights.shape[0] if isinstance(weights, FloatRows) else weights.shape.rows
+    y = runtime.empty((x.shape[0], rows), np.float32) if y is None else y
+    for first, count in _token_slices(x.shape[0], 65535):
+        part, grid = slice(first, first + count), (-(-rows // 16), count)
+        if isinstance(weights, FloatRows):
+            sizes = (weights.shape[1], weights.words.shape[1], rows)
+            kernel = runtime.kernel(sources.floats_by_floats(KIND[weights.format.name]))
+            kernel(grid, THREADS, 0, (weights.words, x[part], y[part], *map(np.int32, sizes)))
+        else:
+            _floats_by_codes(runtime, x[part], weights, y[part], grid)
+    return y
+
+
+def _floats_by_codes(runtime: Runtime, x: Any, tiles: Tiles, y: Any, grid: tuple[int, int]) -> None:
+    fmt, shape = tiles.format, tiles.shape
+    stride = 0 if fmt.scaling.per == "tensor" else shape.groups
+    sizes = (shape.cols, shape.width, shape.padded, shape.groups, stride, fmt.step, fmt.zero, shape.rows)
+    kernel = runtime.kernel(sources.floats_by_codes(shape.bits))
+    kernel(grid, THREADS, 0, (tiles.words, x, y, tiles.scales, tiles.zeros, *map(np.int32, sizes)))
+
+
+def count_ones(packed: PackedMatrix) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Ones in each row of a binary matrix; `matmul_bits` needs them for signed activations."""
+    return np.asarray(packed.quantised().codes.sum(axis=1, dtype=np.int32))
+
+
+def matmul_bits(
+    runtime: Runtime, codes: Any, scales: Any, tiles: Tiles, row_ones: Any, signed: bool, y: Any = None
+) -> Any:
+    """One-bit activations codes [M, K] int8, −1 and 1 (signed) or 0 and 1, times binary weights → y [M, N] float32.
+
+    A row with any other code comes out as NaN. row_ones: `count_ones` on the device.
+    """
+    if tiles.format.name != "binary" or tiles.shape.groups != 1:
+        raise NearbankError(
+            f"one-bit activations need binary weights scaled per row or tensor, not {tiles.format.spec}"
+        )
+    if runtime.capability < TENSOR_CORES:
+        raise NearbankError("one-bit matrix instructions need compute capability 8.0; use int8 activations")
+    tokens, rows = codes.shape[0], tiles.shape.rows
+    y = runtime.empty((tokens, rows), np.float32) if y is None else y
+    column_blocks = tiles.shape.columns // tiles.shape.tile_columns
+    bits = runtime.empty((tokens, column_blocks * 8), np.uint32)
+    checked, ones = runtime.empty(tokens, np.float32), runtime.empty(tokens, np.int32)
+    sizes = (np.int32(tiles.shape.cols), np.int32(column_blocks))
+    runtime.kernel(sources.pack_bits(signed))(
+        (tokens,), THREADS, 8, (codes, scales, bits, checked, ones, *sizes)
+    )
+    blocks = 1 if tokens <= 8 else 4
+    numbers = (rows, tokens, 0 if tiles.format.scaling.per == "tensor" else 1)
+    arguments = (tiles.words, bits, tiles.scales, checked, ones, row_ones, y, *sizes, *map(np.int32, numbers))
+    grid = (-(-rows // 16), -(-tokens // (8 * blocks)))
+    runtime.kernel(sources.binary_gemm(blocks, signed))(grid, THREADS, WARPS * 128 * blocks * 4, arguments)
+    return y

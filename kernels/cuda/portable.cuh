@@ -9,6 +9,7 @@ typedef unsigned char uint8_t;
 typedef unsigned short uint16_t;
 typedef unsigned int uint32_t;
 typedef long long int64_t;
+#define INFINITY __int_as_float(0x7f800000)
 #define NB_SHARED(type, name)                                \
     extern __shared__ __align__(16) unsigned char nb_shared[]; \
     type* name = reinterpret_cast<type*>(nb_shared)
@@ -19,6 +20,8 @@ typedef long long int64_t;
 #endif
 
 #define NB_UNROLL _Pragma("unroll")
+#define NB_TEXT(text) #text
+#define NB_UNROLL_BY(n) _Pragma(NB_TEXT(unroll n))
 #define NB_INLINE __device__ __forceinline__
 #define NB_ALL 0xffffffffu
 
@@ -96,6 +99,11 @@ NB_INLINE uint32_t subtract_bf16x2(uint32_t a, uint32_t b) {
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(b), "r"(0xbf80bf80u), "r"(a));
     return out;
 }
+NB_INLINE float power_of_two(float x) {
+    float out;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+    return out;
+}
 NB_INLINE float half_to_float(uint16_t bits) {
     float out;
     asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(bits));
@@ -128,6 +136,7 @@ NB_INLINE uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t select) {
     for (int i = 0; i < 4; ++i) out |= static_cast<uint32_t>(all >> (8 * (select >> 4 * i & 7)) & 0xff) << 8 * i;
     return out;
 }
+NB_INLINE float power_of_two(float x) { return std::exp2(x); }
 NB_INLINE float half_to_float(uint16_t bits) {
     const int exponent = bits >> 10 & 31, fraction = bits & 1023;
     const float magnitude = exponent == 31 ? (fraction ? NAN : INFINITY)

@@ -34,6 +34,10 @@ def source_of(file: str) -> str:
     return expand(file)
 
 
+# (rows, tokens) of `gemm`: a small block when there are few of them, a large one when there are many.
+GEMM_TILES = ((1, 4), (2, 8))
+
+
 def quantise(norm: int, kind: int) -> Kernel:
     """Rows to int8. norm: 0 none, 1 RMS, 2 layer; kind: 0 float32, 1 fp16, 2 bf16."""
     return Kernel("quantise.cuh", f"quantise_rows<{norm}, {kind}>")
@@ -42,9 +46,9 @@ def quantise(norm: int, kind: int) -> Kernel:
 STAGE_CODES = Kernel("quantise.cuh", "stage_codes")
 
 
-def gemv_stream(bits: int, rows: int, tokens: int) -> Kernel:
-    """One scale per row: `rows` 16-row tiles per warp, `tokens` blocks of 8 tokens."""
-    return Kernel("gemv.cuh", f"gemv_stream<{bits}, {rows}, {tokens}>")
+def gemv_stream(bits: int, tokens: int) -> Kernel:
+    """One scale per row: four 16-row tiles per warp, `tokens` blocks of 8 tokens."""
+    return Kernel("gemv.cuh", f"gemv_stream<{bits}, 4, {tokens}>")
 
 
 def gemv_groups(bits: int, tokens: int) -> Kernel:
@@ -57,13 +61,78 @@ def gemv_dot4(bits: int) -> Kernel:
     return Kernel("gemv.cuh", f"gemv_dot4<{bits}>")
 
 
+def gemm(bits: int, rows: int, tokens: int, grouped: bool) -> Kernel:
+    """Many tokens: blocks of 64 · rows rows by 16 · tokens tokens."""
+    return Kernel("gemm.cuh", f"gemm<{bits}, {rows}, {tokens}, {str(grouped).lower()}>")
+
+
+def floats_by_floats(kind: int) -> Kernel:
+    """Float activations, float weights. kind as in `quantise`."""
+    return Kernel("floats.cuh", f"floats_by_floats<{kind}>")
+
+
+def floats_by_codes(bits: int) -> Kernel:
+    """Float activations, integer weights."""
+    return Kernel("floats.cuh", f"floats_by_codes<{bits}>")
+
+
+def pack_bits(signed: bool) -> Kernel:
+    """One-bit activations, packed in the order of the weights."""
+    return Kernel("bits.cuh", f"pack_bits<{str(signed).lower()}>")
+
+
+def binary_gemm(tokens: int, signed: bool) -> Kernel:
+    """One-bit activations times binary weights, `tokens` blocks of 8 tokens per thread block."""
+    return Kernel("bits.cuh", f"binary_gemm<{tokens}, {str(signed).lower()}>")
+
+
+# How kv.cuh names what a cache stores.
+STORED = {"int2": 2, "int4": 4, "int8": 8, "fp16": 16, "bf16": 17, "fp32": 32}
+# Head dimensions whose queries and sums fit in registers.
+FAST_DIMS = {"int4": (64, 128, 256), "int8": (64, 128), "fp16": (64, 128), "bf16": (64, 128)}
+
+
+def append_rows(stored: str, kind: int) -> Kernel:
+    """Quantise new tokens into the cache."""
+    return Kernel("kv.cuh", f"append_rows<{STORED[stored]}, {kind}>")
+
+
+def attend(stored: str, dim: int) -> Kernel:
+    """Flash decoding, for the formats and head dimensions of `FAST_DIMS`."""
+    return Kernel("attend.cuh", f"attend<{STORED[stored]}, {dim}>")
+
+
+def exact_scores(stored: str) -> Kernel:
+    """First pass of the attention in fixed order."""
+    return Kernel("attend_exact.cuh", f"exact_scores<{STORED[stored]}>")
+
+
+def exact_pages(stored: str) -> Kernel:
+    """Second pass."""
+    return Kernel("attend_exact.cuh", f"exact_pages<{STORED[stored]}>")
+
+
+EXACT_TOTAL = Kernel("attend_exact.cuh", "exact_total")
+
+
 def all_kernels() -> tuple[Kernel, ...]:
     """Every instance that a launch can ask for."""
     bits = (1, 2, 4, 8)
     return (
         *(quantise(norm, kind) for norm in range(3) for kind in range(3)),
         STAGE_CODES,
-        *(gemv_stream(b, rows, tokens) for b in bits for rows, tokens in ((4, 1), (4, 2), (2, 4))),
-        *(gemv_groups(b, tokens) for b in bits for tokens in (1, 2, 4)),
+        *(gemv_stream(b, tokens) for b in bits for tokens in (1, 2)),
+        *(gemv_groups(b, tokens) for b in bits for tokens in (1, 2)),
         *(gemv_dot4(b) for b in bits),
+        *(gemm(b, *tile, False) for b in bits for tile in GEMM_TILES),
+        *(gemm(b, *tile, True) for b in bits for tile in GEMM_TILES[: 1 if b == 8 else 2]),
+        *(floats_by_floats(kind) for kind in range(3)),
+        *(floats_by_codes(b) for b in bits),
+        *(pack_bits(signed) for signed in (False, True)),
+        *(binary_gemm(tokens, signed) for tokens in (1, 4) for signed in (False, True)),
+        *(append_rows(stored, kind) for stored in STORED for kind in range(3)),
+        *(attend(stored, dim) for stored, dims in FAST_DIMS.items() for dim in dims),
+        *(exact_scores(stored) for stored in STORED),
+        *(exact_pages(stored) for stored in STORED),
+        EXACT_TOTAL,
     )

@@ -1,0 +1,180 @@
+"""The KV cache's launches: append, the fast attention and the one in fixed order. Host side, any `Runtime`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nearbank.errors import NearbankError
+from nearbank.formats import Format
+from nearbank.kernels.cuda import sources
+from nearbank.kernels.cuda.host import Runtime
+from nearbank.kernels.store import PAGE, ROW_DTYPE, row_length
+
+BLOCKS_PER_MULTIPROCESSOR = 3
+EXACT_SCRATCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class DevicePages:
+    """A cache in device memory, laid out as `nearbank.kernels.store`, with its lengths beside it.
+
+    keys, values [layers, pages, kv heads, PAGE, row]; params […, PAGE, 2]; lengths [layers] int32.
+    """
+
+    format: Format
+    layers: int
+    kv_heads: int
+    head_dim: int
+    capacity: int
+    keys: Any = field(repr=False)
+    values: Any = field(repr=False)
+    key_params: Any = field(repr=False)
+    value_params: Any = field(repr=False)
+    lengths: Any = field(repr=False)
+    finished: Any = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        arrays = (self.keys, self.values, self.key_params, self.value_params, self.lengths, self.finished)
+        return sum(int(array.nbytes) for array in arrays)
+
+    @property
+    def pages(self) -> int:
+        """Pages of one layer."""
+        return int(self.keys.shape[1])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token's row of one head."""
+        return int(self.keys.shape[4]) * int(self.keys.dtype.itemsize)
+
+    def fast(self) -> bool:
+        """Whether the fast attention has this format and head dimension."""
+        return self.head_dim in sources.FAST_DIMS.get(self.format.name, ())
+
+
+def allocate(
+    runtime: Runtime, fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int
+) -> DevicePages:
+    """Zeroed pages for `capacity` tokens in each layer."""
+    if fmt.name not in sources.STORED:
+        raise NearbankError(f"CUDA KV cache: format {fmt.name}; supported: {', '.join(sources.STORED)}")
+    shape = (layers, -(-capacity // PAGE), kv_heads, PAGE)
+    rows = (*shape, row_length(fmt, head_dim))
+    params = (*shape, 0 if fmt.is_float else 2)
+    dtype = ROW_DTYPE.get(fmt.name, np.uint8)
+    arrays = ((rows, dtype), (rows, dtype), (params, np.uint16), (params, np.uint16))
+    memory = [runtime.zeros(size, kind) for size, kind in arrays]
+    lengths, finished = (runtime.zeros(layers, np.int32) for _ in range(2))
+    return DevicePages(fmt, layers, kv_heads, head_dim, capacity, *memory, lengths, finished)
+
+
+def append(runtime: Runtime, pages: DevicePages, layer: int, k: Any, v: Any, kind: int) -> None:
+    """Quantise k, v [T, kv heads, head_dim] behind what layer `layer` holds; its length grows on the device."""
+    tokens = k.shape[0]
+    if tokens == 0:
+        return
+    sizes = (
+        tokens,
+        pages.head_dim,
+        layer,
+        pages.pages,
+        pages.kv_heads,
+        pages.row_bytes,
+        pages.capacity,
+        pages.format.high,
+    )
+    memory = (pages.keys, pages.values, pages.key_params, pages.value_params, pages.lengths, pages.finished)
+    grid = (-(-tokens * pages.kv_heads // 4), 1, 2)
+    runtime.kernel(sources.append_rows(pages.format.name, kind))(
+        grid, 128, 0, (k, v, *memory, *map(np.int32, sizes))
+    )
+
+
+@dataclass(frozen=True)
+class AttendScratch:
+    """Memory for the parts that a launch of the fast attention joins; made once for `queries` × `heads`."""
+
+    splits: int
+    blocks: int
+    parts: Any = field(repr=False)
+    arrived: Any = field(repr=False)
+
+
+def attend_scratch(runtime: Runtime, pages: DevicePages, queries: int, heads: int) -> AttendScratch:
+    """Enough splits to fill the device, at most one per 64 tokens of capacity."""
+    blocks = -(-queries * (heads // pages.kv_heads) // 8)
+    wanted = BLOCKS_PER_MULTIPROCESSOR * runtime.multiprocessors // (blocks * pages.kv_heads)
+    splits = max(1, min(wanted, -(-pages.capacity // 64)))
+    groups = pages.kv_heads * blocks
+    parts = runtime.empty(groups * splits * 8 * (pages.head_dim + 3), np.float32)
+    return AttendScratch(splits, blocks, parts, runtime.zeros(groups, np.int32))
+
+
+def attend(
+    runtime: Runtime,
+    pages: DevicePages,
+    layer: int,
+    q: Any,
+    scale: float,
+    scratch: AttendScratch,
+    out: Any = None,
+) -> Any:
+    """Causal attention of q [T, heads, head_dim] float32, the last T tokens appended → float32 alike.
+
+    Two bfloat16 (fp16 caches: fp16) make each query and weight, so relative errors stay near 2⁻¹⁶ of Σ|q·k|.
+    """
+    queries, heads, dim = q.shape
+    if not pages.fast():
+        known = "; ".join(f"{name}: {', '.join(map(str, dims))}" for name, dims in sources.FAST_DIMS.items())
+        raise NearbankError(
+            f"fast attention: {pages.format.name} with head dimension {dim}; supported: {known}"
+        )
+    out = runtime.empty(q.shape, np.float32) if out is None else out
+    sizes = (queries, heads, layer, pages.pages, pages.kv_heads, pages.capacity)
+    memory = (pages.keys, pages.values, pages.key_params, pages.value_params, pages.lengths)
+    kernel = runtime.kernel(sources.attend(pages.format.name, dim))
+    grid, shared = (scratch.splits, pages.kv_heads, scratch.blocks), 4 * 8 * (dim + 3) * 4
+    arguments = (q, *memory, scratch.parts, scratch.arrived, out, np.float32(scale), *map(np.int32, sizes))
+    kernel(grid, 128, shared, arguments)
+    return out
+
+
+def attend_exact(
+    runtime: Runtime, pages: DevicePages, layer: int, start: int, q: Any, scale: np.float32
+) -> Any:
+    """The same attention with every sum in the order of the definition: the bits of `nearbank.kernels.reference`.
+
+    start: the position of q's first token, which the host must know.
+    """
+    out = runtime.empty(q.shape, np.float32)
+    per_query = q.shape[1] * (-(-(start + q.shape[0]) // PAGE) * (PAGE + pages.head_dim + 3)) * 4
+    most = max(1, min(EXACT_SCRATCH_BYTES // per_query, 65535))
+    for first in range(0, q.shape[0], most):
+        part = slice(first, min(first + most, q.shape[0]))
+        _attend_exact_part(runtime, pages, layer, start + first, q[part], scale, out[part])
+    return out
+
+
+def _attend_exact_part(
+    runtime: Runtime, pages: DevicePages, layer: int, start: int, q: Any, scale: np.float32, out: Any
+) -> None:
+    queries, heads, dim = q.shape
+    used = -(-(start + queries) // PAGE)
+    scores = runtime.empty((queries, heads, used * PAGE), np.float32)
+    peaks = runtime.empty((queries, heads, used), np.float32)
+    totals = runtime.empty((queries, heads, used, dim), np.float32)
+    sums = runtime.empty((queries, heads, used, 2), np.float32)
+    numbers = (start, used * PAGE, dim, layer, pages.pages, pages.kv_heads, pages.row_bytes)
+    sizes, grid = tuple(map(np.int32, numbers)), (used, heads, queries)
+    name = pages.format.name
+    keys = (q, pages.keys, pages.key_params, scores, peaks, np.float32(scale), *sizes)
+    runtime.kernel(sources.exact_scores(name))(grid, 256, 1024, keys)
+    values = (pages.values, pages.value_params, scores, peaks, totals, sums, *sizes)
+    runtime.kernel(sources.exact_pages(name))(grid, 256, 4096, values)
+    last = (totals, sums, out, np.int32(start), np.int32(used), np.int32(dim))
+    runtime.kernel(sources.EXACT_TOTAL)((heads, queries), 128, 0, last)
