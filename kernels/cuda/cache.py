@@ -57,9 +57,7 @@ class DevicePages:
         return self.head_dim in sources.FAST_DIMS.get(self.format.name, ())
 
 
-def allocate(
-    runtime: Runtime, fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int
-) -> DevicePages:
+def allocate(runtime: Runtime, fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int) -> DevicePages:
     """Zeroed pages for `capacity` tokens in each layer."""
     if fmt.name not in sources.STORED:
         raise NearbankError(f"CUDA KV cache: format {fmt.name}; supported: {', '.join(sources.STORED)}")
@@ -90,9 +88,7 @@ def append(runtime: Runtime, pages: DevicePages, layer: int, k: Any, v: Any, kin
     )
     memory = (pages.keys, pages.values, pages.key_params, pages.value_params, pages.lengths, pages.finished)
     grid = (-(-tokens * pages.kv_heads // 4), 1, 2)
-    runtime.kernel(sources.append_rows(pages.format.name, kind))(
-        grid, 128, 0, (k, v, *memory, *map(np.int32, sizes))
-    )
+    runtime.kernel(sources.append_rows(pages.format.name, kind))(grid, 128, 0, (k, v, *memory, *map(np.int32, sizes)))
 
 
 @dataclass(frozen=True)
@@ -131,9 +127,7 @@ def attend(
     queries, heads, dim = q.shape
     if not pages.fast():
         known = "; ".join(f"{name}: {', '.join(map(str, dims))}" for name, dims in sources.FAST_DIMS.items())
-        raise NearbankError(
-            f"fast attention: {pages.format.name} with head dimension {dim}; supported: {known}"
-        )
+        raise NearbankError(f"fast attention: {pages.format.name} with head dimension {dim}; supported: {known}")
     out = runtime.empty(q.shape, np.float32) if out is None else out
     sizes = (queries, heads, layer, pages.pages, pages.kv_heads, pages.capacity)
     memory = (pages.keys, pages.values, pages.key_params, pages.value_params, pages.lengths)
@@ -144,9 +138,7 @@ def attend(
     return out
 
 
-def attend_exact(
-    runtime: Runtime, pages: DevicePages, layer: int, start: int, q: Any, scale: np.float32
-) -> Any:
+def attend_exact(runtime: Runtime, pages: DevicePages, layer: int, start: int, q: Any, scale: np.float32) -> Any:
     """The same attention with every sum in the order of the definition: the bits of `nearbank.kernels.reference`.
 
     start: the position of q's first token, which the host must know.

@@ -18,7 +18,7 @@ from pathlib import Path
 from nearbank.errors import NearbankError
 from nearbank.kernels.cuda.sources import Kernel, source_of
 
-OPTIONS = ("--std=c++17", "--fmad=false")
+OPTIONS = ("--std=c++17",)
 _OPCODE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", re.MULTILINE)
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
@@ -85,5 +85,5 @@ def sass(compiled: Compiled) -> str:
 
 def instructions(compiled: Compiled) -> Counter[str]:
     """How often each instruction stands in the machine code, modifiers included ("IMMA.16832.S8.S8")."""
-    _, _, rest = sass(compiled).partition(f".section\t.text.{compiled.name},")
-    return Counter(_OPCODE.findall(rest.partition("\n.section")[0].partition("\t.section")[0]))
+    _, _, rest = sass(compiled).partition(f"\t.section\t.text.{compiled.name},")
+    return Counter(_OPCODE.findall(rest.partition("\n\t.section\t")[0]))

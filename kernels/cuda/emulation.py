@@ -78,9 +78,7 @@ class EmulatedRuntime:
 
     xp: Any = np
 
-    def __init__(
-        self, kernels: Iterable[Kernel] = (), multiprocessors: int = 3, capability: int = 90
-    ) -> None:
+    def __init__(self, kernels: Iterable[Kernel] = (), multiprocessors: int = 3, capability: int = 90) -> None:
         self._kernels = tuple(kernels) or all_kernels()
         self.multiprocessors, self.capability = multiprocessors, capability
         self._guarded: list[tuple[Array, Array]] = []
@@ -114,9 +112,7 @@ class EmulatedRuntime:
         """kernel(grid, threads, shared_bytes, arguments): runs every block, one after the other."""
         library, index = build(self._kernels), self._kernels.index(kernel)
 
-        def launch(
-            grid: tuple[int, ...], threads: int, shared_bytes: int, arguments: tuple[Any, ...]
-        ) -> None:
+        def launch(grid: tuple[int, ...], threads: int, shared_bytes: int, arguments: tuple[Any, ...]) -> None:
             values = [_as_c(argument) for argument in arguments]
             pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
             sizes = (ctypes.c_uint * 3)(*(*grid, 1, 1)[:3])

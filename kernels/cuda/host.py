@@ -91,9 +91,10 @@ def quantise(
     gain: Any = None,
     bias: Any = None,
     epsilon: float = 1e-5,
+    into: StagedRows | None = None,
 ) -> StagedRows:
     """Round rows of x [M, cols] to int8, after a norm if asked for (0 none, 1 RMS, 2 layer)."""
-    rows = _staging(runtime, x.shape[0], shape)
+    rows = staging(runtime, x.shape[0], shape) if into is None else into
     arguments = (
         *(x, rows.codes, rows.scales, rows.sums),
         *map(np.int32, (shape.cols, shape.width, shape.padded, shape.groups)),
@@ -105,13 +106,14 @@ def quantise(
 
 def stage(runtime: Runtime, codes: Any, scales: Any, shape: layout.Shape) -> StagedRows:
     """Bring the caller's int8 codes [M, cols] into the padded layout."""
-    rows = _staging(runtime, codes.shape[0], shape)
+    rows = staging(runtime, codes.shape[0], shape)
     sizes = map(np.int32, (shape.cols, shape.width, shape.padded, shape.groups))
     runtime.kernel(sources.STAGE_CODES)((codes.shape[0],), 256, 1024, (codes, rows.codes, rows.sums, *sizes))
     return StagedRows(rows.codes, scales, rows.sums)
 
 
-def _staging(runtime: Runtime, tokens: int, shape: layout.Shape) -> StagedRows:
+def staging(runtime: Runtime, tokens: int, shape: layout.Shape) -> StagedRows:
+    """Memory for staged activations, to be used again and again."""
     return StagedRows(
         runtime.empty((tokens, shape.columns), np.int8),
         runtime.empty(tokens, np.float32),
@@ -142,9 +144,7 @@ class Plan:
 def _plan_for(runtime: Runtime, tiles: Tiles, tokens: int) -> Plan:
     if runtime.capability < DOT_PRODUCTS:
         major, minor = divmod(runtime.capability, 10)
-        raise NearbankError(
-            f"this GPU has compute capability {major}.{minor}; int8 kernels need 6.1 or later"
-        )
+        raise NearbankError(f"this GPU has compute capability {major}.{minor}; int8 kernels need 6.1 or later")
     if runtime.capability < TENSOR_CORES:
         return Plan(65535, launch_dot4)
     if tokens > GEMV_TOKENS:
@@ -283,9 +283,7 @@ def matmul_bits(
     bits = runtime.empty((tokens, column_blocks * 8), np.uint32)
     checked, ones = runtime.empty(tokens, np.float32), runtime.empty(tokens, np.int32)
     sizes = (np.int32(tiles.shape.cols), np.int32(column_blocks))
-    runtime.kernel(sources.pack_bits(signed))(
-        (tokens,), THREADS, 8, (codes, scales, bits, checked, ones, *sizes)
-    )
+    runtime.kernel(sources.pack_bits(signed))((tokens,), THREADS, 8, (codes, scales, bits, checked, ones, *sizes))
     blocks = 1 if tokens <= 8 else 4
     numbers = (rows, tokens, 0 if tiles.format.scaling.per == "tensor" else 1)
     arguments = (tiles.words, bits, tiles.scales, checked, ones, row_ones, y, *sizes, *map(np.int32, numbers))

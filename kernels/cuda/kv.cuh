@@ -67,7 +67,7 @@ NB_INLINE void write_row(const void* source, int64_t first, int dim, uint8_t* ro
     const float scale = bf16_to_float(scale_bits);
     for (int b = lane; b < row_bytes; b += 32) {
         uint32_t byte = 0;
-        NB_UNROLL
+        NB_UNROLL_BY(1)
         for (int place = 0; place < R::kPerByte; ++place) {
             const int d = R::dimension(b, place);
             float code = 0.0f;

@@ -1,0 +1,409 @@
+"""The CUDA backend: the kernels of `nearbank.kernels.cuda` on a GPU, through CuPy.
+
+Two faces. The functions of `nearbank.kernels.backends.Backend` take and return NumPy arrays. `linear`,
+`DeviceCache` and what they are made of take CuPy arrays, torch CUDA tensors or anything with
+`__cuda_array_interface__`, run on the caller's stream, wait for nothing and return arrays of the caller's kind.
+
+A first call of a kernel compiles it for the GPU at hand; CuPy keeps the result on disk for later processes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nearbank.errors import NearbankError
+from nearbank.formats import Format
+from nearbank.kernels.cuda import cache as device_cache
+from nearbank.kernels.cuda import cubin, host, layout
+from nearbank.kernels.cuda.cache import AttendScratch, DevicePages
+from nearbank.kernels.cuda.host import FloatRows, StagedRows, Tiles
+from nearbank.kernels.cuda.sources import Kernel, source_of
+from nearbank.kernels.packed import PackedMatrix, as_format
+
+Floats = npt.NDArray[np.float32]
+STATIC_SHARED_LIMIT = 48 * 1024
+NORMS = {None: 0, "rms": 1, "layer": 2}
+
+
+@cache
+def device_problem() -> str | None:
+    """Why no CUDA device can be used, or None. Asks the driver alone, so it is quick and imports nothing."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no CUDA driver (libcuda.so.1) was found"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "the CUDA driver reports no device"
+    return None
+
+
+class CupyRuntime:
+    """One GPU as `nearbank.kernels.cuda.host.Runtime`: memory from CuPy's pool, launches on the current stream."""
+
+    def __init__(self, device: int) -> None:
+        import cupy
+
+        self.xp: Any = cupy
+        self.device = device
+        properties = cupy.cuda.runtime.getDeviceProperties(device)
+        self.name = properties["name"].decode()
+        self.multiprocessors = int(properties["multiProcessorCount"])
+        self.capability = 10 * int(properties["major"]) + int(properties["minor"])
+        self._kernels: dict[Kernel, Callable[..., None]] = {}
+
+    def asarray(self, array: Any) -> Any:
+        """A copy on the device (an array already there is itself)."""
+        return self._allocated(array.nbytes, lambda: self.xp.ascontiguousarray(self.xp.asarray(array)))
+
+    def asnumpy(self, array: Any) -> npt.NDArray[Any]:
+        """A copy on the host; waits for the current stream."""
+        return np.asarray(self.xp.asnumpy(array))
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        """Uninitialised device memory."""
+        return self._allocated(_bytes_of(shape, dtype), lambda: self.xp.empty(shape, dtype))
+
+    def zeros(self, shape: Any, dtype: Any) -> Any:
+        """Zeroed device memory."""
+        return self._allocated(_bytes_of(shape, dtype), lambda: self.xp.zeros(shape, dtype))
+
+    def _allocated(self, size: int, make: Callable[[], Any]) -> Any:
+        try:
+            with self.xp.cuda.Device(self.device):
+                return make()
+        except self.xp.cuda.memory.OutOfMemoryError as error:
+            with self.xp.cuda.Device(self.device):
+                free, total = self.xp.cuda.runtime.memGetInfo()
+            raise NearbankError(
+                f"{self.name} (device {self.device}): {size} bytes do not fit; {free} of {total} bytes are free"
+            ) from error
+
+    def kernel(self, kernel: Kernel) -> Callable[..., None]:
+        """kernel(grid, threads, shared_bytes, arguments) on the current stream."""
+        if kernel not in self._kernels:
+            self._kernels[kernel] = self._compiled(kernel)
+        return self._kernels[kernel]
+
+    def _compiled(self, kernel: Kernel) -> Callable[..., None]:
+        module = self.xp.RawModule(
+            code=source_of(kernel.file), options=cubin.OPTIONS, name_expressions=(kernel.expression,)
+        )
+        with self.xp.cuda.Device(self.device):
+            function = module.get_function(kernel.expression)
+        allowed = [STATIC_SHARED_LIMIT]
+
+        def launch(grid: tuple[int, ...], threads: int, shared_bytes: int, arguments: tuple[Any, ...]) -> None:
+            with self.xp.cuda.Device(self.device):
+                if shared_bytes > allowed[0]:
+                    function.max_dynamic_shared_size_bytes = shared_bytes
+                    allowed[0] = shared_bytes
+                values = tuple(np.uint64(0) if value is None else value for value in arguments)
+                function(tuple(map(int, grid)), (threads,), values, shared_mem=shared_bytes)
+
+        return launch
+
+
+def _bytes_of(shape: Any, dtype: Any) -> int:
+    return int(np.prod(shape)) * int(np.dtype(dtype).itemsize)
+
+
+@cache
+def runtime_for(device: int) -> CupyRuntime:
+    """The runtime of GPU number `device`. Raises NearbankError where there is none, or one too old."""
+    problem = device_problem()
+    if problem:
+        raise NearbankError(f"backend 'cupy': {problem}; use backend 'numba' or 'numpy'")
+    runtime = CupyRuntime(device)
+    if runtime.capability < host.DOT_PRODUCTS:
+        major, minor = divmod(runtime.capability, 10)
+        raise NearbankError(
+            f"backend 'cupy': {runtime.name} has compute capability {major}.{minor}; supported: 6.1 and later"
+        )
+    return runtime
+
+
+def current_runtime() -> CupyRuntime:
+    """The runtime of CuPy's current device."""
+    if device_problem():
+        return runtime_for(0)  # raises, saying why
+    import cupy
+
+    return runtime_for(cupy.cuda.runtime.getDevice())
+
+
+# ---------------------------------------------------------------- NumPy in, NumPy out: the Backend functions
+
+
+def quantise_rows(x: Floats) -> tuple[npt.NDArray[np.int8], Floats, npt.NDArray[np.int32]]:
+    """x [M, K] → int8 codes [M, K], scales [M], sums of codes [M]."""
+    runtime = current_runtime()
+    cols = x.shape[1]
+    shape = layout.Shape(1, cols, 8, cols, -(-cols // 32) * 32, 1)
+    rows = host.quantise(runtime, runtime.asarray(x), host.KIND["fp32"], shape)
+    codes = np.ascontiguousarray(runtime.asnumpy(rows.codes)[:, :cols])
+    return codes, runtime.asnumpy(rows.scales), runtime.asnumpy(rows.sums)[:, 0]
+
+
+def prepare(packed: PackedMatrix) -> Tiles | FloatRows:
+    """Repack weights and copy them to the current GPU."""
+    runtime = current_runtime()
+    return host.upload_floats(runtime, packed) if packed.format.is_float else host.upload(runtime, packed)
+
+
+def matmul_codes(codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[np.int32], state: Tiles) -> Floats:
+    """Integer activations [M, K] times prepared integer weights → [M, N]. The device sums the codes itself."""
+    runtime = _runtime_of(state)
+    rows = host.stage(runtime, runtime.asarray(codes), runtime.asarray(scales), state.shape)
+    return runtime.asnumpy(host.matmul(runtime, rows, state))
+
+
+def matmul_floats(x: Floats, state: Tiles | FloatRows) -> Floats:
+    """Float activations [M, K] times prepared weights of any format → [M, N]."""
+    runtime = _runtime_of(state)
+    return runtime.asnumpy(host.matmul_floats(runtime, runtime.asarray(x), state))
+
+
+def allocate(fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int) -> DevicePages:
+    """Pages of a KV cache in the current GPU's memory."""
+    return device_cache.allocate(current_runtime(), fmt, layers, kv_heads, head_dim, capacity)
+
+
+def append(store: DevicePages, layer: int, start: int, k: Floats, v: Floats) -> None:
+    """Write k, v [T, kv heads, head_dim] at positions start …."""
+    runtime = _runtime_of(store)
+    store.lengths[layer] = start
+    device_cache.append(runtime, store, layer, runtime.asarray(k), runtime.asarray(v), host.KIND["fp32"])
+
+
+def attend(store: DevicePages, layer: int, start: int, q: Floats, scale: np.float32) -> Floats:
+    """Causal attention of q [T, heads, head_dim] at positions start …, with the bits of the definition."""
+    runtime = _runtime_of(store)
+    out = device_cache.attend_exact(runtime, store, layer, start, runtime.asarray(q), scale)
+    return runtime.asnumpy(out)
+
+
+def _runtime_of(state: Tiles | FloatRows | DevicePages) -> CupyRuntime:
+    array = state.keys if isinstance(state, DevicePages) else state.words
+    return runtime_for(int(array.device.id))
+
+
+# ---------------------------------------------------------------- device arrays in, device arrays out
+
+
+@dataclass(frozen=True)
+class Given:
+    """A caller's device array as CuPy sees it: its number format, and how to hand results back."""
+
+    array: Any
+    kind: str
+    is_torch: bool
+
+    def returned(self, result: Any) -> Any:
+        """A CuPy result as the caller's kind of array; no copy."""
+        if not self.is_torch:
+            return result
+        import torch
+
+        return torch.from_dlpack(result)
+
+
+def given(x: Any, name: str) -> Given:
+    """A device array without copying it. Raises NearbankError for host arrays and unsupported dtypes."""
+    import cupy
+
+    is_torch = type(x).__module__.partition(".")[0] == "torch"
+    if is_torch and str(x.dtype) == "torch.bfloat16" and x.is_cuda:
+        return Given(_viewed(x.detach().view(_torch_int16())), "bf16", True)
+    if not hasattr(x, "__cuda_array_interface__"):
+        raise NearbankError(
+            f"'{name}' is {type(x).__name__} in host memory; expected a CuPy array or a CUDA tensor on the GPU"
+        )
+    array = x if isinstance(x, cupy.ndarray) else _viewed(x.detach() if is_torch else x)
+    kinds = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
+    if str(array.dtype) not in kinds:
+        raise NearbankError(f"'{name}' is {array.dtype}; supported: float32, float16, bfloat16 (torch), int8 codes")
+    return Given(array, kinds[str(array.dtype)], is_torch)
+
+
+def _torch_int16() -> Any:
+    import torch
+
+    return torch.int16
+
+
+def _viewed(x: Any) -> Any:
+    import cupy
+
+    return cupy.asarray(x)
+
+
+@contextmanager
+def callers_stream(one: Given) -> Iterator[None]:
+    """Launch on torch's current stream for torch tensors, on CuPy's otherwise."""
+    import cupy
+
+    if not one.is_torch:
+        yield
+        return
+    import torch
+
+    device = int(one.array.device.id)
+    with cupy.cuda.Device(device), cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device):
+        yield
+
+
+def linear(
+    x: Any,
+    weights: Tiles | FloatRows,
+    norm: str | None = None,
+    gain: Any = None,
+    bias: Any = None,
+    epsilon: float = 1e-5,
+    out: Any = None,
+    workspace: StagedRows | None = None,
+) -> Any:
+    """x [M, K] on the GPU → x · Wᵀ [M, N] float32 on the GPU, on the caller's stream, without waiting.
+
+    Integer weights: rows of x (fp32, fp16, bf16) are rounded to int8 in one kernel together with the norm ("rms",
+    "layer", with float32 gain and bias [K]). Float weights: x must be float32, without a norm. A row of x with NaN
+    or infinity comes out as NaN. `workspace` (`make_workspace`) and `out` let a captured graph be played again.
+    """
+    rows = given(x, "x")
+    cols = weights.shape[1] if isinstance(weights, FloatRows) else weights.shape.cols
+    runtime = _runtime_of(weights)
+    _check_input(rows, "x", (None, cols), runtime)
+    if norm not in NORMS:
+        raise NearbankError(f"unknown norm '{norm}'; supported: rms, layer or None")
+    target = None if out is None else given(out, "out").array
+    with callers_stream(rows):
+        array = runtime.xp.ascontiguousarray(rows.array)
+        if isinstance(weights, FloatRows):
+            if rows.kind != "fp32" or norm is not None:
+                raise NearbankError(f"float weights take float32 x without a norm; x is {rows.kind}, norm is {norm}")
+            return rows.returned(host.matmul_floats(runtime, array, weights, target))
+        vectors = [None if vector is None else _vector(vector, cols, runtime) for vector in (gain, bias)]
+        staged = host.quantise(
+            runtime, array, host.KIND[rows.kind], weights.shape, NORMS[norm], *vectors, epsilon, workspace
+        )
+        return rows.returned(host.matmul(runtime, staged, weights, target))
+
+
+def make_workspace(weights: Tiles, tokens: int) -> StagedRows:
+    """Memory for the int8 activations of `tokens` rows, for `linear` again and again."""
+    return host.staging(_runtime_of(weights), tokens, weights.shape)
+
+
+def _vector(vector: Any, cols: int, runtime: CupyRuntime) -> Any:
+    one = given(vector, "gain or bias")
+    _check_input(one, "gain or bias", (cols,), runtime)
+    if one.kind != "fp32":
+        raise NearbankError(f"gain and bias must be float32, not {one.kind}")
+    return runtime.xp.ascontiguousarray(one.array)
+
+
+def _check_input(one: Given, name: str, shape: tuple[int | None, ...], runtime: CupyRuntime) -> None:
+    real = one.array.shape
+    fits = len(real) == len(shape) and all(want in (None, have) for want, have in zip(shape, real, strict=False))
+    if not fits or one.kind == "int8":
+        wanted = [size if size is not None else "any" for size in shape]
+        raise NearbankError(f"'{name}' is {one.kind}{list(real)}; expected floats {wanted}")
+    if int(one.array.device.id) != runtime.device:
+        raise NearbankError(
+            f"'{name}' is on device {one.array.device.id}, the weights or cache on device {runtime.device}; move one"
+        )
+
+
+class DeviceCache:
+    """A quantised KV cache in GPU memory. Lengths live on the device too, so a captured decode step can be replayed.
+
+    `append` quantises once; `attend` is the fast attention where the format and head dimension have one. An append
+    beyond the capacity raises; in a replayed graph, where nothing can raise, `attend` then returns NaN.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        format: Format | str = "int4",  # noqa: A002
+    ) -> None:
+        self._runtime = current_runtime()
+        chosen = as_format(format).for_cache()
+        self.pages = device_cache.allocate(self._runtime, chosen, layers, kv_heads, head_dim, capacity)
+        self._lengths = [0] * layers
+        self._scratch: dict[tuple[int, int], AttendScratch] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, scratch included."""
+        scratch = sum(int(one.parts.nbytes + one.arrived.nbytes) for one in self._scratch.values())
+        return self.pages.nbytes + scratch
+
+    def length(self, layer: int) -> int:
+        """Tokens appended by calls (replays of a graph do not count here)."""
+        return self._lengths[layer]
+
+    def clear(self) -> None:
+        """Forget all tokens; the memory stays."""
+        self._lengths = [0] * self.pages.layers
+        self.pages.lengths.fill(0)
+
+    def append(self, layer: int, k: Any, v: Any) -> None:
+        """Add k, v [T, kv_heads, head_dim] (fp32, fp16 or bf16, alike) on the caller's stream."""
+        keys, values = given(k, "k"), given(v, "v")
+        shape = (None, self.pages.kv_heads, self.pages.head_dim)
+        _check_input(keys, "k", shape, self._runtime)
+        _check_input(values, "v", shape, self._runtime)
+        if keys.array.shape != values.array.shape or keys.kind != values.kind:
+            raise NearbankError(
+                f"k is {keys.kind}{list(keys.array.shape)} but v is {values.kind}{list(values.array.shape)}"
+            )
+        tokens, held = keys.array.shape[0], self._lengths[layer]
+        if held + tokens > self.pages.capacity:
+            raise NearbankError(
+                f"layer {layer} holds {held} tokens and {tokens} more exceed the capacity of {self.pages.capacity}"
+            )
+        contiguous = self._runtime.xp.ascontiguousarray
+        with callers_stream(keys):
+            arrays = contiguous(keys.array), contiguous(values.array)
+            device_cache.append(self._runtime, self.pages, layer, *arrays, host.KIND[keys.kind])
+        self._lengths[layer] = held + tokens
+
+    def attend(self, layer: int, q: Any, scale: float | None = None, out: Any = None) -> Any:
+        """Causal attention of q [T, heads, head_dim] float32, the last T tokens appended → context alike."""
+        queries = given(q, "q")
+        _check_input(queries, "q", (None, None, self.pages.head_dim), self._runtime)
+        count, heads, dim = queries.array.shape
+        if queries.kind != "fp32" or heads % self.pages.kv_heads or not 0 < count <= self._lengths[layer]:
+            raise NearbankError(
+                f"q is {queries.kind}[{count}, {heads}, {dim}] with {self.pages.kv_heads} KV heads and "
+                f"{self._lengths[layer]} tokens; expected float32, whole groups of heads, at most so many tokens"
+            )
+        factor = dim**-0.5 if scale is None else scale
+        target = None if out is None else given(out, "out").array
+        with callers_stream(queries):
+            array = self._runtime.xp.ascontiguousarray(queries.array)
+            if not self.pages.fast():
+                start = self._lengths[layer] - count
+                exact = device_cache.attend_exact(self._runtime, self.pages, layer, start, array, np.float32(factor))
+                return queries.returned(exact)
+            scratch = self._scratch_for(count, heads)
+            return queries.returned(
+                device_cache.attend(self._runtime, self.pages, layer, array, factor, scratch, target)
+            )
+
+    def _scratch_for(self, queries: int, heads: int) -> AttendScratch:
+        if (queries, heads) not in self._scratch:
+            made = device_cache.attend_scratch(self._runtime, self.pages, queries, heads)
+            self._scratch[queries, heads] = made
+        return self._scratch[queries, heads]
