@@ -39,7 +39,8 @@ def load_directory(
     network = LOADERS[shape.family](shape, config, tensors)
     tensors.check_all_used(BUFFERS)
     tokenizer = _tokenizer(directory, shape)
-    return Model(network, tokenizer, precision.weights, kv, name, threads, {"model_type": config["model_type"]})
+    card = {"model_type": config["model_type"]}
+    return Model(network, tokenizer, precision.weights, precision.activations, kv, name, threads, card)
 
 
 def _load_gpt2(shape: Shape, config: Mapping[str, Any], tensors: Tensors) -> Network:

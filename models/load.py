@@ -10,11 +10,11 @@ import numpy as np
 from nearbank.errors import NearbankError
 from nearbank.kernels import PackedMatrix
 from nearbank.kernels.backends import resolve
-from nearbank.kernels.cache import CACHE_FORMATS
 from nearbank.models.checkpoint import DEFAULT_NAME, Checkpoint, load_checkpoint, stored_codes
 from nearbank.models.config import Matrix
 from nearbank.models.gpt import load_gpt
 from nearbank.models.hf import load_directory
+from nearbank.models.kv import kv_scheme
 from nearbank.models.model import Model
 from nearbank.models.tensors import Precision, Tensor, Tensors
 from nearbank.models.tokenizer import CharTokenizer
@@ -38,7 +38,7 @@ def load_model(
     "int8" or "fp32" activations (by the weights unless given); head, the LM head's format (fp32 for fp32 weights,
     else bf16). Our own checkpoints have their formats already. Raises `NearbankError` for anything unknown.
     """
-    check_kv(kv)
+    kv_scheme(kv)
     limit_threads(threads)
     if Path(source).is_dir():
         chosen = weights or "fp32"
@@ -56,7 +56,8 @@ def checkpoint_model(
     name = resolve(backend)
     network = load_gpt(checkpoint.config.shape, Tensors(_tensors(checkpoint), name))
     tokenizer = CharTokenizer(checkpoint.vocabulary)
-    return Model(network, tokenizer, checkpoint.config.weights, kv, name, threads, asdict(checkpoint.origin))
+    config = checkpoint.config
+    return Model(network, tokenizer, config.weights, config.activations, kv, name, threads, asdict(checkpoint.origin))
 
 
 def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -70,12 +71,6 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def _packed(checkpoint: Checkpoint, matrix: Matrix) -> PackedMatrix:
     quantised = stored_codes(checkpoint.config, checkpoint.tensors, matrix)
     return PackedMatrix.from_codes(checkpoint.config.weights, quantised.codes, quantised.scales)
-
-
-def check_kv(kv: str) -> None:
-    """Raise `NearbankError` unless a cache can hold this format."""
-    if kv not in CACHE_FORMATS:
-        raise NearbankError(f"unknown KV cache format '{kv}'; known: {', '.join(CACHE_FORMATS)}")
 
 
 def limit_threads(threads: int | None) -> None:

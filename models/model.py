@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from nearbank.errors import NearbankError
 from nearbank.kernels import KVCache
-from nearbank.models.execution import Cache, Floats, Pass
+from nearbank.models.execution import Cache, Floats, Linear, Pass
+from nearbank.models.kv import kv_scheme
+from nearbank.models.plain_cache import PlainCache
 from nearbank.models.shape import Shape
 from nearbank.models.sketch import describe
-from nearbank.models.window_cache import WindowCache
 from nearbank.trace import ModelDescription
 
 
@@ -23,6 +24,9 @@ class Network(Protocol):
 
     @property
     def shape(self) -> Shape: ...
+
+    @property
+    def head(self) -> Linear: ...
 
     def forward(self, run: Pass, every: bool = False) -> Floats: ...
 
@@ -37,7 +41,9 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """weights: the format of the block matrices; kv: of the cache; card: what the checkpoint says about itself.
+    """weights, inputs: formats of the block matrices and their activations; kv: of the cache.
+
+    card: what the checkpoint says about itself.
 
     threads: what the kernels were limited to, None when they were not.
     """
@@ -45,6 +51,7 @@ class Model:
     network: Network
     tokenizer: Tokenizer | None
     weights: str
+    inputs: str
     kv: str
     backend: str
     threads: int | None = None
@@ -67,11 +74,12 @@ class Model:
     def cache(self, capacity: int) -> Cache:
         """An empty KV cache for `capacity` tokens of one sequence."""
         shape = self.shape
-        sizes = (shape.layers, shape.kv_heads, shape.head_dim, capacity, self.kv)
+        sizes = (shape.layers, shape.kv_heads, shape.head_dim, capacity)
+        scheme = kv_scheme(self.kv)
         slides = any(window is not None and window < capacity for window in shape.windows)
-        if slides or shape.softcap is not None:
-            return WindowCache(*sizes, shape.windows, shape.softcap)
-        return KVCache(*sizes, self.backend)
+        if slides or shape.softcap is not None or scheme.method != "plain":
+            return PlainCache(*sizes, scheme, shape.windows, shape.softcap)
+        return KVCache(*sizes, self.kv, self.backend)
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Token numbers of a text."""

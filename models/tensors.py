@@ -38,6 +38,11 @@ class Precision:
         if self.inputs == "int8" and format_named(self.weights).is_float:
             raise NearbankError(f"int8 activations need integer weights; these are {self.weights}")
 
+    @property
+    def activations(self) -> str:
+        """The format that the block matrices' activations are rounded to."""
+        return self.inputs or ("fp32" if format_named(self.weights).is_float else inputs_for(self.weights))
+
 
 @dataclass(frozen=True)
 class Tensors:

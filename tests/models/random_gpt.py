@@ -37,5 +37,6 @@ def block_sizes(shape: Shape) -> dict[str, tuple[int, int]]:
 
 
 def random_model(backend: str = "numpy", weights: str = "ternary", kv: str = "bf16", seed: int = 0) -> Model:
-    network = load_gpt(SHAPE, Tensors(random_tensors(SHAPE, seed), backend, Precision(weights)))
-    return Model(network, CharTokenizer(VOCABULARY), weights, kv, backend)
+    precision = Precision(weights)
+    network = load_gpt(SHAPE, Tensors(random_tensors(SHAPE, seed), backend, precision))
+    return Model(network, CharTokenizer(VOCABULARY), weights, precision.activations, kv, backend)

@@ -72,7 +72,7 @@ def torch_model(twin, variant: str | None) -> Model:  # type: ignore[no-untyped-
     for name in [name for name in tensors if name.endswith(BLOCK_MATRICES) and variant]:
         rounded = WeightQuantiser("ternary", variant or "").apply(tensors[name])
         tensors[name] = PackedMatrix.from_codes("ternary", rounded.codes, rounded.scales)
-    return Model(load_gpt(SHAPE, Tensors(tensors, "numpy", EXACT)), None, "ternary", "fp32", "numpy")
+    return Model(load_gpt(SHAPE, Tensors(tensors, "numpy", EXACT)), None, "ternary", "int8", "fp32", "numpy")
 
 
 def test_an_untied_head_is_used() -> None:
@@ -80,7 +80,7 @@ def test_an_untied_head_is_used() -> None:
     untied = {**tied, "lm_head.weight": -tied["wte.weight"]}
     logits = [load_gpt(SHAPE, Tensors(t, "numpy", EXACT)) for t in (tied, untied)]
     tokens = [1, 2, 3]
-    first, second = (Model(network, None, "fp32", "fp32", "numpy").logits(tokens) for network in logits)
+    first, second = (Model(network, None, "fp32", "fp32", "fp32", "numpy").logits(tokens) for network in logits)
     np.testing.assert_array_equal(first, -second)
 
 

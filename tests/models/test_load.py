@@ -40,7 +40,7 @@ def test_a_loaded_checkpoint_computes_what_its_values_say(tmp_path: Path) -> Non
     model = load_model(tmp_path / "model.safetensors", backend="numpy", kv="fp32")
     tables = {f"{name}.weight": checkpoint.tensors[name].astype(np.float32) for name in ("wte", "wpe")}
     tensors = Tensors(random_tensors(SHAPE) | tables, "numpy", Precision("ternary"))
-    expected = Model(load_gpt(SHAPE, tensors), None, "ternary", "fp32", "numpy")
+    expected = Model(load_gpt(SHAPE, tensors), None, "ternary", "int8", "fp32", "numpy")
     tokens = model.encode("hello")
     np.testing.assert_array_equal(model.logits(tokens), expected.logits(tokens))
     assert (model.name, model.weights, model.kv, model.card["val_loss_nats"]) == (
@@ -55,7 +55,7 @@ def test_a_loaded_checkpoint_computes_what_its_values_say(tmp_path: Path) -> Non
     ("options", "message"),
     [
         ({"source": "no-such-model"}, "no-such-model: no such checkpoint file"),
-        ({"kv": "ternary"}, "unknown KV cache format 'ternary'; known: fp32"),
+        ({"kv": "ternary"}, "unknown KV cache 'ternary'; known: fp32"),
         ({"backend": "abacus"}, "unknown backend 'abacus'"),
         ({"threads": 0}, "threads is 0; expected 1 to"),
         ({"threads": 10**6}, "threads is 1000000"),
@@ -69,7 +69,7 @@ def test_bad_requests_are_refused(tmp_path: Path, options: dict[str, object], me
 
 def test_text_without_a_tokenizer_is_refused() -> None:
     model = random_model("numpy")
-    mute = Model(model.network, None, "ternary", "bf16", "numpy")
+    mute = Model(model.network, None, "ternary", "int8", "bf16", "numpy")
     with pytest.raises(ValueError, match="random has no tokenizer; give token numbers"):
         generate(mute, "hello", 1)
     assert generate(mute, [1, 2], 3).text == ""

@@ -1,0 +1,112 @@
+"""KV schemes: bytes to the byte, what each query sees, and rounding held against hand-made cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nearbank.kernels import KVCache
+from nearbank.models.execution import Cache
+from nearbank.models.kv import KIVI_GROUP, kv_scheme
+from nearbank.models.plain_cache import PlainCache
+
+
+def filled(cache: Cache, lengths: list[int], seed: int = 0, heads: int = 4) -> list[np.ndarray]:
+    """Attention outputs of tokens that arrive in passes of these lengths."""
+    random = np.random.default_rng(seed)
+    total = sum(lengths)
+    q = random.normal(0, 1, (total, heads, cache.head_dim)).astype(np.float32)
+    k, v = random.normal(0, 1, (2, total, cache.kv_heads, cache.head_dim)).astype(np.float32)
+    out, start = [], 0
+    for length in lengths:
+        part = slice(start, start + length)
+        cache.append(0, k[part], v[part])
+        out.extend(cache.attend(0, q[part]))
+        start += length
+    return out
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16", "int8", "int4", "int2"])
+def test_the_plain_cache_equals_the_kernels_cache(name: str) -> None:
+    plain = PlainCache(1, 2, 16, 50, kv_scheme(name))
+    kernel = KVCache(1, 2, 16, 50, name, "numpy")
+    for ours, theirs in zip(filled(plain, [20, 1, 9]), filled(kernel, [20, 1, 9]), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    name=st.sampled_from(["fp32", "int4", "int4-past", "int2-kivi"]),
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    window=st.none() | st.integers(1, 50),
+)
+def test_passes_of_any_length_give_the_same_outputs(name: str, lengths: list[int], window: int | None) -> None:
+    def cache() -> PlainCache:
+        return PlainCache(1, 2, 16, 200, kv_scheme(name), (window,), 3.0)
+
+    one_by_one = filled(cache(), [1] * sum(lengths))
+    np.testing.assert_array_equal(filled(cache(), lengths), one_by_one)
+
+
+def test_a_window_hides_older_tokens() -> None:
+    """With a window of 1 a token sees only itself: its value comes out, whatever was before."""
+    cache = PlainCache(1, 1, 4, 10, kv_scheme("fp32"), (1,))
+    values = np.arange(12, dtype=np.float32).reshape(3, 1, 4)
+    cache.append(0, values, values)
+    np.testing.assert_allclose(cache.attend(0, np.ones((3, 1, 4), np.float32)), values)
+
+
+def test_past_only_keeps_the_newest_token_exact() -> None:
+    """A lone token attends only itself: exactly its value, though 2 bits could not hold it."""
+    value = np.array([[[0.1, 0.7, -0.4, 0.33]]], np.float32)
+    outputs = {}
+    for name in ("int2", "int2-past"):
+        cache = PlainCache(1, 1, 4, 4, kv_scheme(name))
+        cache.append(0, value, value)
+        outputs[name] = cache.attend(0, np.ones((1, 1, 4), np.float32))
+    np.testing.assert_array_equal(outputs["int2-past"], value)
+    assert np.abs(outputs["int2"] - value).max() > 0.01
+
+
+@given(st.integers(1, 500))
+def test_what_is_seen_rounded(end: int) -> None:
+    assert kv_scheme("int4").rounded_until(end) == (end, end)
+    assert kv_scheme("int4-past").rounded_until(end) == (end - 1, end - 1)
+    keys, values = kv_scheme("int4-kivi").rounded_until(end)
+    assert keys % KIVI_GROUP == 0
+    assert 1 <= end - keys <= KIVI_GROUP  # the newest tokens, itself among them, are exact
+    assert end - values == min(end, KIVI_GROUP)
+
+
+def test_kivi_rounds_keys_per_channel_and_values_per_token() -> None:
+    """Channels of very different size cost a per-token rounding its small channels; per channel they survive."""
+    scale = np.array([100, 1, 0.01] + [1] * 29, np.float32)
+    keys = np.random.default_rng(0).uniform(-1, 1, (1, KIVI_GROUP, 32)).astype(np.float32) * scale
+    scheme = kv_scheme("int4-kivi")
+    error = np.abs(scheme.rounded_keys(keys) - keys).max(axis=1)[0]
+    assert (error <= 2 * scale / 15 / 2 * 1.05).all()
+    assert np.abs(kv_scheme("int4").rounded_keys(keys) - keys).max(axis=1)[0][2] > 0.005
+    values = np.tile(scale[:, None], (1, 64))[None, :2]  # [1, 2, 64]: constant within a token
+    np.testing.assert_allclose(scheme.rounded_values(values), values, rtol=0.01)
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "int8", "int4", "int2"])
+def test_allocated_bytes_equal_the_arithmetic(name: str) -> None:
+    layers, kv_heads, head_dim, tokens = 3, 2, 64, 512
+    cache = KVCache(layers, kv_heads, head_dim, tokens, name)
+    assert cache.nbytes == layers * tokens * kv_scheme(name).bytes_per_token(kv_heads, head_dim)
+
+
+def test_bytes_by_hand() -> None:
+    """64 values: 4 bit = 32 bytes and 4 of scale and offset, for K and for V; KIVI spreads K's over 32 tokens."""
+    assert kv_scheme("int4").bytes_per_token(1, 64) == 2 * (32 + 4)
+    assert kv_scheme("int2-past").bytes_per_token(3, 64) == 3 * 2 * (16 + 4)
+    assert kv_scheme("int2-kivi").bytes_per_token(1, 64) == (16 + 64 * 4 // 32) + (16 + 2 * 4)
+
+
+@pytest.mark.parametrize("name", ["int3", "ternary", "int4-", "int4-future", "bf16-past", "kivi"])
+def test_unknown_schemes_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="KV cache '"):
+        kv_scheme(name)
