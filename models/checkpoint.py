@@ -1,7 +1,7 @@
 """Checkpoints of our own models on disk: one safetensors file, its header in the file's metadata.
 
 Per block matrix `h.{i}.attn.qkv`, `.attn.proj`, `.mlp.fc1`, `.mlp.fc2`: `<name>.codes` uint8 [N, packed K] in the
-ternary layout of `nearbank.formats`, and `<name>.scale` float32 [N]. Beside them `wte`, `wpe` (and `head` unless it is
+layout of `nearbank.formats`, and `<name>.scale` float32 [N]. Beside them `wte`, `wpe` (and `head` unless it is
 tied) as float16, LayerNorms as float32. Needs neither torch nor a network of any kind; it only stores and checks.
 """
 
@@ -166,12 +166,21 @@ _HEADER_TYPES: Mapping[str, type] = {
 }
 
 
+_SUPPORTED: Mapping[str, tuple[str, ...]] = {
+    "architecture": ("gpt",),
+    "weights": ("ternary", "binary"),
+    "activations": ("int8",),
+}
+
+
 def _parse_header(path: Path, header: dict[str, Any]) -> tuple[ModelConfig, str, Origin]:
     for field, kind in _HEADER_TYPES.items():
         _check_field(path, field, header.get(field), kind)
-    for field, expected in (("architecture", "gpt"), ("weights", "ternary"), ("activations", "int8")):
-        if header[field] != expected:
-            raise NearbankError(f"{path}: header field '{field}' is {header[field]!r}; expected {expected!r}")
+    for field, expected in _SUPPORTED.items():
+        if header[field] not in expected:
+            raise NearbankError(
+                f"{path}: header field '{field}' is {header[field]!r}; expected {' or '.join(map(repr, expected))}"
+            )
     try:
         check_variant(header["variant"])
         shape = gpt_shape(

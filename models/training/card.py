@@ -17,10 +17,11 @@ def card_text(checkpoint: Checkpoint, corpus: Corpus, options: TrainOptions, tra
     return f"""# {config.name}
 
 A character-level GPT: {config.shape.layers} layers, width {config.shape.width}, {config.shape.heads} heads,
-context {config.shape.context}, {config.shape.vocabulary} characters,
-{config.block_parameters():,} ternary weights, {config.parameters():,} parameters in all, {size:,} bytes of tensors.
+context {config.shape.context}, {config.shape.vocabulary} characters.
+{config.block_parameters():,} {config.weights} weights, {config.parameters():,} parameters in all,
+{size:,} bytes of tensors.
 
-Block matrices: ternary, one float32 scale per output row, quantiser of "Binary and Ternary Natural Language
+Block matrices: {config.weights}, one float32 scale per output row, quantiser of "Binary and Ternary Natural Language
 Generation" (arXiv 2306.01841), {config.variant} form. Their inputs: 8-bit integers, one scale max|x|/127 per token.
 (The authors clip 8-bit activations to ±2.5 with one scale per tensor over batch and tokens, which lets later tokens
 influence earlier ones; a scale per token is causal and can be deployed.)

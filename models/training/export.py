@@ -41,7 +41,7 @@ def _config_of(corpus: Corpus, options: TrainOptions) -> ModelConfig:
     shape = gpt_shape(
         options.name, options.layers, options.width, options.heads, len(corpus.vocabulary), options.context
     )
-    return ModelConfig(shape, True, "ternary", "int8", options.variant)
+    return ModelConfig(shape, True, options.weights, "int8", options.variant)
 
 
 def _pack(student: CharGpt, config: ModelConfig) -> Tensors:

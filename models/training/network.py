@@ -10,9 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nearbank.models.training.straight_through import fake_int8, fake_ternary
+from nearbank.models.training.straight_through import fake_int8, fake_weights
 
 LAYER_NORM_EPS = 1e-5
+
+Rounding = tuple[
+    str, str | None
+]  # format of the weights, and the quantiser's variant or None for full precision
 
 
 class ChannelDropout(nn.Module):
@@ -30,27 +34,27 @@ class ChannelDropout(nn.Module):
 
 
 class BlockLinear(nn.Module):
-    """y = x Wᵀ. With a variant set, W is ternary per output row and x is 8-bit per token."""
+    """y = x Wᵀ. With a variant set, W is ternary or binary per output row and x is 8-bit per token."""
 
-    def __init__(self, inputs: int, outputs: int, variant: str | None) -> None:
+    def __init__(self, inputs: int, outputs: int, rounding: Rounding) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.variant = variant
+        self.stored_as, self.variant = rounding
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # x: [..., inputs] -> [..., outputs]
         if self.variant is None:
             return functional.linear(x, self.weight)
-        return functional.linear(fake_int8(x), fake_ternary(self.weight, self.variant))
+        return functional.linear(fake_int8(x), fake_weights(self.weight, self.stored_as, self.variant))
 
 
 class Attention(nn.Module):
     """Causal self-attention; one matrix gives q, k and v, in that order."""
 
-    def __init__(self, width: int, heads: int, variant: str | None) -> None:
+    def __init__(self, width: int, heads: int, rounding: Rounding) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = BlockLinear(width, 3 * width, variant)
-        self.proj = BlockLinear(width, width, variant)
+        self.qkv = BlockLinear(width, 3 * width, rounding)
+        self.proj = BlockLinear(width, width, rounding)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # x: [B, T, D]
         batch, length, width = x.shape
@@ -67,10 +71,10 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two matrices around a tanh GELU, four times as wide inside."""
 
-    def __init__(self, width: int, variant: str | None) -> None:
+    def __init__(self, width: int, rounding: Rounding) -> None:
         super().__init__()
-        self.fc1 = BlockLinear(width, 4 * width, variant)
-        self.fc2 = BlockLinear(4 * width, width, variant)
+        self.fc1 = BlockLinear(width, 4 * width, rounding)
+        self.fc2 = BlockLinear(4 * width, width, rounding)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
@@ -78,12 +82,12 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, heads: int, variant: str | None, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, rounding: Rounding, dropout: float) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width, LAYER_NORM_EPS)
-        self.attn = Attention(width, heads, variant)
+        self.attn = Attention(width, heads, rounding)
         self.ln_2 = nn.LayerNorm(width, LAYER_NORM_EPS)
-        self.mlp = Mlp(width, variant)
+        self.mlp = Mlp(width, rounding)
         self.dropout = ChannelDropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -93,7 +97,10 @@ class Block(nn.Module):
 
 
 class CharGpt(nn.Module):
-    """Logits float [B, T, vocabulary] of token numbers int64 [B, T], T at most `context`."""
+    """Logits float [B, T, vocabulary] of token numbers int64 [B, T], T at most `context`.
+
+    variant: None computes in full precision; a quantiser's variant rounds the block matrices to the format `weights`.
+    """
 
     def __init__(
         self,
@@ -104,11 +111,12 @@ class CharGpt(nn.Module):
         context: int,
         variant: str | None = None,
         dropout: float = 0.0,
+        weights: str = "ternary",
     ) -> None:
         super().__init__()
         self.wte = nn.Embedding(vocabulary, width)
         self.wpe = nn.Embedding(context, width)
-        self.h = nn.ModuleList(Block(width, heads, variant, dropout) for _ in range(layers))
+        self.h = nn.ModuleList(Block(width, heads, (weights, variant), dropout) for _ in range(layers))
         self.ln_f = nn.LayerNorm(width, LAYER_NORM_EPS)
         self.dropout = ChannelDropout(dropout)
         self._initialise(layers)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nearbank.errors import NearbankError
-from nearbank.models.quantize import check_variant
+from nearbank.models.quantize import WeightQuantiser
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class TrainOptions:
     decay_percent: int = 35
     dropout: float = 0.1
     weight_decay: float = 0.1
+    weights: str = "ternary"
     variant: str = "paper"
     seed: int = 1
     threads: int = 2
@@ -48,7 +49,11 @@ class TrainOptions:
                 raise NearbankError(
                     f"{name} is {getattr(self, name)}; expected a learning rate above 0 and below 1"
                 )
-        check_variant(self.variant)
+        WeightQuantiser(self.weights, self.variant)
+        if not self.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise NearbankError(
+                f"name {self.name!r} is no file name; expected letters, digits, '.', '-' and '_'"
+            )
         if self.width % self.heads:
             raise NearbankError(
                 f"width {self.width} is not a multiple of heads {self.heads}; choose a width that heads divide"

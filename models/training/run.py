@@ -89,6 +89,7 @@ def build_network(corpus: Corpus, options: TrainOptions, variant: str | None, dr
         options.context,
         variant,
         dropout,
+        options.weights,
     )
     return network.to(options.device)
 

@@ -1,12 +1,12 @@
 """Fake quantisers for training: quantised values forward, straight-through gradients backward.
 
-The equations are those of `nearbank.models.quantize` and `nearbank.kernels.activations`, in torch. Gradients pass
-unclipped, as in the authors' code.
+The equations are those of `nearbank.models.quantize` and `nearbank.kernels.activations`, in torch. Gradients of
+weights pass unclipped as in the authors' code, but for binary weights in the paper's form: those pass within one α of 0.
 """
 
 import torch
 
-# What a layer may do with its weights: a ternary variant, or take them as they are, already rounded.
+# Instead of a quantiser's variant: the weights are already rounded, only the inputs are to be.
 STORED = "stored"
 
 
@@ -18,14 +18,31 @@ def ternary_parts(weight: torch.Tensor, variant: str) -> tuple[torch.Tensor, tor
     return torch.round(torch.clamp(ratio, -1, 1)), alpha
 
 
-def fake_ternary(weight: torch.Tensor, variant: str) -> torch.Tensor:
-    """α·t in the forward pass, the identity in the backward pass."""
+def binary_parts(weight: torch.Tensor, variant: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(b, α): b in {-1, 1} as floats [N, K], α = mean|w| per output row [N, 1]."""
+    centred = weight - weight.mean(dim=1, keepdim=True) if variant == "paper" else weight
+    return torch.where(centred >= 0, 1.0, -1.0), centred.abs().mean(dim=1, keepdim=True)
+
+
+PARTS = {"ternary": ternary_parts, "binary": binary_parts}
+
+
+def fake_weights(weight: torch.Tensor, stored_as: str, variant: str) -> torch.Tensor:
+    """α times the codes of the format `stored_as`; straight through backward."""
     if variant == STORED:
         return weight
     with torch.no_grad():
-        codes, alpha = ternary_parts(weight, variant)
+        codes, alpha = PARTS[stored_as](weight, variant)
         offset = codes * alpha - weight
+    if stored_as == "binary" and variant == "paper":
+        return _pass_within(weight, alpha) + offset
     return weight + offset
+
+
+def _pass_within(weight: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """The weight itself, through which gradients flow only where |w − μ| < α."""
+    near = (weight - weight.mean(dim=1, keepdim=True)).detach().abs() < alpha
+    return torch.where(near, weight, weight.detach())
 
 
 def fake_int8(x: torch.Tensor) -> torch.Tensor:

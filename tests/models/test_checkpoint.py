@@ -143,7 +143,7 @@ def _set_origin(**values: Any) -> Callable[[dict[str, Any], dict[str, np.ndarray
         (_set(heads=4), "not a multiple of its 4 heads"),
         (_set(width=-6), "expected"),
         (_set(variant="mean"), "known: paper, reference"),
-        (_set(weights="int4"), "'weights' is 'int4'; expected 'ternary'"),
+        (_set(weights="int4"), "'weights' is 'int4'; expected 'ternary' or 'binary'"),
         (_set(origin={}), "'origin.val_loss_nats' is None"),
         (_set_origin(val_loss_nats=float("nan")), "expected finite"),
     ],

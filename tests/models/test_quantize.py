@@ -62,14 +62,15 @@ def test_ternary_equals_a_plain_loop(variant: str, weights: np.ndarray) -> None:
         assert got[clear] == pytest.approx(want[clear], rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("fmt", ["ternary", "binary"])
 @pytest.mark.parametrize("variant", ["paper", "reference"])
-def test_torch_twin_computes_the_same(variant: str) -> None:
+def test_torch_twin_computes_the_same(fmt: str, variant: str) -> None:
     torch = pytest.importorskip("torch")
-    from nearbank.models.training.straight_through import fake_ternary
+    from nearbank.models.training.straight_through import fake_weights
 
     weights = np.random.default_rng(3).normal(0.01, 0.05, (64, 96)).astype(np.float32)
-    faked = fake_ternary(torch.from_numpy(weights), variant).numpy()
-    assert faked == pytest.approx(WeightQuantiser("ternary", variant).rounded(weights), rel=1e-4, abs=1e-7)
+    faked = fake_weights(torch.from_numpy(weights), fmt, variant).numpy()
+    assert faked == pytest.approx(WeightQuantiser(fmt, variant).rounded(weights), rel=1e-4, abs=1e-7)
 
 
 def test_torch_activations_equal_the_kernels() -> None:
@@ -86,14 +87,27 @@ def test_torch_activations_equal_the_kernels() -> None:
 
 def test_gradients_pass_straight_through() -> None:
     torch = pytest.importorskip("torch")
-    from nearbank.models.training.straight_through import fake_int8, fake_ternary
+    from nearbank.models.training.straight_through import fake_int8, fake_weights
 
     weight = torch.randn(3, 5, requires_grad=True)
     x = torch.randn(2, 5, requires_grad=True)
     upstream = torch.randn(2, 3)
-    (fake_int8(x) @ fake_ternary(weight, "paper").T).backward(upstream)
-    assert torch.allclose(x.grad, upstream @ fake_ternary(weight, "paper"))
+    (fake_int8(x) @ fake_weights(weight, "ternary", "paper").T).backward(upstream)
+    assert torch.allclose(x.grad, upstream @ fake_weights(weight, "ternary", "paper"))
     assert torch.allclose(weight.grad, upstream.T @ fake_int8(x))
+
+
+def test_binary_gradients_pass_within_one_alpha() -> None:
+    """Row -3 -1 1 3: alpha 2, so only the middle two learn in the paper's form, all in the authors'."""
+    torch = pytest.importorskip("torch")
+    from nearbank.models.training.straight_through import fake_weights
+
+    for variant, expected in (("paper", [0, 20, 30, 0]), ("reference", [10, 20, 30, 40])):
+        weight = torch.tensor([[-3.0, -1, 1, 3]], requires_grad=True)
+        rounded = fake_weights(weight, "binary", variant)
+        assert rounded.tolist() == [[-2, -2, 2, 2]]
+        rounded.backward(torch.tensor([[10.0, 20, 30, 40]]))
+        assert weight.grad.tolist() == [expected]
 
 
 @pytest.mark.parametrize("fmt", ["ternary", "binary"])

@@ -191,6 +191,15 @@ def test_a_stopped_run_ends_in_the_same_bits(text: Path, tmp_path: Path) -> None
         assert runs[0] == runs[1]
 
 
+def test_a_binary_student(text: Path, tmp_path: Path) -> None:
+    trained = train(micro(text, weights="binary", variant="reference"), tmp_path / "run", quiet)
+    read = load_checkpoint(trained.path)
+    assert (read.config.weights, read.config.variant) == ("binary", "reference")
+    network = unpack_network(read.config, read.tensors)
+    alpha = read.tensors["h.0.mlp.fc1.scale"][:, None]
+    assert np.array_equal(np.abs(network.h[0].mlp.fc1.weight.numpy()), np.broadcast_to(alpha, (64, 16)))
+
+
 def test_seeds_matter(text: Path, tmp_path: Path) -> None:
     first, second = (
         train(micro(text, seed=seed, twin_steps=2, student_steps=2), tmp_path / str(seed), quiet)
@@ -226,6 +235,8 @@ def test_the_packed_values_compute_what_the_student_computed(text: Path, tmp_pat
         ({"variant": "mean"}, "known: paper, reference"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"seed": -1}, "seed -1"),
+        ({"weights": "int4"}, "expected ternary or binary"),
+        ({"name": "../x"}, "is no file name"),
         ({"twin_lr": 0.0}, "twin_lr is 0.0"),
         ({"decay_percent": 101}, "decay_percent 101"),
     ],
