@@ -211,9 +211,9 @@ class Given:
         """A CuPy result as the caller's kind of array; no copy."""
         if not self.is_torch:
             return result
-        import torch
+        from torch.utils import dlpack
 
-        return torch.from_dlpack(result)
+        return dlpack.from_dlpack(result)
 
 
 def given(x: Any, name: str) -> Given:
@@ -290,10 +290,9 @@ def linear(
             if rows.kind != "fp32" or norm is not None:
                 raise NearbankError(f"float weights take float32 x without a norm; x is {rows.kind}, norm is {norm}")
             return rows.returned(host.matmul_floats(runtime, array, weights, target))
-        vectors = [None if vector is None else _vector(vector, cols, runtime) for vector in (gain, bias)]
-        staged = host.quantise(
-            runtime, array, host.KIND[rows.kind], weights.shape, NORMS[norm], *vectors, epsilon, workspace
-        )
+        gains, biases = (None if vector is None else _vector(vector, cols, runtime) for vector in (gain, bias))
+        kinds = host.KIND[rows.kind], weights.shape, NORMS[norm]
+        staged = host.quantise(runtime, array, *kinds, gains, biases, epsilon, workspace)
         return rows.returned(host.matmul(runtime, staged, weights, target))
 
 

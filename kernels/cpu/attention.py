@@ -1,26 +1,62 @@
-"""The KV cache's append and attend, compiled: the same sums in the same order as the definition."""
+"""The KV cache's append and attend, compiled: the loops over heads, tokens and pages.
+
+What happens within a page is `nearbank.kernels.cpu.pages`. Pages are read where they lie, packed.
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from nearbank.formats import from_bf16
-from nearbank.kernels.reference.attention import append
-from nearbank.kernels.reference.exponential import LEAST, LN2_HIGH, LN2_LOW, LOG2_E, ROUND, TAYLOR
-from nearbank.kernels.store import PAGE, CacheStore, floats_stored, unpack_rows
+from nearbank.kernels.cpu import pages as p
+from nearbank.kernels.cpu.cache_rows import append
+from nearbank.kernels.cpu.threads import in_parts
+from nearbank.kernels.store import PAGE, CacheStore
 
 __all__ = ["append", "attend"]
 
 Floats = npt.NDArray[np.float32]
-ONE = np.float32(1)
+KIND_NUMBERS = {name: number for number, name in enumerate(p.KINDS)}
 
 
 @njit(cache=True, nogil=True)
-def _fold(lanes):  # type: ignore[no-untyped-def]
+def _scores(kind, q, q_sum, scale, rows, at, chunks, params, param_at, groups, out, out_at):  # type: ignore[no-untyped-def]
+    if kind == 0:
+        p.scores_fp32(q, q_sum, scale, rows, at, chunks, params, param_at, groups, out, out_at)
+    elif kind == 1:
+        p.scores_fp16(q, q_sum, scale, rows, at, chunks, params, param_at, groups, out, out_at)
+    elif kind == 2:
+        p.scores_bf16(q, q_sum, scale, rows, at, chunks, params, param_at, groups, out, out_at)
+    elif kind == 3:
+        p.scores_int8(q, q_sum, scale, rows, at, chunks, params, param_at, groups, out, out_at)
+    elif kind == 4:
+        p.scores_int4(q, q_sum, scale, rows, at, chunks, params, param_at, groups, out, out_at)
+    else:
+        p.scores_int2(q, q_sum, scale, rows, at, chunks, params, param_at, groups, out, out_at)
+
+
+@njit(cache=True, nogil=True)
+def _context(kind, weights, at, rows, row_at, chunks, tokens, out):  # type: ignore[no-untyped-def]
+    if kind == 0:
+        p.context_fp32(weights, at, rows, row_at, chunks, tokens, out)
+    elif kind == 1:
+        p.context_fp16(weights, at, rows, row_at, chunks, tokens, out)
+    elif kind == 2:
+        p.context_bf16(weights, at, rows, row_at, chunks, tokens, out)
+    elif kind == 3:
+        p.context_int8(weights, at, rows, row_at, chunks, tokens, out)
+    elif kind == 4:
+        p.context_int4(weights, at, rows, row_at, chunks, tokens, out)
+    else:
+        p.context_int2(weights, at, rows, row_at, chunks, tokens, out)
+
+
+@njit(cache=True, nogil=True)
+def _lane_sum(values):  # type: ignore[no-untyped-def]
+    lanes = np.zeros(16, np.float32)
+    for d in range(values.shape[0]):
+        lanes[d % 16] += values[d]
     for half in (8, 4, 2, 1):
         for lane in range(half):
             lanes[lane] += lanes[lane + half]
@@ -28,86 +64,100 @@ def _fold(lanes):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _dot(q, k, lanes):  # type: ignore[no-untyped-def]
-    lanes[:] = 0
-    for d in range(q.shape[0]):
-        lanes[d % 16] += q[d] * k[d]
-    return _fold(lanes)
+def _one_query(  # type: ignore[no-untyped-def]
+    kind,
+    q,
+    scale,
+    keys,
+    key_params,
+    values,
+    value_params,
+    layer,
+    head,
+    n,
+    chunks,
+    scores,
+    wide_q,
+    total,
+    sums,
+    out,
+):
+    """Context of one query over the first n tokens of one KV head."""
+    dim = q.shape[0]
+    wide_q[:dim] = q
+    q_sum = _lane_sum(q)
+    pages, heads, row = keys.shape[1], keys.shape[2], keys.shape[4]
+    flat_k, flat_v = keys.reshape(-1), values.reshape(-1)
+    flat_kp, flat_vp = key_params.reshape(-1), value_params.reshape(-1)
+    used = (n + PAGE - 1) // PAGE
+    for page in range(used):
+        place = ((layer * pages + page) * heads + head) * PAGE
+        groups = (min(PAGE, n - page * PAGE) + 7) // 8
+        _scores(
+            kind,
+            wide_q,
+            q_sum,
+            scale,
+            flat_k,
+            place * row,
+            chunks,
+            flat_kp,
+            2 * place,
+            groups,
+            scores,
+            page * PAGE,
+        )
+    scores[n : used * PAGE] = -np.inf
+    peak = np.float32(-np.inf)
+    for j in range(n):
+        peak = max(peak, scores[j])
+    total[:] = 0
+    offset, mass = np.float32(0), np.float32(0)
+    for page in range(used):
+        place = ((layer * pages + page) * heads + head) * PAGE
+        tokens = min(PAGE, n - page * PAGE)
+        vectors = (tokens + 15) // 16
+        if kind < 3:
+            p.weights_exact(scores, page * PAGE, peak, flat_vp, 2 * place, vectors, sums)
+        else:
+            p.weights_scaled(scores, page * PAGE, peak, flat_vp, 2 * place, vectors, sums)
+        offset += sums[0]
+        mass += sums[1]
+        _context(kind, scores, page * PAGE, flat_v, place * row, chunks, tokens, total)
+    for d in range(dim):
+        out[d] = (total[d] + offset) / mass
 
 
 @njit(cache=True, nogil=True)
-def _exp(x, powers, bits):  # type: ignore[no-untyped-def]
-    if x < LEAST:
-        return np.float32(0)
-    n = (x * LOG2_E + ROUND) - ROUND
-    r = (x - n * LN2_HIGH) - n * LN2_LOW
-    poly = TAYLOR[0]
-    for c in TAYLOR[1:]:
-        poly = poly * r + c
-    bits[0] = (np.int32(n) + np.int32(127)) << 23
-    return ((poly * (r * r) + r) + ONE) * powers[0]
-
-
-@njit(cache=True, nogil=True)
-def _attend(q, keys, key_params, values, value_params, start, scale, scores, bits, out):  # type: ignore[no-untyped-def]
-    tokens, heads, dim = q.shape
-    shared = heads // keys.shape[0]
-    lanes, sums = np.zeros(16, np.float32), np.zeros((2, 16), np.float32)
-    page_total, total = np.zeros(dim, np.float32), np.zeros(dim, np.float32)
-    ones = np.ones(dim, np.float32)
-    powers = bits.view(np.float32)
-    for h in range(heads):
-        kv = h // shared
-        for t in range(tokens):
-            n = start + t + 1
-            q_sum = _dot(q[t, h], ones, lanes)
-            peak = np.float32(-np.inf)
-            for j in range(n):
-                dot = _dot(q[t, h], keys[kv, j], lanes)
-                scores[j] = (dot * key_params[kv, j, 0] + key_params[kv, j, 1] * q_sum) * scale
-                peak = max(peak, scores[j])
-            total[:] = 0
-            offset, mass = np.float32(0), np.float32(0)
-            for first in range(0, n, PAGE):
-                sums[:] = 0
-                page_total[:] = 0
-                for j in range(first, min(first + PAGE, n)):
-                    weight = _exp(scores[j] - peak, powers, bits)
-                    sums[0, j % 16] += weight * value_params[kv, j, 1]
-                    sums[1, j % 16] += weight
-                    scaled = weight * value_params[kv, j, 0]
-                    for d in range(dim):
-                        page_total[d] += scaled * values[kv, j, d]
-                for d in range(dim):
-                    total[d] += page_total[d]
-                offset += _fold(sums[0])
-                mass += _fold(sums[1])
-            for d in range(dim):
-                out[t, h, d] = (total[d] + offset) / mass
-
-
-def _unpacked(
-    store: CacheStore, rows: npt.NDArray[Any], params: npt.NDArray[np.uint16], layer: int, end: int
-) -> tuple[Floats, Floats]:
-    """Codes as floats [kv heads, end, D], scale and offset [kv heads, end, 2]."""
-    pages = -(-end // PAGE)
-    stored = rows[layer, :pages].swapaxes(0, 1).reshape(rows.shape[2], pages * PAGE, -1)[:, :end]
-    if store.format.is_float:
-        exact = np.zeros((*stored.shape[:2], 2), np.float32)
-        exact[..., 0] = 1
-        values = floats_stored(store.format, stored)
-        return np.ascontiguousarray(values[..., : store.head_dim]), exact
-    codes = unpack_rows(np.ascontiguousarray(stored), store.format)[..., : store.head_dim].astype(np.float32)
-    flat = params[layer, :pages].swapaxes(0, 1).reshape(rows.shape[2], pages * PAGE, 2)[:, :end]
-    return np.ascontiguousarray(codes), from_bf16(np.ascontiguousarray(flat))
+def _attend(  # type: ignore[no-untyped-def]
+    kind, first, last, q, scale, keys, key_params, values, value_params, layer, start, chunks, width, out
+):
+    """Items first … last of tokens × heads, heads of one KV head and token next to each other."""
+    tokens, heads = q.shape[0], q.shape[1]
+    shared = heads // keys.shape[2]
+    scores = np.empty((start + tokens + PAGE) // PAGE * PAGE, np.float32)
+    wide_q, total = np.zeros(width, np.float32), np.zeros(width, np.float32)
+    sums = np.zeros(2, np.float32)
+    for item in range(first, last):
+        t, h = item // heads, item % heads
+        _one_query(
+            kind, q[t, h], scale, keys, key_params, values, value_params, layer, h // shared, start + t + 1,
+            chunks, scores, wide_q, total, sums, out[t, h],
+        )  # fmt: skip
 
 
 def attend(store: CacheStore, layer: int, start: int, q: Floats, scale: np.float32) -> Floats:
     """q [T, heads, head_dim] at positions start … → context [T, heads, head_dim]."""
-    end = start + q.shape[0]
-    keys, key_params = _unpacked(store, store.keys, store.key_params, layer, end)
-    values, value_params = _unpacked(store, store.values, store.value_params, layer, end)
-    out, bits = np.empty_like(q), np.zeros(1, np.int32)
-    scores = np.empty(end, np.float32)
-    _attend(q, keys, key_params, values, value_params, start, scale, scores, bits, out)
+    kind = p.KINDS[store.format.name]
+    chunks = store.keys.shape[-1] * store.keys.itemsize // kind.chunk_bytes
+    out = np.empty_like(q)
+
+    def run(first: int, last: int) -> None:
+        _attend(
+            KIND_NUMBERS[store.format.name], first, last, q, scale, store.keys, store.key_params,
+            store.values, store.value_params, layer, start, chunks, 16 * kind.vectors * chunks, out,
+        )  # fmt: skip
+
+    items = q.shape[0] * q.shape[1]
+    in_parts(run, items, work=items * (start + len(q)) * chunks * 64)
     return out

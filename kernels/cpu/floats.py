@@ -91,3 +91,36 @@ def _lane_dot(kind, x, x_offset, rows, row_offset, vectors):  # type: ignore[no-
         return _dot_bf16(x, x_offset, rows, row_offset, vectors)
 
     return halves
+
+
+def load_codes(bits: int) -> Any:
+    """Loader of 16 bytes of packed codes as 8 / bits vectors of 16 floats."""
+
+    def load(builder: Any, pointer: Any) -> list[Any]:
+        raw = v.load(builder, v.vector(v.I8, 16), pointer)
+        mask = v.constant(raw.type, (1 << bits) - 1)
+        shifted = [builder.lshr(raw, v.constant(raw.type, p * bits)) for p in range(8 // bits)]
+        codes = [builder.and_(part, mask) for part in shifted]
+        return [builder.uitofp(builder.zext(part, WORDS), FLOATS) for part in codes]
+
+    return load
+
+
+def one(load: Any) -> Any:
+    """A loader of a single vector as a list."""
+    return lambda builder, pointer: [load(builder, pointer)]
+
+
+def fold_many(builder: Any, rows: list[Any]) -> Any:
+    """`fold` of 8 vectors at once: 8 floats. Halves of two vectors are added in one instruction."""
+    width = 8
+    while len(rows) > 1:
+        picks = []
+        for start in (0, width):
+            block = [i + start for i in range(16) if i % (2 * width) < width]
+            picks.append(v.ir.Constant(WORDS, block + [i + 16 for i in block]))
+        pairs = zip(rows[::2], rows[1::2], strict=True)
+        rows = [builder.fadd(*(builder.shuffle_vector(a, b, pick) for pick in picks)) for a, b in pairs]
+        width //= 2
+    picks = [v.ir.Constant(v.vector(v.I32, 8), list(range(first, 16, 2))) for first in (0, 1)]
+    return builder.fadd(*(builder.shuffle_vector(rows[0], rows[0], pick) for pick in picks))

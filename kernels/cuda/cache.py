@@ -65,10 +65,15 @@ def allocate(runtime: Runtime, fmt: Format, layers: int, kv_heads: int, head_dim
     rows = (*shape, row_length(fmt, head_dim))
     params = (*shape, 0 if fmt.is_float else 2)
     dtype = ROW_DTYPE.get(fmt.name, np.uint8)
-    arrays = ((rows, dtype), (rows, dtype), (params, np.uint16), (params, np.uint16))
-    memory = [runtime.zeros(size, kind) for size, kind in arrays]
-    lengths, finished = (runtime.zeros(layers, np.int32) for _ in range(2))
-    return DevicePages(fmt, layers, kv_heads, head_dim, capacity, *memory, lengths, finished)
+    return DevicePages(
+        *(fmt, layers, kv_heads, head_dim, capacity),
+        keys=runtime.zeros(rows, dtype),
+        values=runtime.zeros(rows, dtype),
+        key_params=runtime.zeros(params, np.uint16),
+        value_params=runtime.zeros(params, np.uint16),
+        lengths=runtime.zeros(layers, np.int32),
+        finished=runtime.zeros(layers, np.int32),
+    )
 
 
 def append(runtime: Runtime, pages: DevicePages, layer: int, k: Any, v: Any, kind: int) -> None:

@@ -98,7 +98,7 @@ class EmulatedRuntime:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         memory = np.full(size + 2 * GUARD + 16, 0xA5, np.uint8)
         start = GUARD + -(memory.ctypes.data + GUARD) % 16
-        inside = memory[start : start + size].view(dtype).reshape(shape)
+        inside: Array = memory[start : start + size].view(dtype).reshape(shape)
         self._guarded.append((memory[:start], memory[start + size :]))
         return inside
 

@@ -143,8 +143,13 @@ class Format:
         return replace(self, scaling=scaling)
 
     def for_cache(self) -> Format:
-        """The form a KV cache stores: one scale and offset (bf16 each) per row = one token and head."""
-        return self if self.is_float else replace(self, scaling=PER_TOKEN)
+        """The form a KV cache stores: one scale and offset (bf16 each) per row = one token and head.
+
+        Codes are unsigned there, int8 too: value = offset + scale · code.
+        """
+        if self.is_float:
+            return self
+        return replace(self, scaling=PER_TOKEN, low=0, high=(1 << int(self.code_bits)) - 1)
 
     def quantise(self, values: Array) -> Quantised:
         """Round float values [rows, cols] to this format. Raises on NaN and infinity."""
