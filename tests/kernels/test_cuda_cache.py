@@ -1,0 +1,166 @@
+"""The CUDA cache kernels, the very sources, run on the CPU and held against the NumPy definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nearbank.errors import NearbankError
+from nearbank.formats import FORMATS
+from nearbank.kernels import KVCache
+from nearbank.kernels.cuda import cache, host, sources
+from nearbank.kernels.cuda.emulation import EmulatedRuntime, compiler
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="emulating CUDA needs a C++ compiler (g++, or CXX)")
+
+KERNELS = tuple(
+    kernel for kernel in sources.all_kernels() if kernel.file in ("kv.cuh", "attend.cuh", "attend_exact.cuh")
+)
+FORMATS_KEPT = ("int2", "int4", "int8", "fp16", "bf16", "fp32")
+
+
+@pytest.fixture
+def runtime() -> EmulatedRuntime:
+    return EmulatedRuntime(KERNELS)
+
+
+def filled(runtime, fmt, kv_heads, dim, sizes, rng, capacity=600, layer=1):
+    """A NumPy cache and a device cache that were given the same tokens."""
+    twin = KVCache(2, kv_heads, dim, capacity, fmt, backend="numpy")
+    pages = cache.allocate(runtime, twin.format, 2, kv_heads, dim, capacity)
+    for tokens in sizes:
+        k, v = (rng.standard_normal((tokens, kv_heads, dim)).astype(np.float32) for _ in range(2))
+        twin.append(layer, k, v)
+        cache.append(runtime, pages, layer, runtime.asarray(k), runtime.asarray(v), 0)
+    return twin, pages
+
+
+def assert_same_memory(twin, pages):
+    for name in ("keys", "values", "key_params", "value_params"):
+        np.testing.assert_array_equal(getattr(pages, name), getattr(twin.store, name), err_msg=name)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    fmt=st.sampled_from(FORMATS_KEPT), kv_heads=st.integers(1, 3), group=st.integers(1, 3), dim=st.integers(1, 90),
+    before=st.integers(0, 20), tokens=st.integers(1, 4), seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_append_and_exact_attention_have_the_bits_of_the_definition(
+    runtime, fmt, kv_heads, group, dim, before, tokens, seed
+):
+    rng = np.random.default_rng(seed)
+    twin, pages = filled(runtime, fmt, kv_heads, dim, (before, tokens) if before else (tokens,), rng)
+    assert_same_memory(twin, pages)
+    q = rng.standard_normal((tokens, kv_heads * group, dim)).astype(np.float32)
+    got = cache.attend_exact(runtime, pages, 1, before, runtime.asarray(q), np.float32(dim**-0.5))
+    np.testing.assert_array_equal(got, twin.attend(1, q))
+
+
+def test_exact_attention_over_several_pages(runtime):
+    rng = np.random.default_rng(1)
+    twin, pages = filled(runtime, "int4", 1, 32, (511, 2), rng)
+    q = rng.standard_normal((2, 2, 32)).astype(np.float32)
+    got = cache.attend_exact(runtime, pages, 1, 511, runtime.asarray(q), np.float32(0.25))
+    np.testing.assert_array_equal(got, twin.attend(1, q, 0.25))
+
+
+def bound_of(twin, q, scale, fmt):
+    """Largest error that two-part queries and weights allow, per query and head.
+
+    A query is two roundings of 8 bits (fp16: 11), so each product is off by at most 2⁻¹⁶ (2⁻²²) of itself, and
+    float32 sums add 2⁻²⁰ of the magnitudes. An error δ of the scores moves weights by a factor e^±2δ.
+    """
+    unit = 2.0**-20 if fmt == "fp16" else 2.0**-15
+    heads = q.shape[1] // twin.kv_heads
+    # Without the softmax: magnitudes of k and v as stored.
+    keys, values = (np.abs(side).astype(np.float64) for side in stored(twin))
+    sizes = np.einsum("thd,hjd->thj", np.abs(q).astype(np.float64), np.repeat(keys, heads, 0)).max(axis=2)
+    drift = np.expm1(2 * unit * sizes * scale) + unit
+    return drift * np.repeat(values.max(axis=(1, 2)), heads)[None, :]
+
+
+def stored(twin):
+    """K and V [kv heads, tokens, dim] by the format's own dequantiser: unit queries see K, V is seen alike."""
+    from nearbank.kernels.reference.attention import _rows
+
+    out = []
+    for rows, params in ((twin.store.keys, twin.store.key_params), (twin.store.values, twin.store.value_params)):
+        heads = [_rows(twin.store, rows, params, 1, head, twin.length(1)) for head in range(twin.kv_heads)]
+        # Padded magnitudes: |scale|·code + |offset| is what the sums really add.
+        out.append(np.stack([np.abs(p[:, :1] * c) + np.abs(p[:, 1:]) for c, p in heads]))
+    return out
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    case=st.sampled_from([(fmt, dim) for fmt, dims in sources.FAST_DIMS.items() for dim in dims]),
+    kv_heads=st.integers(1, 2), group=st.integers(1, 9), before=st.integers(0, 90), tokens=st.integers(1, 5),
+    multiprocessors=st.integers(1, 9), spread=st.sampled_from([0.01, 1.0, 30.0]), seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_fast_attention_stays_within_its_bound(
+    runtime, case, kv_heads, group, before, tokens, multiprocessors, spread, seed
+):
+    fmt, dim = case
+    rng = np.random.default_rng(seed)
+    twin, pages = filled(runtime, fmt, kv_heads, dim, (before, tokens) if before else (tokens,), rng)
+    q = (spread * rng.standard_normal((tokens, kv_heads * group, dim))).astype(np.float32)
+    runtime.multiprocessors = multiprocessors
+    scratch = cache.attend_scratch(runtime, pages, tokens, kv_heads * group)
+    scale = dim**-0.5
+    want = twin.attend(1, q)
+    for _ in range(2):  # the second finds the scratch as the first left it
+        got = cache.attend(runtime, pages, 1, runtime.asarray(q), scale, scratch)
+        worst = np.abs(got.astype(np.float64) - want).max(axis=2)
+        assert (worst <= bound_of(twin, q, scale, fmt)).all()
+
+
+def test_what_lies_behind_the_last_token_is_never_seen(runtime):
+    rng = np.random.default_rng(2)
+    _, pages = filled(runtime, "int4", 1, 64, (20,), rng)
+    q = runtime.asarray(rng.standard_normal((1, 2, 64)).astype(np.float32))
+    scratch = cache.attend_scratch(runtime, pages, 1, 2)
+    before = cache.attend(runtime, pages, 1, q, 0.1, scratch).copy()
+    pages.key_params[1, :, :, 20:] = 0x7FC0  # NaN
+    pages.value_params[1, :, :, 20:] = 0x7FC0
+    np.testing.assert_array_equal(cache.attend(runtime, pages, 1, q, 0.1, scratch), before)
+
+
+def test_append_beyond_the_capacity_writes_nothing_and_attention_says_nan(runtime):
+    rng = np.random.default_rng(3)
+    _, pages = filled(runtime, "int4", 1, 64, (10,), rng, capacity=12)
+    held = pages.keys.copy()
+    k = runtime.asarray(rng.standard_normal((3, 1, 64)).astype(np.float32))
+    cache.append(runtime, pages, 1, k, k, 0)
+    np.testing.assert_array_equal(pages.keys, held)
+    q = runtime.asarray(np.ones((1, 1, 64), np.float32))
+    assert np.isnan(cache.attend(runtime, pages, 1, q, 1.0, cache.attend_scratch(runtime, pages, 1, 1))).all()
+
+
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_append_takes_half_precision(runtime, kind):
+    rng = np.random.default_rng(4)
+    words = [FORMATS[kind].quantise(rng.standard_normal((6, 40)).astype(np.float32)).codes for _ in range(2)]
+    twin = KVCache(1, 2, 40, 20, "int4", backend="numpy")
+    twin.append(
+        0, *(FORMATS[kind].dequantise(FORMATS[kind].quantise(floats(kind, w))).reshape(3, 2, 40) for w in words)
+    )
+    pages = cache.allocate(runtime, twin.format, 1, 2, 40, 20)
+    cache.append(runtime, pages, 0, *(runtime.asarray(np.asarray(w).reshape(3, 2, 40)) for w in words), host.KIND[kind])
+    assert_same_memory(twin, pages)
+
+
+def floats(kind, words):
+    from nearbank.formats import Quantised
+
+    return FORMATS[kind].dequantise(Quantised(words))
+
+
+def test_unsupported_head_dimensions_are_named(runtime):
+    pages = cache.allocate(runtime, FORMATS["int8"].for_cache(), 1, 1, 80, 16)
+    scratch = cache.attend_scratch(runtime, pages, 1, 1)
+    with pytest.raises(NearbankError, match="int8 with head dimension 80; supported: int4: 64, 128, 256"):
+        cache.attend(runtime, pages, 0, runtime.zeros((1, 1, 80), np.float32), 1.0, scratch)
+    with pytest.raises(NearbankError, match="format ternary; supported: int2"):
+        cache.allocate(runtime, FORMATS["ternary"], 1, 1, 80, 16)
