@@ -15,13 +15,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#555555", "#A6761D", "#999999")
+# Okabe-Ito, then Paul Tol's "muted" for what is left.
+PALETTE = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#555555",
+    "#332288", "#AA4499", "#999933", "#882255", "#44AA99", "#DDCC77", "#999999", "#CC6677",
+)  # fmt: skip
+# Parts of a token's time and energy, and of a machine, always in the same colour.
+_TIME_PARTS = (
+    "qkv", "context", "fc1", "append", "proj", "fc2", "norm", "lm_head",
+    "score", "softmax", "residual", "embed", "scales", "sample", "quantise", "activation",
+)  # fmt: skip
+_ENERGY_PARTS = (
+    "mac_read", "activate", "mac", "write", "io", "background_active", "background_precharged", "refresh",
+    "read", "global_buffer", "asic_idle", "links", "asic_busy", "host", "board",
+)  # fmt: skip
+_MACHINE_PARTS = ("MAC units", "command bus", "pins", "ASIC")
+_PART_COLOURS = {
+    name: colour
+    for parts in (_TIME_PARTS, _ENERGY_PARTS, _MACHINE_PARTS)
+    for name, colour in zip(parts, PALETTE, strict=False)
+}
 KIND_COLOURS = {"simulated": "#0072B2", "measured": "#009E73", "modelled": "#999999"}
 
 
 def colours_of(names: Iterable[str]) -> dict[str, str]:
-    """A stable colour for every name: the same set of names always gets the same colours."""
-    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(sorted(set(names)))}
+    """A stable colour for every name: known parts have their own, other names depend on their set alone."""
+    wanted = sorted(set(names))
+    others = [name for name in wanted if name not in _PART_COLOURS]
+    free = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(others)}
+    return {name: _PART_COLOURS.get(name) or free[name] for name in wanted}
 
 
 def time_per_token(rows: Sequence[MachineRow], ax: Axes) -> Axes:
@@ -42,7 +64,7 @@ def energy_per_token(rows: Sequence[MachineRow], ax: Axes) -> Axes:
 
 def _labelled_bars(rows: Sequence[MachineRow], values: Sequence[float], ax: Axes, unit: str) -> None:
     places = range(len(rows))
-    ax.barh(places, values, color=[KIND_COLOURS[row.kind] for row in rows])
+    ax.barh(places, values, 0.6, color=[KIND_COLOURS[row.kind] for row in rows])
     ax.set_yticks(places, [row.label for row in rows])
     ax.invert_yaxis()
     ax.set_xscale("log")
@@ -87,7 +109,7 @@ def _stacked(parts: Mapping[str, Mapping[str, float]], ax: Axes, unit: str) -> N
     left = [0.0] * len(labels)
     for name in names:
         widths = [parts[label].get(name, 0.0) for label in labels]
-        ax.barh(range(len(labels)), widths, left=left, color=colours[name], label=name)
+        ax.barh(range(len(labels)), widths, 0.6, left=left, color=colours[name], label=name)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
@@ -116,10 +138,11 @@ def utilisation(rows: Sequence[MachineRow], ax: Axes) -> Axes:
 
 def token_times(rows: Sequence[MachineRow], ax: Axes) -> Axes:
     """Time of every step, prompt first, as the context grows."""
+    colours = colours_of(row.label for row in rows)
     for row in rows:
-        if row.token_time_ns:
-            times = [t / 1000 for t in row.token_time_ns]
-            ax.plot(range(len(times)), times, label=row.label, color=colours_of(r.label for r in rows)[row.label])
+        times = [t / 1000 for t in row.token_time_ns or ()]
+        if times:
+            ax.plot(range(len(times)), times, label=row.label, color=colours[row.label])
     ax.set_yscale("log")
     ax.set_xlabel("step (0 is the prompt)")
     ax.set_ylabel("µs")
@@ -142,6 +165,6 @@ def figure(name: str, rows: Sequence[MachineRow]) -> Figure:
     """The named figure of `FIGURES`, in a size that suits a page."""
     from matplotlib.figure import Figure
 
-    fig = Figure(figsize=(9, 2.2 + 0.34 * max(len(rows), 4)), layout="constrained")
+    fig = Figure(figsize=(9, 2 + 0.34 * max(len(rows), 3)), layout="constrained")
     FIGURES[name](rows, fig.subplots())
     return fig
