@@ -13,7 +13,18 @@ from nearbank.mapping import asic
 from nearbank.mapping.matmul import Rows, read_rows
 from nearbank.mapping.packing import Packing
 from nearbank.mapping.placement import CachePlacement
-from nearbank.mapping.sweep import READ, RESULT, VECTOR, WRITE, Address, Sweep, repeat, send_vector, sweep
+from nearbank.mapping.sweep import (
+    CACHE_SCALES,
+    KEYS,
+    RESULT,
+    VALUES,
+    VECTOR,
+    Address,
+    Sweep,
+    repeat,
+    send_vector,
+    sweep,
+)
 from nearbank.mapping.target import Target
 from nearbank.sim.program import Builder, Mark, Start, Wait
 from nearbank.units import ceil_div
@@ -72,18 +83,21 @@ def append_keys(b: Builder, at: Attention, token: int, counter: Address) -> None
         return
     bank = token % at.target.banks + counter
     if at.cache.joined:
-        _write_keys(b, at, bank, at.rows(at.cache.keys.first_row), record, at.slots * at.cache.head_columns)
+        _write_keys(b, at, bank, at.rows(at.cache.keys.first_row), record, at.slots * at.cache.head_columns, KEYS)
     else:
         with b.loop(at.slots) as slot:
             row = at.rows(at.cache.keys.first_row) + slot * at.cache.key_rows
-            _write_keys(b, at, bank, row, record, at.cache.head_columns)
+            columns = at.cache.head_columns
+            _write_keys(b, at, bank, row, record, columns, KEYS + slot * columns)
 
 
-def _write_keys(b: Builder, at: Attention, bank: Address, row: Address, record: int, columns: int) -> None:
+def _write_keys(
+    b: Builder, at: Attention, bank: Address, row: Address, record: int, columns: int, data: Address
+) -> None:
     offset, column = _key_packing(at).place(record)
     b.command("ACT", bank=bank, row=row + offset)
     with b.loop(columns) as c:
-        b.command("WR", bank=bank, row=row + offset, column=column + c, data=WRITE + c)
+        b.command("WR", bank=bank, row=row + offset, column=column + c, data=data + c)
     b.command("PRE", bank=bank)
 
 
@@ -101,22 +115,22 @@ def append_values(b: Builder, at: Attention, token: int) -> None:
     full, rest = divmod(cache.v_local, cache.v_dims)
     with b.loop(at.slots) as slot:
         base = row + slot * (cache.v_blocks * cache.v_rows)
+        data = VALUES + slot * (cache.v_local * at.target.banks)
         with b.loop(full) as r:
-            _write_values(b, at, base + r, cache.v_dims, column)
+            _write_values(b, at, base + r, cache.v_dims, column, data + r * (cache.v_dims * at.target.banks))
         if rest:
-            _write_values(b, at, base + full, rest, column)
+            _write_values(b, at, base + full, rest, column, data + full * cache.v_dims * at.target.banks)
     if at.quantised:
         _append_scales(b, at, token)
 
 
-def _write_values(b: Builder, at: Attention, row: Address, dims: int, column: int) -> None:
-    width = at.cache.v_packing.columns
+def _write_values(b: Builder, at: Attention, row: Address, dims: int, column: int, data: Address) -> None:
+    width, banks = at.cache.v_packing.columns, at.target.banks
+    below_a_byte = at.cache.use.values > at.target.column_bytes
     b.command("ACT16", row=row)
-    for name, where in (
-        (("RD", READ), ("WR", WRITE)) if at.cache.use.values > at.target.column_bytes else (("WR", WRITE),)
-    ):
-        with b.loop(dims) as d, b.loop(at.target.banks) as bank:
-            b.command(name, bank=bank, row=row, column=d * width + column, data=where + d * at.target.banks + bank)
+    for name in ("RD", "WR") if below_a_byte else ("WR",):
+        with b.loop(dims) as d, b.loop(banks) as bank:
+            b.command(name, bank=bank, row=row, column=d * width + column, data=data + d * banks + bank)
     b.command("PREA")
 
 
@@ -137,7 +151,7 @@ def _append_scales(b: Builder, at: Attention, token: int) -> None:
     with b.loop(at.slots) as slot:
         row = at.rows(at.cache.scales.first_row + offset) + slot * _scale_rows(at)
         b.command("ACT", bank=bank, row=row)
-        b.command("WR", bank=bank, row=row, column=column, data=WRITE + slot)
+        b.command("WR", bank=bank, row=row, column=column, data=CACHE_SCALES + slot)
         b.command("PRE", bank=bank)
 
 
@@ -214,11 +228,16 @@ def _read_scales(b: Builder, at: Attention, span: Span) -> None:
     """Scales of K and V of the attended tokens, over the pins."""
     assert at.cache.scales is not None
     b.add(Mark("scales"))
-    size = at.cache.scale_bytes * span.end
-    bursts = ceil_div(at.target.bursts(size), at.cache.team)
+    bursts = scale_bursts(at.cache, at.target, span)
     with b.loop(at.slots) as slot:
         row = at.rows(at.cache.scales.first_row) + slot * _scale_rows(at)
-        read_rows(b, at.target, row, bursts, READ + slot * bursts)
+        read_rows(b, at.target, row, bursts, CACHE_SCALES + slot * bursts)
+
+
+def scale_bursts(cache: CachePlacement, target: Target, span: Span) -> int:
+    """Bursts of scales that a channel reads for one slot: whole columns of all banks."""
+    bursts = ceil_div(target.bursts(cache.scale_bytes * span.end), cache.team)
+    return ceil_div(bursts, target.banks) * target.banks
 
 
 def _score(b: Builder, at: Attention, span: Span, slot: Address, count: int, held: int) -> None:
@@ -250,7 +269,8 @@ def _score(b: Builder, at: Attention, span: Span, slot: Address, count: int, hel
     first, end = (position // target.banks for position in (span.begin, span.end))
     begin = first // cache.team // packing.per_row * packing.per_row
     row = at.rows(cache.keys.first_row + begin // packing.per_row) + (0 if cache.joined else slot * cache.key_rows)
-    sweep(b, plan, row, ceil_div(end, cache.team) - begin, RESULT + begin * reads)
+    result = RESULT + begin * reads + (0 if cache.joined else slot * (cache.queries * records))
+    sweep(b, plan, row, ceil_div(end, cache.team) - begin, result)
 
 
 def _context(b: Builder, at: Attention, span: Span, slot: Address) -> None:
@@ -271,7 +291,11 @@ def _block(b: Builder, at: Attention, slot: Address, query: Address, block: int,
     cache, target = at.cache, at.target
     skip = begin // cache.use.values
     used = ceil_div(end, cache.use.values) - skip
-    send_vector(b, target.bursts((end - skip * cache.use.values) * cache.input_bytes), VECTOR)
+    length = target.bursts(cache.v_block * cache.input_bytes)
+    vector = slot * (cache.queries * cache.v_blocks * length) + query * (cache.v_blocks * length) + block * length
+    sent = target.bursts(used * cache.use.values * cache.input_bytes)
+    first = skip * cache.use.values * cache.input_bytes // target.column_bytes
+    send_vector(b, sent, VECTOR + vector + first)
     reads = target.read_bursts
     packing = Packing(cache.v_packing.columns, cache.v_dims * cache.v_packing.columns, False)
     plan = Sweep(packing, cache.format, cache.use.steps, reads, used=used, skip=skip, output_stride=reads)

@@ -57,7 +57,7 @@ class Unit(Protocol):
     ) -> None:
         """A burst that was read: bytes [channels, column bytes] of a row, or accumulators [channels, in a burst]."""
 
-    def run(self, moment: Moment, job: str) -> None:
+    def job(self, moment: Moment, job: str) -> None:
         """Do a job. All data that it needs were received."""
 
 
@@ -99,7 +99,7 @@ def execute(program: Program, memory: BankMemory, unit: Unit) -> None:
             raise NearbankError(f"program {program.name}: streams meet at different jobs: {nodes}")
         node, moment = meeting[0]
         if isinstance(node, Start):
-            unit.run(moment, node.job)
+            unit.job(moment, node.job)
 
 
 @dataclass

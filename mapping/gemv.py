@@ -120,7 +120,7 @@ class _GemvUnit:
     ) -> None:
         self.sums.receive(command, channels, data, burst)
 
-    def run(self, moment: Moment, job: str) -> None:
+    def job(self, moment: Moment, job: str) -> None:
         if job != f"sum {label_of(self.sums.matrix.name)}":
             raise NearbankError(f"unexpected job {job!r} in a matrix product")
 

@@ -265,6 +265,7 @@ def _cache(model: ModelDescription, fmt: Format, max_context: int, target: Targe
     slots = ceil_div(model.kv_heads, target.channels // team)
     input_bytes = value_bytes("bf16")
     joined = _joins(model, use, slots, max_context, input_bytes, target)
+    _check_query(queries * use.columns(model.head_dim) * use.values * input_bytes, model, target)
     in_record = use.columns(model.head_dim) * (slots if joined else 1)
     records = ceil_div(max_context, target.banks * team)
     key_packing = Packing(in_record, target.columns, False)
@@ -297,6 +298,14 @@ def _cache(model: ModelDescription, fmt: Format, max_context: int, target: Targe
         v_local=v_local,
         scale_bytes=scale_bytes,
     )
+
+
+def _check_query(size_bytes: int, model: ModelDescription, target: Target) -> None:
+    if size_bytes > target.buffer_bytes:
+        raise NearbankError(
+            f"machine {target.name}: the {model.heads // model.kv_heads} queries of one KV head take {size_bytes} "
+            f"bytes, but the global buffer has {target.buffer_bytes}; use a machine with a larger buffer"
+        )
 
 
 def _rounded(value: int, unit: int) -> int:

@@ -1,8 +1,13 @@
 """The loop nest all matrix products share: open a row in every bank, multiply its columns, read the sums, close it.
 
-Where the memory of the ASIC is addressed (`data` of a command), each channel has its own: a vector to send begins at
-`VECTOR`, results at `RESULT`, values read from rows at `READ`, values to write at `WRITE`. `data` of a MAC command is
-the step of the buffered vector that it multiplies with.
+`data` of a command says which burst of the ASIC's memory it sends or receives; each channel has bursts of its own,
+and what the areas below hold depends on the label that the command counts to. `data` of a MAC command is the step of
+the buffered vector that it multiplies with.
+
+- `VECTOR`: input vectors; those of a matrix chunk by chunk, q by (slot, query), probabilities by (slot, query, block);
+- `RESULT`: accumulators, by output; scores by (slot, query, record), context by (slot, query, block, dimension);
+- `READ`: scales of a matrix; `CACHE_SCALES`: scale and offset of K and V, by (slot, burst);
+- `KEYS`: K to write, by (slot, column); `VALUES`: V to write, by (slot, dimension, bank).
 """
 
 from __future__ import annotations
@@ -18,7 +23,9 @@ from nearbank.sim.program import Builder, Index
 VECTOR = 0
 RESULT = 1 << 20
 READ = 2 << 20
-WRITE = 3 << 20
+KEYS = 3 << 20
+VALUES = 4 << 20
+CACHE_SCALES = 5 << 20
 
 Address = Index | int
 

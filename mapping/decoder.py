@@ -1,0 +1,205 @@
+"""A GPT-shaped decoder whose matrix products and attention run in the banks, through the mapped programs.
+
+    decoder = MappedDecoder(plan, weights)
+    logits = decoder.run(step, tokens)   # the logits of the step's last token
+
+The banks' bytes, the MAC units' arithmetic and the addresses are the machine's; layer norm, GELU and softmax are
+computed exactly in float32, so that what differs from a plain computation is the mapping or its number formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from nearbank.errors import NearbankError
+from nearbank.formats import Quantised
+from nearbank.mapping.cached_attention import CachedAttention
+from nearbank.mapping.functional import BankMemory, Bytes, Floats, Moment, execute
+from nearbank.mapping.gemv import MatrixSums, vector_bytes_of
+from nearbank.mapping.loading import load_matrix
+from nearbank.mapping.matmul import label_of
+from nearbank.mapping.pim_gpt import Plan
+from nearbank.mapping.sweep import READ
+from nearbank.trace import Step
+
+Array = npt.NDArray[np.float32]
+ATTENTION = ("append", "score", "context", "softmax")
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Layer norm's gain and bias [width]."""
+
+    gain: Array
+    bias: Array
+    eps: float = 1e-5
+
+    def __call__(self, x: Array) -> Array:
+        centred = x - x.mean(dtype=np.float32)
+        return np.asarray(centred / np.sqrt((centred**2).mean() + np.float32(self.eps)) * self.gain + self.bias)
+
+
+@dataclass(frozen=True)
+class GptWeights:
+    """Everything a GPT needs: embeddings [vocabulary, width] and [context, width], and by name of the matrices
+    ("qkv", "proj", "fc1", "fc2" of every layer, "lm_head") codes with scales, and biases where there are any."""
+
+    tokens: Array
+    positions: Array
+    norms: Sequence[tuple[Norm, Norm]]
+    final_norm: Norm
+    matrices: Mapping[str, Sequence[Quantised]]
+    biases: Mapping[str, Sequence[Array]] = field(default_factory=dict)
+
+
+def gelu(x: Array) -> Array:
+    """GELU in its tanh form."""
+    inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)
+    return np.asarray(np.float32(0.5) * x * (1 + np.tanh(inner)), dtype=np.float32)
+
+
+def quantise_vector(x: Array) -> tuple[npt.NDArray[np.int8], float]:
+    """int8 codes and scale: the largest magnitude becomes 127."""
+    scale = np.float32(np.abs(x).max() / np.float32(127))
+    codes = np.rint(x / scale) if scale else np.zeros_like(x)
+    return codes.astype(np.int8), float(scale)
+
+
+class MappedDecoder:
+    """One sequence, decoded step by step in order. It is the `Unit` beside the memory of its programs."""
+
+    def __init__(self, plan: Plan, weights: GptWeights) -> None:
+        self.plan, self.weights = plan, weights
+        self.memory = BankMemory(plan.target)
+        self._matrices = {label_of(m.name): m for m in plan.placement.matrices}
+        for label, matrix in self._matrices.items():
+            for layer, codes in enumerate(weights.matrices[label]):
+                load_matrix(self.memory, matrix, codes, layer)
+        self._attention = CachedAttention(plan.placement.cache, plan.target)
+        self._position = -1
+        self._sums: MatrixSums | None = None
+        self._label = ""
+        self._layer = 0
+        self._attending = False
+        self._scale = 1.0
+        self._scales: dict[int, Bytes] = {}
+        self._effects: Mapping[str, Callable[[Array], None]] = {
+            "qkv": self._got_qkv,
+            "proj": self._got_residual,
+            "fc1": self._got_hidden,
+            "fc2": self._got_residual,
+            "lm_head": self._got_logits,
+        }
+
+    def run(self, step: Step, tokens: Sequence[int]) -> Array:
+        """Execute one step on its new tokens; the logits [vocabulary] after the last of them."""
+        self._tokens = list(tokens)
+        self._taken = 0
+        execute(self.plan.lower(step), self.memory, self)
+        self._settle()
+        return self._logits
+
+    def inputs(self, label: str) -> str:
+        return self._matrices[label].input_format if label in self._matrices else "bf16"
+
+    def send(self, moment: Moment, command: str, channels: tuple[int, ...], data: int) -> tuple[Bytes, Bytes]:
+        if moment.label in ATTENTION:
+            self._settle()
+            return self._attention.send(moment.label, channels, data)
+        sums = self._begun(moment)
+        burst = sums.send(channels, data)
+        return burst, np.full_like(burst, 255)
+
+    def receive(
+        self, moment: Moment, command: str, channels: tuple[int, ...], data: int, burst: Floats | Bytes
+    ) -> None:
+        if moment.label in self._matrices:
+            self._begun(moment).receive(command, channels, data, burst)
+        elif moment.label == "scales" and data >> 20 == READ >> 20:
+            self._store_scales(channels, data - READ, burst)
+        else:
+            self._attention.receive(moment.label, channels, data, burst)
+
+    def job(self, moment: Moment, job: str) -> None:
+        """Element-wise jobs; the sums of products and what follows them settle when their result is asked for."""
+        if job == "embed":
+            self._settle()
+            self._embed()
+        elif job == "norm":
+            self._settle()
+            self._norm(moment)
+        elif job in ("softmax", "quantise kv", "normalise"):
+            self._settle()
+            self._attention.run(job)
+
+    def _embed(self) -> None:
+        self._position += 1
+        token = self._tokens[self._taken]
+        self._taken += 1
+        self._x = self.weights.tokens[token] + self.weights.positions[self._position]
+        self._norms = 0
+
+    def _norm(self, moment: Moment) -> None:
+        """The first, second norm of each layer in turn, then the final one."""
+        layer, second = divmod(self._norms, 2)
+        norms = self.weights.norms
+        norm = norms[layer][second] if layer < len(norms) else self.weights.final_norm
+        self._vector = norm(self._x)
+        self._norms += 1
+
+    def _store_scales(self, channels: tuple[int, ...], index: int, burst: Floats | Bytes) -> None:
+        room = self._scales.setdefault(index, np.zeros((self.plan.target.channels, burst.shape[1]), np.uint8))
+        room[list(channels)] = burst
+
+    def _begun(self, moment: Moment) -> MatrixSums:
+        """The matrix product that the label names, begun when it is new."""
+        if self._sums is None or self._label != moment.label:
+            self._settle()
+            self._label, self._layer = moment.label, moment.layer
+            matrix = self._matrices[moment.label]
+            if self._attending:
+                self._vector = self._attention.result().reshape(-1).astype(np.float32)
+                self._attending = False
+            vector: npt.NDArray[np.generic] = self._vector
+            self._scale = 1.0
+            if matrix.input_format == "int8":
+                vector, self._scale = quantise_vector(self._vector)
+            self._sums = MatrixSums(matrix, self.plan.target, vector_bytes_of(matrix.input_format, vector))
+            self._sums.scale_bytes, self._scales = self._scales, {}
+        return self._sums
+
+    def _settle(self) -> None:
+        """Finish the matrix product at hand and do what its result is for."""
+        if self._sums is None:
+            return
+        sums, self._sums = self._sums, None
+        y = sums.result() * self._scale
+        if sums.matrix.scales:
+            y = y * sums.scales()
+        elif self.weights.matrices[self._label][self._layer].scales is not None:
+            y = y * np.asarray(self.weights.matrices[self._label][self._layer].scales).reshape(-1)
+        if self._label in self.weights.biases:
+            y = y + self.weights.biases[self._label][self._layer]
+        self._effects[self._label](y.astype(np.float32))
+
+    def _got_qkv(self, y: Array) -> None:
+        model = self.plan.model
+        wide, narrow = model.heads * model.head_dim, model.kv_heads * model.head_dim
+        if len(y) != wide + 2 * narrow:
+            raise NearbankError(f"qkv gives {len(y)} values; expected {wide + 2 * narrow}")
+        q, k, v = (part.reshape(-1, model.head_dim) for part in np.split(y, [wide, wide + narrow]))
+        self._attention.begin(self._position, q * np.float32(model.head_dim**-0.5), k, v)
+        self._attending = True
+
+    def _got_residual(self, y: Array) -> None:
+        self._x = self._x + y
+
+    def _got_hidden(self, y: Array) -> None:
+        self._vector = gelu(y)
+
+    def _got_logits(self, y: Array) -> None:
+        self._logits = y
