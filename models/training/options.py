@@ -26,7 +26,7 @@ class TrainOptions:
     context: int = 256
     batch: int = 16
     twin_steps: int = 1550
-    student_steps: int = 4000
+    student_steps: int = 1700
     twin_lr: float = 2e-3
     student_lr: float = 2e-3
     warmup_steps: int = 40

@@ -1,7 +1,7 @@
 """Fake quantisers for training: quantised values forward, straight-through gradients backward.
 
 The equations are those of `nearbank.models.quantize` and `nearbank.kernels.activations`, in torch. Gradients of
-weights pass unclipped as in the authors' code, but for binary weights in the paper's form: those pass within one α of 0.
+weights pass unclipped as in the authors' code, but for binary weights in the paper's form: within one α of 0 alone.
 """
 
 import torch
