@@ -1,0 +1,108 @@
+"""Running the cases and describing the machine they ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from nearbank.kernels.bench.bandwidth import read_gb_per_s
+from nearbank.kernels.bench.cases import Case, all_cases
+from nearbank.kernels.bench.timing import time_us
+from nearbank.kernels.cpu.paths import available_paths
+from nearbank.kernels.cpu.threads import set_threads, thread_count, usable_cores
+
+PACKAGES = ("nearbank", "numpy", "numba", "llvmlite", "torch")
+
+
+def run(
+    quick: bool = False, threads: list[int] | None = None, progress: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Time every case with 1 thread and with all; `progress` is told each case's name.
+
+    Returns {"machine", "versions", "date", "rows"}; a row's time is in µs, its bandwidths in GB/s of
+    packed weights or cache read, `limit_gb_per_s` the machine's own read bandwidth in this run.
+    """
+    before = thread_count()
+    rows: list[dict[str, Any]] = []
+    try:
+        for count in threads or sorted({1, len(usable_cores())}):
+            set_threads(count)
+            rows += _rows(quick, count, progress or (lambda _: None))
+    finally:
+        set_threads(before)
+    return {
+        "machine": machine(),
+        "versions": versions(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "rows": rows,
+    }
+
+
+def _rows(quick: bool, threads: int, progress: Callable[[str], None]) -> list[dict[str, Any]]:
+    limit = read_gb_per_s()
+    rows = []
+    for case in all_cases(quick, threads):
+        progress(f"{case.kernel} {case.format} {case.n} × {case.k}, {case.backend}, {threads} threads")
+        rows.append(row_of(case, limit, repeats=40 if quick else 100))
+    return rows
+
+
+def row_of(case: Case, limit_gb_per_s: float, repeats: int) -> dict[str, Any]:
+    """Time one case."""
+    taken_us = time_us(case.call, case.operands(), repeats)
+    speed = case.nbytes / taken_us / 1000
+    return {
+        "kernel": case.kernel,
+        "backend": case.backend,
+        "threads": case.threads,
+        "m": case.m,
+        "n": case.n,
+        "k": case.k,
+        "format": case.format,
+        "cold": case.cold,
+        "time_us": taken_us,
+        "gb_per_s": speed,
+        "limit_gb_per_s": limit_gb_per_s,
+        "fraction_of_limit": speed / limit_gb_per_s,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores, and the instruction paths it can run."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(usable_cores()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "paths": available_paths(),
+        "memory_bytes": _memory_bytes(),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _memory_bytes() -> int | None:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the installed packages that matter."""
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
