@@ -15,6 +15,7 @@ from typing import Any
 from nearbank import __version__
 from nearbank.baselines.processor import load_processor
 from nearbank.baselines.roofline import modelled_rows
+from nearbank.kernels.cpu.threads import thread_count
 from nearbank.models import Generation, Model, Sampling, load_model, record
 from nearbank.replay import Replay, replay, write_timeline
 from nearbank.report import MachineRow, Report, Section
@@ -91,7 +92,7 @@ def _generate(model: Model, options: DemoOptions, trace: Path, stage: Stage) -> 
 
 def _measured(model: Model, generation: Generation) -> MachineRow:
     return MachineRow(
-        machine=f"this CPU ({model.backend}, {model.threads} threads)",
+        machine=f"this CPU ({model.backend}, {thread_count()} threads)",
         kind="measured",
         weights=model.weights,
         kv=model.kv,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nearbank.report.row import MachineRow
+from nearbank.report.row import MachineRow, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ def _labelled_bars(rows: Sequence[MachineRow], values: Sequence[float], ax: Axes
     ax.set_xscale("log")
     ax.set_xlabel(unit)
     for place, value in zip(places, values, strict=True):
-        ax.annotate(f" {value:,.3g}", (value, place), va="center", fontsize=8)
+        ax.annotate(f" {number(value)}", (value, place), va="center", fontsize=8)
     ax.margins(x=0.2)
     kinds = dict.fromkeys(row.kind for row in rows)
     handles = [_patch(KIND_COLOURS[kind]) for kind in kinds]
@@ -137,7 +137,8 @@ def utilisation(rows: Sequence[MachineRow], ax: Axes) -> Axes:
 
 
 def token_times(rows: Sequence[MachineRow], ax: Axes) -> Axes:
-    """Time of every step, prompt first, as the context grows."""
+    """Time of every step, prompt first, as the context grows, for simulated and measured machines."""
+    rows = [row for row in rows if row.kind != "modelled"] or rows
     colours = colours_of(row.label for row in rows)
     for row in rows:
         times = [t / 1000 for t in row.token_time_ns or ()]

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from nearbank import plot
 from nearbank.errors import NearbankError
 from nearbank.report import MachineRow, Report, Section, energy_ratio, speedup
-from nearbank.report.table import number, table
+from nearbank.report.row import number
+from nearbank.report.table import table
 
 PIM = MachineRow(
     machine="pim",

@@ -82,7 +82,7 @@ def _show(done: Replay, load: Workload) -> None:
 def _show_parts(what: str, unit: str, parts: object, divisor: int) -> None:
     from rich.table import Table
 
-    from nearbank.report.table import number
+    from nearbank.report.row import number
 
     assert isinstance(parts, dict)
     total = sum(parts.values()) or 1

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 blockquote { margin: 0; padding: .8rem 1rem; background: #f5f5f2; border-left: 4px solid #0072B2; white-space: pre-wrap;
   font-family: ui-monospace, monospace; font-size: .9rem; }
@@ -26,7 +26,7 @@ blockquote b { color: #555; font-weight: 400; }
 table { border-collapse: collapse; font-size: .88rem; width: 100%; }
 th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th:nth-child(-n+4), td:nth-child(-n+4) { text-align: left; }
-th { border-bottom: 2px solid #888; }
+th { border-bottom: 2px solid #888; white-space: normal; vertical-align: bottom; }
 .kind { color: #fff; border-radius: .6rem; padding: .05rem .5rem; font-size: .8rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(30rem, 1fr)); gap: 1rem; }
 .figures svg { width: 100%; height: auto; }

@@ -82,3 +82,12 @@ def _same_work(row: MachineRow, baseline: MachineRow) -> None:
         raise NearbankError(
             f"{row.label} made {row.tokens} tokens and {baseline.label} {baseline.tokens}; compare equal work"
         )
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, no exponents; a dash for what is not known."""
+    if value is None:
+        return "–"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 0.001 else f"{value:.1e}"

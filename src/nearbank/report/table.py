@@ -1,4 +1,4 @@
-"""Report rows as a table for the terminal, and number formatting that the page shares."""
+"""Report rows as a table for the terminal; the page shares its cells."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from nearbank.report.row import MachineRow, energy_ratio, speedup
+from nearbank.report.row import MachineRow, energy_ratio, number, speedup
 
 HEADINGS = ("Machine", "Kind", "Weights", "KV", "µs/token", "µJ/token", "Row hits", "MB off chip")
 
@@ -39,15 +39,6 @@ def ratio_cells(row: MachineRow, baseline: MachineRow | None) -> tuple[str, ...]
 
 def _times(ratio: float | None) -> str:
     return "–" if ratio is None else f"{number(ratio)}x"
-
-
-def number(value: float | None) -> str:
-    """Three significant digits, no exponents; a dash for what is not known."""
-    if value is None:
-        return "–"
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if value >= 0.001 else f"{value:.1e}"
 
 
 def table(title: str, rows: Sequence[MachineRow], baseline: MachineRow | None) -> Table:
