@@ -240,6 +240,11 @@ class Player:
         status = int(self._memory[lane, vm.STATUS])
         if status == vm.OVERFLOW:
             raise NearbankError(f"program {program.name}: runs for more than 2^62 ps (53 days); split it")
+        if status == vm.STUCK:
+            raise NearbankError(
+                f"machine {self.machine.name}: refreshes every {self._book.refresh.interval} cycles "
+                "leave no time for commands; give a longer tREFI or shorter tRFC"
+            )
         row = int(self._memory[lane, vm.PC])
         name = self._layout.names[code.rows[row, vm.A]]
         path, _ = locate(program, streams[lane], row - code.entries[streams[lane]])

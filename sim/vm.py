@@ -43,7 +43,8 @@ NO_EFFECT, OPENS, CLOSES = range(3)
 (ROW_HITS, ROW_MISSES, OPEN_CYCLES, REFRESHES, FIXED_COUNTERS) = range(5)
 REFRESH_REASON, END_REASON, UNIT_REASON = range(3)
 MAX_UNITS = 16
-FINE, CLOSED_ROW, WRONG_ROW, OPEN_ROW, OVERFLOW = range(5)
+FINE, CLOSED_ROW, WRONG_ROW, OPEN_ROW, OVERFLOW, STUCK = range(6)
+_MANY_REFRESHES = 200  # in a row without a command in between, and nothing else to wait for
 
 # A loop's memory of the end of its last round: these, then ages of last issues, open rows, counters
 (S_STORED, S_NOW, S_GAP, S_DUE, S_OPEN, S_TOUCHED, S_UNIT, S_LABEL, S_SIZE) = range(9)
@@ -134,8 +135,8 @@ def _move_rows(t, m, command, bank, row):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _note(record, m, lane, command, bank, row, column, cycle):  # type: ignore[no-untyped-def]
-    """Record the command if it falls into the window that the record's last row names."""
-    if record[lane, -1, 0] <= cycle < record[lane, -1, 1]:
+    """Record the command if it falls into the window that the record's last row names; a record of one row is none."""
+    if record.shape[1] > 1 and record[lane, -1, 0] <= cycle < record[lane, -1, 1]:
         slot = m[RECORDED]
         record[lane, slot, 0] = cycle
         record[lane, slot, 1] = command
@@ -212,6 +213,7 @@ def _command(t, m, record, lane, code, pc):  # type: ignore[no-untyped-def]
     command = code[pc, A]
     bank = _affine(code, pc, BANK, BANK_STRIDES, m, t[COUNTER]) if code[pc, HAS_BANK] else np.int64(0)
     row = _affine(code, pc, ROW, ROW_STRIDES, m, t[COUNTER]) if code[pc, HAS_ROW] else np.int64(0)
+    refreshes = 0
     while True:
         start = m[PREVIOUS] + 1
         reason = np.int64(END_REASON)
@@ -221,6 +223,9 @@ def _command(t, m, record, lane, code, pc):  # type: ignore[no-untyped-def]
         cycle, reason = _earliest(t, m, command, bank, start, reason)
         if cycle < m[DUE]:
             break
+        refreshes += m[FLOOR] <= m[DUE]
+        if refreshes > _MANY_REFRESHES:
+            return STUCK
         _refresh(t, m, record, lane)
     if t[t[COMMANDS] + command * COMMAND_WIDTH + NEED] != ROW_ANY:
         status = _access(t, m, command, bank, row)
@@ -507,11 +512,15 @@ def _finish(t, memory, g, record):  # type: ignore[no-untyped-def]
     while not settled:
         settled = True
         for lane in range(lanes):
-            m = memory[lane]
-            while m[DUE] < end:
-                _refresh(t, m, record, lane)
+            late = 0
+            while memory[lane, DUE] < end:
+                _refresh(t, memory[lane], record, lane)
                 settled = False
-            end = max(end, m[PREVIOUS] + 1)
+                late += memory[lane, PREVIOUS] >= memory[lane, DUE]
+                if late > _MANY_REFRESHES:
+                    memory[lane, STATUS] = STUCK
+                    return np.int64(-1 - lane)
+            end = max(end, memory[lane, PREVIOUS] + 1)
     for lane in range(lanes):
         m = memory[lane]
         idle = end - 1 - m[PREVIOUS]

@@ -1,0 +1,76 @@
+"""The engine against the reference: same commands at the same cycles, same statistics, and nothing for the checker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.sim.strategies import changes, machine_with, programs
+
+from nearbank.sim.checker import Flat, check
+from nearbank.sim.engine import Issued, Player, simulate
+from nearbank.sim.machine import Machine
+from nearbank.sim.program import Program
+from nearbank.sim.reference import Channel, Reference
+from nearbank.sim.result import ChannelResult
+
+EXAMPLES = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[dict[str, Any], list[Program]]:
+    """What is changed of the machine, and a program to be played once or twice."""
+    changed = draw(changes())
+    program = draw(programs(machine_with(**changed)))
+    return changed, [program] * draw(st.integers(1, 2))
+
+
+def reference_of(machine: Machine, played: list[Program]) -> Reference:
+    streams = played[0].streams
+    idle = machine.organization.channels > sum(len(s.channels) for s in streams)
+    reference = Reference(machine, len(streams) + idle)
+    for program in played:
+        reference.play(program)
+    return reference
+
+
+def statistics(channel: Channel | ChannelResult) -> dict[str, object]:
+    """The counts that both players keep."""
+    if isinstance(channel, Channel):
+        stalls = {k: v for k, v in channel.stalls.items() if v}
+        own = (dict(channel.counts), channel.hits, channel.misses, channel.open_cycles, channel.refreshes, stalls)
+    else:
+        hits = (channel.row_hits, channel.row_misses)
+        own = (dict(channel.commands), *hits, channel.open_cycles, channel.refreshes, dict(channel.stalls))
+    return dict(zip(("commands", "hits", "misses", "open", "refreshes", "stalls"), own, strict=True))
+
+
+@EXAMPLES
+@given(cases())
+def test_engine_equals_reference(case: tuple[dict[str, Any], list[Program]]) -> None:
+    machine, played = machine_with(**case[0]), case[1]
+    slow = reference_of(machine, played)
+    fast = simulate(machine, played)
+    assert list(fast.program_ends) == slow.ends
+    assert [statistics(c) for c in fast.channels] == [statistics(c) for c in slow.channels]
+    assert dict(fast.label_cycles) == {k: v for k, v in slow.labels.items() if v}
+    assert {k: busy for k, (busy, _) in fast.jobs.items()} == dict(slow.jobs)
+    for channel in fast.channels:
+        assert sum(channel.stalls.values()) == channel.idle_cycles
+    assert sum(fast.label_cycles.values()) == fast.cycles
+    assert_same_commands(machine, played, slow)
+
+
+def assert_same_commands(machine: Machine, played: list[Program], slow: Reference) -> None:
+    recorder = Player(machine)
+    issued = [recorder.record(p, 0, end) for p, end in zip(played, slow.ends, strict=True)]
+    streams = recorder.result().channels
+    for group, channel in zip(streams, slow.channels, strict=True):
+        own = [i for part in issued for i in part if i.channel == group.channels[0]]
+        assert [flat(i) for i in own] == [Flat(p.cycle, p.name, p.bank, p.row, p.column) for p in channel.log]
+        assert check(machine, [flat(i) for i in own]) is None
+
+
+def flat(issued: Issued) -> Flat:
+    return Flat(issued.cycle, issued.command, issued.bank, issued.row, issued.column)
