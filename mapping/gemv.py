@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,18 +16,27 @@ from nearbank.mapping.matmul import label_of, matmul
 from nearbank.mapping.placement import MatrixPlacement
 from nearbank.mapping.sweep import READ, RESULT, VECTOR
 from nearbank.mapping.target import Target
-from nearbank.sim.program import Builder, Program, Stream, Wait
+from nearbank.sim.program import Builder, Node, Program, Stream, Wait
+
+
+def program_of(name: str, channels: int, write: Callable[[Builder, int], None]) -> Program:
+    """One stream for all channels that `write` gives the same body."""
+    bodies: dict[tuple[Node, ...], list[int]] = {}
+    for channel in range(channels):
+        b = Builder()
+        write(b, channel)
+        b.add(Wait("asic"))
+        bodies.setdefault(b.body(), []).append(channel)
+    return Program(name, tuple(Stream(tuple(members), body) for body, members in bodies.items()))
 
 
 def gemv_program(matrix: MatrixPlacement, target: Target) -> Program:
     """The program of one matrix product and nothing else, on layer 0."""
-    streams = []
-    for channel in range(target.channels):
-        b = Builder()
+
+    def write(b: Builder, channel: int) -> None:
         matmul(b, matrix, target, channel, lambda row: row, None)
-        b.add(Wait("asic"))
-        streams.append(Stream((channel,), b.body()))
-    return Program(f"gemv {matrix.name}", tuple(streams))
+
+    return program_of(f"gemv {matrix.name}", target.channels, write)
 
 
 def vector_bytes_of(fmt: str, vector: npt.NDArray[np.generic]) -> Bytes:

@@ -273,7 +273,7 @@ def plan(model: ModelDescription, machine: Machine, options: MappingOptions | No
     """Place a model; `NearbankError` when the machine lacks a format or a part, or is too small."""
     options = options or MappingOptions()
     target = target_of(machine)
-    context = options.max_context or model.context
+    context = model.context if options.max_context is None else options.max_context
     if context < 1:
         raise NearbankError(f"max_context is {context}; expected 1 or more")
     placement = place(

@@ -1,0 +1,125 @@
+"""A matrix product through banks, commands and accumulators equals NumPy's, for any shape."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nearbank.errors import NearbankError
+from nearbank.formats import format_named, from_bf16, to_bf16
+from nearbank.mapping.functional import BankMemory, execute, tree_sum
+from nearbank.mapping.gemv import run_gemv
+from nearbank.mapping.pim_gpt import plan
+from nearbank.mapping.placement import MatrixPlacement, place
+from nearbank.mapping.target import Target, target_of
+from nearbank.sim.machine import load_machine
+from nearbank.sim.program import Command, Index, Program, Stream
+from nearbank.trace import Matrix, ModelDescription
+
+EXACT = target_of(load_machine("pim-gpt-ternary"))  # reads its accumulators with 4 bytes
+PUBLISHED = target_of(load_machine("pim-gpt"))
+
+
+def placed(n: int, k: int, fmt: str, target: Target) -> MatrixPlacement:
+    model = ModelDescription(
+        name="one matrix",
+        layers=1,
+        width=64,
+        heads=1,
+        kv_heads=1,
+        head_dim=64,
+        hidden=64,
+        vocabulary=64,
+        context=16,
+        matrices=(Matrix(name="w", n=n, k=k, per_layer=True),),
+    )
+    return place(model, target, weights=fmt, head="bf16", kv="bf16", inputs=None, max_context=16).matrix("w")
+
+
+def relative_error(n: int, k: int, fmt: str, target: Target, seed: int) -> float:
+    rng = np.random.default_rng(seed)
+    form = format_named(fmt)
+    weights = form.quantise(rng.normal(size=(n, k)).astype(np.float32))
+    vector = rng.normal(size=k) if form.is_float else rng.integers(-127, 128, size=k)
+    seen = from_bf16(to_bf16(vector.astype(np.float32))) if form.is_float else vector
+    expected = form.dequantise(weights).astype(np.float64) @ seen
+    result = run_gemv(placed(n, k, fmt, target), target, weights, vector)
+    assert result.shape == (n,)
+    return float(np.abs(result - expected).max() / np.abs(expected).max())
+
+
+SHAPES = {"n": st.integers(1, 700), "k": st.integers(1, 2600), "seed": st.integers(0, 9)}
+
+
+@given(fmt=st.sampled_from(["int8", "ternary", "ternary-tensor", "binary"]), **SHAPES)
+@settings(max_examples=20, deadline=None)
+def test_integer_products_are_exact(fmt: str, n: int, k: int, seed: int) -> None:
+    assert relative_error(n, k, fmt, EXACT, seed) < 1e-6
+
+
+@given(**SHAPES)
+@settings(max_examples=10, deadline=None)
+def test_bf16_products_differ_by_float32_rounding(n: int, k: int, seed: int) -> None:
+    assert relative_error(n, k, "bf16", EXACT, seed) < 1e-5
+
+
+@pytest.mark.parametrize("fmt", ["bf16", "int8", "ternary", "binary"])
+def test_two_byte_reads_round_each_chunk_to_bf16(fmt: str) -> None:
+    error = relative_error(300, 2500, fmt, PUBLISHED, 0)
+    assert 1e-4 < error < 2**-7
+
+
+@pytest.mark.parametrize("n", [768, 2304])
+def test_rows_that_begin_inside_an_output(n: int) -> None:
+    """768 values in int8 are 24 columns: outputs end, begin and are cut in one row."""
+    matrix = placed(n, 768, "int8", EXACT)
+    assert matrix.chunks[0].packing.crossing
+    assert relative_error(n, 768, "int8", EXACT, 1) < 1e-6
+
+
+def test_fewer_channels_and_banks() -> None:
+    small = replace(EXACT, channels=1, banks=4)
+    assert relative_error(37, 500, "ternary", small, 2) < 1e-6
+
+
+def test_a_damaged_weight_is_seen() -> None:
+    rng = np.random.default_rng(0)
+    form = format_named("ternary")
+    weights = form.quantise(rng.normal(size=(40, 300)).astype(np.float32))
+    vector = rng.integers(1, 100, size=300)
+    good = run_gemv(placed(40, 300, "ternary", EXACT), EXACT, weights, vector)
+    weights.codes[17, 299] = (weights.codes[17, 299] + 1) % 3
+    bad = run_gemv(placed(40, 300, "ternary", EXACT), EXACT, weights, vector)
+    assert np.flatnonzero(good != bad).tolist() == [17]
+
+
+def test_tree_sum_adds_everything() -> None:
+    terms = np.arange(1, 14, dtype=np.float32).reshape(1, 13)
+    assert tree_sum(terms).tolist() == [91.0]
+
+
+@pytest.mark.parametrize(
+    ("commands", "expected"),
+    [
+        ((Command("RD", column=Index(0)),), "not open"),
+        ((Command("ACT16"), Command("ACT16", row=Index(1))), "another row open"),
+        ((Command("ACT16"), Command("RD", row=Index(3))), "RD of row 3"),
+        ((Command("ACT16", row=Index(99999)), Command("RD", row=Index(99999))), "outside"),
+    ],
+)
+def test_row_states_are_checked(commands: tuple[Command, ...], expected: str) -> None:
+    program = Program("wrong", (Stream(tuple(range(8)), commands),))
+    with pytest.raises(NearbankError, match=expected):
+        execute(program, BankMemory(EXACT), None)  # type: ignore[arg-type]
+
+
+def test_a_trace_with_other_shapes_is_refused() -> None:
+    from tests.mapping.shapes import gpt, steps
+
+    placed_model = plan(gpt("m", 1, 64, 4, vocabulary=50, context=32), load_machine("pim-gpt"))
+    with pytest.raises(NearbankError, match=r"is \[384, 128\] in the trace but \[192, 64\]"):
+        placed_model.lower(next(steps(gpt("m", 1, 128, 4, vocabulary=50, context=32), 1, 1)))
