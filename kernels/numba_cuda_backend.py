@@ -23,7 +23,7 @@ from nearbank.kernels.store import PAGE, ROW_DTYPE, row_length
 Floats = npt.NDArray[np.float32]
 SIMULATED = bool(config.ENABLE_CUDASIM)
 LANES = 16
-THREADS = 16 if SIMULATED else 128  # of a block; the simulator's threads are Python's
+THREADS = 4 if SIMULATED else 128  # of a block; the simulator's threads are Python's
 CACHE_FORMATS = ("fp32", "bf16", "int8", "int4", "int2")
 f32, i32 = np.float32, np.int32
 

@@ -1,0 +1,120 @@
+"""The numba-cuda backend in Numba's simulator, held against the NumPy definition; and compiled for a GPU.
+
+The simulator is chosen when Numba is imported, so these checks run in a process of their own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+CHECKS = """
+import numpy as np
+from nearbank.kernels import KVCache, PackedMatrix, reference, store
+from nearbank.kernels.reference import attention
+store.PAGE = attention.PAGE = 4  # small pages: the simulator takes milliseconds for every thread
+from nearbank.kernels import numba_cuda_backend as device
+
+rng = np.random.default_rng(0)
+x = rng.standard_normal((1, 37)).astype(np.float32)
+for got, want in zip(device.quantise_rows(x), reference.quantise_rows(x), strict=True):
+    np.testing.assert_array_equal(got, want)
+x[0, 3] = np.nan
+assert np.isnan(device.quantise_rows(x)[1][0])
+x[0, 3] = 1.0
+codes, scales, sums = reference.quantise_rows(x)
+for spec in ("ternary-b3", "binary-tensor", "int8", "int4-g16", "bf16"):
+    packed = PackedMatrix.quantise(rng.standard_normal((2, 37)).astype(np.float32), spec)
+    state, twin = device.prepare(packed), reference.prepare(packed)
+    if not packed.format.is_float:
+        got = device.matmul_codes(codes, scales, sums, state)
+        np.testing.assert_array_equal(got, reference.matmul_codes(codes, scales, sums, twin), err_msg=spec)
+    np.testing.assert_array_equal(device.matmul_floats(x, state), reference.matmul_floats(x, twin), err_msg=spec)
+for name in ("bf16", "int8", "int2"):
+    twin = KVCache(2, 1, 20, 9, name, backend="numpy")
+    pages = device.allocate(twin.format, 2, 1, 20, 9)
+    start = 0
+    for tokens in (5, 1):
+        k, v = (rng.standard_normal((tokens, 1, 20)).astype(np.float32) for _ in range(2))
+        twin.append(1, k, v)
+        device.append(pages, 1, start, k, v)
+        start += tokens
+    for part in ("keys", "values", "key_params", "value_params"):
+        stored = getattr(twin.store, part)
+        found = getattr(pages, part).copy_to_host()[..., : stored.shape[-1]]
+        np.testing.assert_array_equal(found, stored, err_msg=name)
+    q = rng.standard_normal((1, 2, 20)).astype(np.float32)
+    got = device.attend(pages, 1, start - 1, q, np.float32(0.25))
+    np.testing.assert_array_equal(got, twin.attend(1, q, 0.25), err_msg=name)
+print("every check passed")
+"""
+
+COMPILES = """
+from types import SimpleNamespace
+from numba import cuda, types
+from numba.cuda import dispatcher
+# Numba asks the device at hand for which chip to compile the functions that kernels call.
+dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(9, 0))
+from nearbank.kernels import numba_cuda_backend as device
+
+f32, i32 = types.float32, types.int32
+def array(kind, dims):
+    return types.Array(kind, dims, "C")
+weights = (array(types.uint8, 2), array(f32, 2), array(types.uint8, 2), array(i32, 1))
+pages = (array(types.uint8, 5), array(types.uint16, 5))
+attend = (array(f32, 3), *pages, *pages, i32, i32, f32, i32, array(f32, 3), array(f32, 3))
+for kernel, signature in (
+    (device.matmul_codes_kernel, (*weights, array(types.int8, 2), array(f32, 1), array(f32, 2))),
+    (device.matmul_floats_kernel, (weights[0], array(f32, 2), *weights[1:], array(f32, 2), array(f32, 2))),
+    (device.quantise_kernel, (array(f32, 2), array(types.int8, 2), array(f32, 1), array(i32, 1))),
+    (device.append_kernel, (array(f32, 3), *pages, i32, i32, i32)),
+    (device.attend_kernel, attend),
+):
+    ptx, _ = cuda.compile_ptx(kernel.py_func, signature, cc=(9, 0))
+    assert ".entry" in ptx, kernel
+    assert "fma.rn.f32" not in ptx, kernel
+print("every check passed")
+"""
+
+
+def passes(script: str, **environment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+    assert done.stdout.strip().endswith("every check passed"), done.stdout + done.stderr
+
+
+def test_simulated_kernels_have_the_bits_of_the_definition():
+    passes(CHECKS, NUMBA_ENABLE_CUDASIM="1")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="the package numba-cuda is not installed")
+def test_kernels_compile_for_a_gpu():
+    done = subprocess.run(
+        [sys.executable, "-c", "from numba.cuda.cudadrv.nvvm import NVVM; NVVM()"], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("libnvvm is not installed (CUDA toolkit, or pip install nvidia-nvvm)")
+    passes(COMPILES)
+
+
+def test_without_a_device_the_error_says_so():
+    script = """
+import numpy as np
+from nearbank.errors import NearbankError
+from nearbank.kernels import numba_cuda_backend as device
+from numba import cuda
+if not cuda.is_available():
+    try:
+        device.quantise_rows(np.zeros((1, 1), np.float32))
+    except NearbankError as error:
+        assert "no CUDA device" in str(error) and "numba" in str(error)
+    else:
+        raise AssertionError("no error")
+print("every check passed")
+"""
+    passes(script)
