@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -236,7 +236,7 @@ class Machine(_Strict):
             raise NearbankError(f"machine {self.name}: timing {name} is missing; the {self.standard} rules need it")
         return units.ceil_div(units.TIME.parse(self.timing[name].value), self.tck_ps)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """A short hash of every value, for results to carry."""
         text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)

@@ -45,27 +45,32 @@ def ready_cycle(history: list[Played], limit: Limit, banks: range) -> int | None
     earlier = [p for p in history if p.name in limit.earlier]
     own = _scopes(limit, banks)
     if limit.others:
-        near = [p for p in earlier if p.banks.start // limit.within == banks.start // limit.within]
-        return max(
-            (p.cycle + limit.delay for p in near if _alone(limit, p.banks) - own and len(own) == 1), default=None
-        )
-    bounds = []
-    for scope in own:
-        cycles = sorted(p.cycle for p in earlier if scope in _scopes(limit, p.banks))
-        if len(cycles) >= limit.window:
-            bounds.append(cycles[-limit.window] + limit.delay)
-    return max(bounds, default=None)
+        earlier = [p for p in earlier if _on_another(limit, own, _scopes(limit, p.banks))]
+        return max((p.cycle + limit.delay for p in earlier), default=None)
+    if limit.window == 1:
+        return max((p.cycle + limit.delay for p in earlier if _meet(own, _scopes(limit, p.banks))), default=None)
+    return max((bound for scope in own for bound in _windowed(limit, earlier, scope)), default=None)
 
 
-def _scopes(limit: Limit, banks: range) -> set[int]:
+def _windowed(limit: Limit, earlier: list[Played], scope: int) -> Iterator[int]:
+    cycles = sorted(p.cycle for p in earlier if scope in _scopes(limit, p.banks))
+    if len(cycles) >= limit.window:
+        yield cycles[-limit.window] + limit.delay
+
+
+def _scopes(limit: Limit, banks: range) -> range:
     """The scopes of the rule that these banks lie in."""
-    return set(range(banks.start // limit.size, (banks.stop - 1) // limit.size + 1))
+    return range(banks.start // limit.size, (banks.stop - 1) // limit.size + 1)
 
 
-def _alone(limit: Limit, banks: range) -> set[int]:
-    """The one scope that the banks lie in; none if they fill several, since rank-to-rank rules then say nothing."""
-    scopes = _scopes(limit, banks)
-    return scopes if len(scopes) == 1 else set()
+def _meet(a: range, b: range) -> bool:
+    return a.start < b.stop and b.start < a.stop
+
+
+def _on_another(limit: Limit, a: range, b: range) -> bool:
+    """Both in one scope each, not the same, of one group (rank to rank says nothing of commands to all ranks)."""
+    per_group = limit.within // limit.size
+    return len(a) == len(b) == 1 and a != b and a.start // per_group == b.start // per_group
 
 
 @dataclass
@@ -240,7 +245,7 @@ class Reference:
         meetings: list[list[tuple[int, int]]] = []
         marks: list[tuple[int, str]] = [(self.now, "")]
         while True:
-            while any([self.pass_meetings(channel, active, meetings, marks) for channel in active]):
+            while any(self.pass_meetings(channel, active, meetings, marks) for channel in active):
                 pass  # what one channel has passed may let another one go on
             if self.ended(active):
                 break

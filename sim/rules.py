@@ -7,7 +7,7 @@ or refused here. Banks are numbered flat in the channel, so every scope is an al
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 from nearbank.errors import NearbankError
 from nearbank.sim.machine import Machine
@@ -68,11 +68,6 @@ class RuleBook:
         return bank - bank % self.reach[name]
 
 
-@cache
-def _rulebook(machine_digest: str, machine: _ByDigest) -> RuleBook:
-    return _build(machine.machine)
-
-
 @dataclass(frozen=True, slots=True)
 class _ByDigest:
     """A machine as a key: machines hold dictionaries, so they cannot be hashed themselves."""
@@ -88,7 +83,12 @@ class _ByDigest:
 
 def rulebook(machine: Machine) -> RuleBook:
     """The machine's rules in numbers; `NearbankError` names a rule whose timing value is missing."""
-    return _rulebook(machine.digest, _ByDigest(machine))
+    return _rulebook(_ByDigest(machine))
+
+
+@lru_cache(maxsize=64)
+def _rulebook(key: _ByDigest) -> RuleBook:
+    return _build(key.machine)
 
 
 def _build(machine: Machine) -> RuleBook:
