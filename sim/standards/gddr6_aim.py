@@ -91,6 +91,9 @@ _CHANNEL_RULES = (
     Rule(_CHANNEL, ("WR",), ("RD", *_MACS, "AF", "RDCP"), "tCWL + tBL + tWTRS|tWTR", optional=True),
     Rule(_CHANNEL, _BUS_WRITES, _BUS_READS, "tCWL + tBL + tWTRS|tWTR", optional=True),
     Rule(_CHANNEL, _BUS_READS, _BUS_WRITES, "tRTW", optional=True),
+    # A burst keeps the pins busy; it lasts longer than a column access where the pins are slow.
+    Rule(_CHANNEL, _BUS_WRITES, _BUS_WRITES, "tBL"),
+    Rule(_CHANNEL, _BUS_READS, _BUS_READS, "tBL"),
     Rule(_CHANNEL, ("WRGB", "WRBIAS"), (*_MACS, "EWMUL", "AF", "WRCP"), "tWRMAC", optional=True),
     Rule(_CHANNEL, _MACS, ("RDMAC", "WRBIAS", "AF"), "tMACRD", optional=True),
     Rule(_CHANNEL, ("AF",), ("RDAF",), "tMACRD", optional=True),
