@@ -92,5 +92,5 @@ def rounded(values: Floats, fmt: Format) -> Floats:
 
 def _asymmetric(values: Floats, fmt: Format) -> Floats:
     """What shares a scale and offset lies along the last axis."""
-    codes, scales, offsets = quantise_tokens(np.ascontiguousarray(values), fmt.high)
+    codes, scales, offsets = quantise_tokens(np.ascontiguousarray(values), fmt.for_cache().high)
     return from_bf16(offsets)[..., None] + from_bf16(scales)[..., None] * codes
