@@ -18,6 +18,7 @@ from nearbank.trace import ModelDescription, Operation, Step, fold_layers
 
 ALIASES = {"__matmul__": "matmul", "__rmatmul__": "matmul", "__add__": "add", "add_": "add", "__radd__": "add",
            "__iadd__": "add"}  # fmt: skip
+LONGEST_REASON = 160
 FORMATS = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
@@ -63,10 +64,14 @@ def _meta_model(config: dict[str, Any]) -> Any:
             build: Any = AutoModelForCausalLM.from_config
             return build(made, attn_implementation="eager", trust_remote_code=False).eval()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        first_line = str(error).strip().splitlines()[0]
         raise NearbankError(
-            f"model type {kind!r}: transformers cannot build it as a causal model: {first_line}"
+            f"model type {kind!r}: transformers cannot build a causal model: {_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The beginning of another package's message, on one line."""
+    return " ".join(str(error).split())[:LONGEST_REASON]
 
 
 class _Runner:
@@ -89,8 +94,7 @@ class _Runner:
             with torch.no_grad(), catcher:
                 out = self.model(input_ids=ids, past_key_values=self._past, use_cache=True, logits_to_keep=1)
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise NearbankError(f"the model does not run without data (meta device): {first_line}") from error
+            raise NearbankError(f"the model does not run without data (meta device): {_reason(error)}") from error
         self._past = getattr(out, "past_key_values", None)
         reader = Reader(self._kv_heads)
         found = list(passes(catcher.calls, reader))
