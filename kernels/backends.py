@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nearbank.errors import NearbankError
+from nearbank.formats import Format
+from nearbank.kernels.cuda.device import device_problem
 from nearbank.kernels.packed import PackedMatrix
 
 Floats = npt.NDArray[np.float32]
@@ -34,6 +36,9 @@ class Backend(Protocol):
     def matmul_floats(self, x: Floats, state: Any) -> Floats:
         """Float activations [M, K] times prepared weights of any format → [M, N]."""
 
+    def allocate(self, fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int) -> Any:
+        """Zeroed memory for a cache where this backend works: a `CacheStore` or its own kind, with `nbytes`."""
+
     def append(self, store: Any, layer: int, start: int, k: Floats, v: Floats) -> None:
         """Write k, v [T, kv heads, head_dim] at positions start … of a `CacheStore`."""
 
@@ -41,18 +46,29 @@ class Backend(Protocol):
         """Causal attention of q [T, heads, head_dim], at positions start … of a `CacheStore`."""
 
 
-# name → (package, module it needs beyond nearbank's own requirements)
+# name → (package, module it needs beyond nearbank's own requirements); those of CUDA also need a device
 BACKENDS: Mapping[str, tuple[str, str | None]] = MappingProxyType(
     {
         "numpy": ("nearbank.kernels.reference", None),
         "numba": ("nearbank.kernels.cpu", "numba"),
+        "cupy": ("nearbank.kernels.cupy_backend", "cupy"),
+        "numba-cuda": ("nearbank.kernels.numba_cuda_backend", "numba_cuda"),
     }
 )
+ON_CUDA = ("cupy", "numba-cuda")
 
 
 def available_backends() -> list[str]:
-    """Backends whose requirements are installed, the definition first."""
-    return [name for name, (_, needs) in BACKENDS.items() if needs is None or find_spec(needs) is not None]
+    """Backends that can run here, the definition first."""
+    return [name for name in BACKENDS if problem_of(name) is None]
+
+
+def problem_of(name: str) -> str | None:
+    """Why a known backend cannot run here, or None."""
+    needs = BACKENDS[name][1]
+    if needs is not None and find_spec(needs) is None:
+        return f"needs the package '{needs}', which is not installed"
+    return device_problem() if name in ON_CUDA else None
 
 
 def resolve(name: str) -> str:
@@ -61,10 +77,9 @@ def resolve(name: str) -> str:
         return "numba" if "numba" in available_backends() else "numpy"
     if name not in BACKENDS:
         raise NearbankError(f"unknown backend '{name}'; known: auto, {', '.join(BACKENDS)}")
-    if name not in available_backends():
-        raise NearbankError(
-            f"backend '{name}' needs the package '{BACKENDS[name][1]}', which is not installed"
-        )
+    problem = problem_of(name)
+    if problem is not None:
+        raise NearbankError(f"backend '{name}': {problem}; available: {', '.join(available_backends())}")
     return name
 
 

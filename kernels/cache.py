@@ -14,7 +14,6 @@ from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.kernels.backends import backend_named, resolve
 from nearbank.kernels.packed import as_format
-from nearbank.kernels.store import allocate
 
 Floats = npt.NDArray[np.float32]
 CACHE_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4", "int2")
@@ -50,13 +49,13 @@ class KVCache:
         self.layers, self.kv_heads, self.head_dim, self.capacity = layers, kv_heads, head_dim, capacity
         self.format = chosen.for_cache()
         self.backend = resolve(backend)
-        self.store = allocate(self.format, layers, kv_heads, head_dim, capacity)
+        self.store = backend_named(self.backend).allocate(self.format, layers, kv_heads, head_dim, capacity)
         self._lengths = [0] * layers
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return self.store.nbytes
+        return int(self.store.nbytes)
 
     def length(self, layer: int = 0) -> int:
         """Tokens held in a layer."""

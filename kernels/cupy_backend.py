@@ -9,7 +9,6 @@ A first call of a kernel compiles it for the GPU at hand; CuPy keeps the result 
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from nearbank.formats import Format
 from nearbank.kernels.cuda import cache as device_cache
 from nearbank.kernels.cuda import cubin, host, layout
 from nearbank.kernels.cuda.cache import AttendScratch, DevicePages
+from nearbank.kernels.cuda.device import device_problem
 from nearbank.kernels.cuda.host import FloatRows, StagedRows, Tiles
 from nearbank.kernels.cuda.sources import Kernel, source_of
 from nearbank.kernels.packed import PackedMatrix, as_format
@@ -31,19 +31,6 @@ from nearbank.kernels.packed import PackedMatrix, as_format
 Floats = npt.NDArray[np.float32]
 STATIC_SHARED_LIMIT = 48 * 1024
 NORMS = {None: 0, "rms": 1, "layer": 2}
-
-
-@cache
-def device_problem() -> str | None:
-    """Why no CUDA device can be used, or None. Asks the driver alone, so it is quick and imports nothing."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no CUDA driver (libcuda.so.1) was found"
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "the CUDA driver reports no device"
-    return None
 
 
 class CupyRuntime:

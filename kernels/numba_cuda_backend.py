@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import config, cuda
 
 from nearbank.errors import NearbankError
 from nearbank.formats import FORMATS, Format
@@ -21,7 +21,9 @@ from nearbank.kernels.packed import PackedMatrix
 from nearbank.kernels.store import PAGE, ROW_DTYPE, row_length
 
 Floats = npt.NDArray[np.float32]
-SIMULATED = bool(config.ENABLE_CUDASIM)
+# Untyped on purpose: what this name holds depends on the simulator and on the package numba-cuda.
+cuda: Any = import_module("numba.cuda")
+SIMULATED = bool(import_module("numba.core.config").ENABLE_CUDASIM)
 LANES = 16
 THREADS = 4 if SIMULATED else 128  # of a block; the simulator's threads are Python's
 CACHE_FORMATS = ("fp32", "bf16", "int8", "int4", "int2")
@@ -50,8 +52,7 @@ if SIMULATED:
     def as_float(bits):  # type: ignore[no-untyped-def]
         return np.int64(bits).astype(np.int32).view(np.float32)
 else:
-    from numba.cuda import libdevice
-
+    libdevice: Any = import_module("numba.cuda.libdevice")
     mul, add, div = libdevice.fmul_rn, libdevice.fadd_rn, libdevice.fdiv_rn
     as_bits, as_float = libdevice.float_as_int, libdevice.int_as_float
 

@@ -3,5 +3,6 @@
 from nearbank.kernels.cpu.attention import append, attend
 from nearbank.kernels.cpu.matmul import matmul_codes, matmul_floats, prepare
 from nearbank.kernels.cpu.quantise import quantise_rows
+from nearbank.kernels.store import allocate
 
-__all__ = ["append", "attend", "matmul_codes", "matmul_floats", "prepare", "quantise_rows"]
+__all__ = ["allocate", "append", "attend", "matmul_codes", "matmul_floats", "prepare", "quantise_rows"]

@@ -86,7 +86,10 @@ def stored(twin):
     from nearbank.kernels.reference.attention import _rows
 
     out = []
-    for rows, params in ((twin.store.keys, twin.store.key_params), (twin.store.values, twin.store.value_params)):
+    for rows, params in (
+        (twin.store.keys, twin.store.key_params),
+        (twin.store.values, twin.store.value_params),
+    ):
         heads = [_rows(twin.store, rows, params, 1, head, twin.length(1)) for head in range(twin.kv_heads)]
         # Padded magnitudes: |scale|·code + |offset| is what the sums really add.
         out.append(np.stack([np.abs(p[:, :1] * c) + np.abs(p[:, 1:]) for c, p in heads]))
@@ -144,7 +147,8 @@ def test_append_takes_half_precision(runtime, kind):
     words = [FORMATS[kind].quantise(rng.standard_normal((6, 40)).astype(np.float32)).codes for _ in range(2)]
     twin = KVCache(1, 2, 40, 20, "int4", backend="numpy")
     twin.append(
-        0, *(FORMATS[kind].dequantise(FORMATS[kind].quantise(floats(kind, w))).reshape(3, 2, 40) for w in words)
+        0,
+        *(FORMATS[kind].dequantise(FORMATS[kind].quantise(floats(kind, w))).reshape(3, 2, 40) for w in words),
     )
     pages = cache.allocate(runtime, twin.format, 1, 2, 40, 20)
     cache.append(runtime, pages, 0, *(runtime.asarray(np.asarray(w).reshape(3, 2, 40)) for w in words), host.KIND[kind])

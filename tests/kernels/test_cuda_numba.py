@@ -83,7 +83,11 @@ print("every check passed")
 
 def passes(script: str, **environment: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
     )
     assert done.stdout.strip().endswith("every check passed"), done.stdout + done.stderr
 
@@ -95,7 +99,9 @@ def test_simulated_kernels_have_the_bits_of_the_definition():
 @pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="the package numba-cuda is not installed")
 def test_kernels_compile_for_a_gpu():
     done = subprocess.run(
-        [sys.executable, "-c", "from numba.cuda.cudadrv.nvvm import NVVM; NVVM()"], capture_output=True, check=False
+        [sys.executable, "-c", "from numba.cuda.cudadrv.nvvm import NVVM; NVVM()"],
+        capture_output=True,
+        check=False,
     )
     if done.returncode:
         pytest.skip("libnvvm is not installed (CUDA toolkit, or pip install nvidia-nvvm)")
