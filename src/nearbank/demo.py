@@ -17,7 +17,7 @@ from nearbank.baselines.processor import load_processor
 from nearbank.baselines.roofline import modelled_rows
 from nearbank.kernels.cpu.threads import thread_count
 from nearbank.models import Generation, Model, Sampling, load_model, record
-from nearbank.replay import Replay, replay, write_timeline
+from nearbank.replay import Replay, record_timeline, replay
 from nearbank.report import MachineRow, Report, Section
 from nearbank.workload import Workload, sketch_workload, trace_workload
 
@@ -64,7 +64,7 @@ def run_demo(options: DemoOptions, out: Path, stage: Stage) -> DemoResult:
         Section("This run", (_measured(model, generation), *_others(small, stages)), BASELINE, _small_remarks(small)),
         Section(_large_title(large), tuple(_others(large, stages)), BASELINE, _LARGE_REMARKS),
     )
-    write_timeline(small, "pim-gpt-ternary", TIMELINE_STEPS, out / "timeline.perfetto-trace")
+    record_timeline(small, "pim-gpt-ternary", out / "timeline.perfetto-trace", steps=TIMELINE_STEPS)
     report = _report(model, generation, options, sections)
     report.save(out)
     return DemoResult(model, generation, report, out)

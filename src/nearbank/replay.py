@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 from nearbank.formats import format_named
@@ -14,10 +14,13 @@ from nearbank.sim.energy import energy
 from nearbank.sim.engine import Player
 from nearbank.sim.machine import Machine, load_machine
 from nearbank.sim.result import SimResult
+from nearbank.sim.rules import rulebook
+from nearbank.sim.timeline import write_timeline
 from nearbank.units import ceil_div
 from nearbank.workload import Workload
 
 Advance = Callable[[int], None]
+TIMELINE_CYCLES = 200_000
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,7 @@ def replay(
     """
     target = load_machine(machine) if isinstance(machine, str) else machine
     weights, kv = weights or load.weights, kv or load.kv
-    for name in (weights, kv):
-        format_named(name)
-    placed = plan(load.model, target, MappingOptions(weights=weights, kv=kv, max_context=load.max_context))
+    placed = _plan(load, target, weights, kv)
     result = _play(load, target, placed, advance)
     return Replay(_row(load, target, result, (weights, kv)), placed, result, target, load)
 
@@ -149,5 +150,22 @@ def _utilisation(machine: Machine, result: SimResult, moved_bytes: int) -> dict[
     }
 
 
-def write_timeline(load: Workload, machine: str, weights: str | None, steps: int, path: Path) -> None:
-    """Write the commands of the first steps as a timeline for ui.perfetto.dev."""
+def record_timeline(
+    load: Workload, machine: str | Machine, path: Path, *, weights: str | None = None, steps: int
+) -> None:
+    """Play the first steps and write every command as a timeline for ui.perfetto.dev, up to `TIMELINE_CYCLES`."""
+    target = load_machine(machine) if isinstance(machine, str) else machine
+    placed = _plan(load, target, weights or load.weights, load.kv)
+    player = Player(target)
+    issued = [
+        command
+        for step in islice(load.steps(), steps)
+        for command in player.record(placed.lower(step), 0, TIMELINE_CYCLES)
+    ]
+    write_timeline(path, issued, rulebook(target), target.tck_ps)
+
+
+def _plan(load: Workload, machine: Machine, weights: str, kv: str) -> Plan:
+    for name in (weights, kv):
+        format_named(name)
+    return plan(load.model, machine, MappingOptions(weights=weights, kv=kv, max_context=load.max_context))

@@ -1,0 +1,227 @@
+"""PIM-GPT (Wu, Wang, Lu; arXiv 2310.09385) run again: eight models, 1,024 tokens, bf16, and what they depend on.
+
+Every model is simulated on `pim-gpt` and with the ASIC at 100 MHz; sensitivities change one value of the machine at a
+time, on the smallest and the largest model. The baselines are modelled in the open (`nearbank.baselines`).
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nearbank import __version__
+from nearbank.baselines.eager import eager_rows
+from nearbank.baselines.processor import load_framework, load_processor
+from nearbank.baselines.roofline import modelled_rows
+from nearbank.models.config import CONFIGS
+from nearbank.models.shape import Shape
+from nearbank.report.row import MachineRow
+from nearbank.reproduce import machines
+from nearbank.reproduce.point import Outcome, Point, source_digest
+from nearbank.reproduce.published import compare
+from nearbank.reproduce.results import Results
+from nearbank.reproduce.store import Parts, Stage, Study, run_study
+from nearbank.sim.machine import Machine, load_machine
+
+MACHINE, GPU, CPU, FRAMEWORK = "pim-gpt", "t4", "xeon-6154", "gpt2-eager"
+SLOW_ASIC_MHZ = 100
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One value of the machine that is changed; `today` is the published one."""
+
+    name: str
+    unit: str
+    values: tuple[int, ...]
+    today: int
+    change: Callable[[Machine, int], Machine]
+
+
+AXES = (
+    Axis("ASIC clock", "MHz", (100, 200, 500, 1000), 1000, machines.with_asic_clock),
+    Axis("channels", "", (1, 2, 4, 8, 16, 32, 64), 8, machines.with_channels),
+    Axis("bf16 lanes per bank", "", (4, 8, 16, 32), 16, machines.with_lanes),
+    Axis("global buffer", "B", (512, 1024, 2048, 4096, 8192), 2048, machines.with_buffer),
+    Axis("pin rate", "Gb/s", (2, 4, 8, 16, 32), 16, machines.with_pin_rate),
+)
+TOKEN_AXIS = "tokens"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run. Sensitivities but for the token count run `sensitivity_tokens` tokens, base point included."""
+
+    models: tuple[str, ...] = tuple(CONFIGS)
+    tokens: int = 1024
+    sensitivity_models: tuple[str, ...] = ("gpt2-small", "gpt3-xl")
+    sensitivity_tokens: int = 256
+    token_counts: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
+    axes: tuple[Axis, ...] = AXES
+    quick: bool = False
+
+
+QUICK = Options(tokens=32, sensitivity_tokens=8, token_counts=(16, 32, 64), quick=True)
+
+
+def reproduce_pim_gpt(options: Options, folder: Path, stage: Stage) -> Results:
+    """Run what `folder` does not hold yet, one part-file per point, and put everything together."""
+    study = run_study(points_of(options), Parts(folder), stage)
+    rows, details = [], {}
+    for model in options.models:
+        if f"{model}" not in study.outcomes:
+            continue
+        stage(f"{model}: baselines", 1, 1)
+        row, detail = _model(model, options, study)
+        rows.append(row)
+        details[model] = detail
+    return Results(
+        system=MACHINE,
+        quick=options.quick,
+        prompt=1,
+        tokens=options.tokens,
+        sensitivity_tokens=options.sensitivity_tokens,
+        rows=rows,
+        details=details,
+        sensitivities=list(_sensitivities(options, study)),
+        published=compare(rows),
+        refused=dict(study.refused),
+        made_with=_made_with(study),
+    )
+
+
+def points_of(options: Options) -> dict[str, Point]:
+    """Every point by name: "gpt3-xl", "gpt3-xl, ASIC at 100 MHz", "gpt3-xl, channels 16", …"""
+    base = load_machine(MACHINE)
+    slow = machines.with_asic_clock(base, SLOW_ASIC_MHZ)
+    points = {}
+    for model in options.models:
+        shape = CONFIGS[model].shape
+        points[model] = Point(shape, base, options.tokens)
+        points[_slow_name(model)] = Point(shape, slow, options.tokens)
+    for model in options.sensitivity_models:
+        shape = CONFIGS[model].shape
+        for axis in options.axes:
+            for value in axis.values:
+                machine = base if value == axis.today else axis.change(base, value)
+                points[_name(model, axis.name, value)] = Point(shape, machine, options.sensitivity_tokens)
+        for count in options.token_counts:
+            points[_name(model, TOKEN_AXIS, count)] = Point(_long_enough(shape, count), base, count)
+    return points
+
+
+def _slow_name(model: str) -> str:
+    return f"{model}, ASIC at {SLOW_ASIC_MHZ} MHz"
+
+
+def _name(model: str, axis: str, value: int) -> str:
+    return f"{model}, {axis} {value}"
+
+
+def _long_enough(shape: Shape, tokens: int) -> Shape:
+    """The shape, or one with a longer context and a name that says so."""
+    return shape if tokens <= shape.context else replace(shape, name=f"{shape.name}-{tokens}", context=tokens)
+
+
+def _model(model: str, options: Options, study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row of one model and what it is made of."""
+    ours, slow = study.outcomes[model], study.outcomes[_slow_name(model)]
+    others = _baselines(Point(CONFIGS[model].shape, load_machine(MACHINE), options.tokens))
+    gpu, cpu = others[f"{GPU} eager"], others[f"{CPU} eager"]
+    plain_bytes = others[f"{GPU} roofline"].bytes_off_chip or 0
+    row = {
+        "model": model,
+        "time_ns_per_token": ours.ns_per_token,
+        "energy_pj_per_token": ours.energy_pj / ours.tokens,
+        "row_hit_rate": ours.row_hit_rate,
+        "off_chip_reduction": plain_bytes / ours.bytes_off_chip,
+        "non_vmm_share": ours.non_vmm_share,
+        "speedup_gpu_eager": gpu.time_ns / ours.time_ns,
+        "speedup_gpu_roofline": others[f"{GPU} roofline"].time_ns / ours.time_ns,
+        "speedup_cpu_eager": cpu.time_ns / ours.time_ns,
+        "energy_ratio_gpu": (gpu.energy_pj or 0) / ours.energy_pj,
+        "energy_ratio_cpu": (cpu.energy_pj or 0) / ours.energy_pj,
+        "slowdown_asic_100mhz": slow.time_ns / ours.time_ns,
+    }
+    return row, _details(ours, others, plain_bytes)
+
+
+def _details(ours: Outcome, others: Mapping[str, MachineRow], plain_bytes: int) -> dict[str, Any]:
+    return {
+        "time_by_part_ns_per_token": _per_token(ours.time_by_part_ns, ours.tokens),
+        "energy_by_component_pj_per_token": _per_token(ours.energy_by_component_pj, ours.tokens),
+        "row_aware_bound_ns": ours.bound_ns,
+        "utilisation": ours.utilisation,
+        "bytes_off_chip_per_token": ours.bytes_off_chip / ours.tokens,
+        "bytes_plain_gddr6_per_token": plain_bytes / ours.tokens,
+        "power_w": ours.energy_pj / ours.time_ns / 1000,
+        "baselines": {
+            name: {
+                "time_ns_per_token": row.ns_per_token,
+                "speedup": row.time_ns / ours.time_ns,
+                "energy_ratio": (row.energy_pj or 0) / ours.energy_pj,
+                "note": row.note,
+            }
+            for name, row in others.items()
+        },
+    }
+
+
+def _per_token(parts: Mapping[str, int | None], tokens: int) -> dict[str, float | None]:
+    return {name: None if value is None else value / tokens for name, value in parts.items()}
+
+
+def _baselines(point: Point) -> dict[str, MachineRow]:
+    """Rows of GPU and CPU: the roofline, the eager framework as reports use it, and its other ways by name."""
+    load, framework = point.workload(), load_framework(FRAMEWORK)
+    found = {}
+    for name in (GPU, CPU):
+        processor = load_processor(name)
+        found[f"{name} roofline"] = modelled_rows(processor, load)[0]
+        first, *others = eager_rows(processor, framework, load)
+        found[f"{name} eager"] = first
+        found |= {f"{name} eager, {path}": row for path, row in zip(list(processor.eager)[1:], others, strict=True)}
+    return found
+
+
+def _sensitivities(options: Options, study: Study) -> Iterator[dict[str, Any]]:
+    """Rows of every axis, times relative to the published value's (tokens: to the shortest run)."""
+    for model in options.sensitivity_models:
+        axes = [(a.name, a.unit, a.values, a.today) for a in options.axes]
+        axes.append((TOKEN_AXIS, "", options.token_counts, options.token_counts[0]))
+        for axis, unit, values, today in axes:
+            base = study.outcomes.get(_name(model, axis, today))
+            for value in values:
+                found = study.outcomes.get(_name(model, axis, value))
+                if found is not None:
+                    yield {
+                        "axis": axis,
+                        "unit": unit,
+                        "model": model,
+                        "shape": found.model,
+                        "value": value,
+                        "tokens": found.tokens,
+                        "time_ns_per_token": found.ns_per_token,
+                        "relative_time": None if base is None else found.ns_per_token / base.ns_per_token,
+                        "row_hit_rate": found.row_hit_rate,
+                        "bytes_off_chip_per_token": found.bytes_off_chip / found.tokens,
+                    }
+
+
+def _made_with(study: Study) -> dict[str, Any]:
+    machine = load_machine(MACHINE)
+    return {
+        "nearbank": __version__,
+        "source": source_digest(),
+        "python": platform.python_version(),
+        "machine": machine.name,
+        "machine_digest": machine.digest,
+        "unverified_constants": machine.unverified(),
+        "processors": {name: load_processor(name).model_dump(mode="json") for name in (GPU, CPU)},
+        "framework": load_framework(FRAMEWORK).model_dump(mode="json"),
+        "points": len(study.outcomes),
+        "simulated_seconds": round(sum(outcome.seconds for outcome in study.outcomes.values()), 1),
+    }
