@@ -27,39 +27,54 @@ _SCOPES = (Scope.CHANNEL, Scope.PSEUDO_CHANNEL, Scope.RANK, Scope.BANK_GROUP, Sc
 _NEVER = -(1 << 60)
 
 MOST_BANKS = 512
-_NODES, _RULES, _RINGS, _WINDOW, _SIBLINGS = 2 * MOST_BANKS, 1024, 4, 8, 7
-
-# When each node next allows each command; the nodes above each bank; the other ranks beside a rank; the rules that
-# push the cycles on. Rule i of command c, first[c] <= i < first[c + 1], delays command later[i] at level[i] by delay[i]
-# cycles; with ring[i] >= 0 it counts from the window[i]-th last issue kept in rings[ring[i], node], where rules with
-# keep[i] note it; others[i] means the siblings of the node.
-CLOCK_FIELDS = [
-    ("ready", np.int64, (_NODES, len(COMMANDS))),
-    ("levels", np.int64),
-    ("path", np.int64, (MOST_BANKS, len(_SCOPES))),
-    ("siblings", np.int64, (_NODES, _SIBLINGS)),
-    ("first", np.int64, (len(COMMANDS) + 1,)),
-    *((name, np.int64, (_RULES,)) for name in ("level", "later", "delay", "others", "ring", "window", "keep")),
-    ("rings", np.int64, (_RINGS, _NODES, _WINDOW)),
-    ("ring_next", np.int64, (_RINGS, _NODES)),
-]
+_RULES, _RINGS, _WINDOW, _SIBLINGS = 1024, 4, 8, 7
 
 
-def set_clocks(state: Record, standard: Standard, machine: Machine, unused: Sequence[str] = ()) -> None:
+def clock_fields(commands: int, banks: int) -> list[tuple[Any, ...]]:
+    """The fields of a record for so many commands and banks.
+
+    When each node next allows each command; the nodes above each bank; the other ranks beside a rank; the rules that
+    push the cycles on. Rule i of command c, first[c] <= i < first[c + 1], delays command later[i] at level[i] by
+    delay[i] cycles; with ring[i] >= 0 it counts from the window[i]-th last issue kept in rings[ring[i], node], where
+    rules with keep[i] note it; others[i] means the siblings of the node.
+    """
+    nodes = 2 * banks + 8
+    return [
+        ("ready", np.int64, (nodes, commands)),
+        ("levels", np.int64),
+        ("path", np.int64, (banks, len(_SCOPES))),
+        ("siblings", np.int64, (nodes, _SIBLINGS)),
+        ("first", np.int64, (commands + 1,)),
+        *((name, np.int64, (_RULES,)) for name in ("level", "later", "delay", "others", "ring", "window", "keep")),
+        ("rings", np.int64, (_RINGS, nodes, _WINDOW)),
+        ("ring_next", np.int64, (_RINGS, nodes)),
+    ]
+
+
+CLOCK_FIELDS = clock_fields(len(COMMANDS), MOST_BANKS)
+
+
+def set_clocks(
+    state: Record,
+    standard: Standard,
+    machine: Machine,
+    unused: Sequence[str] = (),
+    commands: Sequence[str] = COMMANDS,
+) -> None:
     """Fill the clock fields for one channel of `machine`; `NearbankError` when a timing value is missing.
 
-    Rules about `unused` commands, which the caller never issues, are left out.
+    Rules about `unused` commands, which the caller never issues, are left out; `commands` are those of the record.
     """
     rules = [rule for rule in standard.rules if _applies(rule, machine)]
     used = [scope for scope in _SCOPES if any(_scope(rule) is scope for rule in rules)]
-    never, alone = set(_known(unused)), machine.organization.ranks == 1
-    rows = [r for r in _strongest(rules, machine, used) if not never & {r.earlier, r.later} and not (alone and r.others)]
-    _check_sizes(machine, rows)
+    never, alone = set(_known(unused, commands)), machine.organization.ranks == 1
+    rows = [r for r in _strongest(rules, machine, used, commands) if not never & {r.earlier, r.later} and not (alone and r.others)]
+    _check_sizes(state, machine, rows)
     path = _paths(machine.organization, used)
     state["levels"] = len(used)
     state["path"][: len(path), : len(used)] = path
-    state["siblings"] = _siblings(machine.organization, used, path)
-    state["first"] = np.searchsorted([row.earlier for row in rows], np.arange(len(COMMANDS) + 1))
+    state["siblings"] = _siblings(state, machine.organization, used, path)
+    state["first"] = np.searchsorted([row.earlier for row in rows], np.arange(len(commands) + 1))
     state["rings"] = _NEVER
     rings = sorted({row.rule for row in rows if row.window > 1})
     columns = {"keep": [_is_first(row, rows) for row in rows]}
@@ -69,10 +84,11 @@ def set_clocks(state: Record, standard: Standard, machine: Machine, unused: Sequ
         state[name][: len(rows)] = values
 
 
-def _check_sizes(machine: Machine, rows: Sequence["_Row"]) -> None:
-    if machine.organization.banks > MOST_BANKS:
+def _check_sizes(state: Record, machine: Machine, rows: Sequence["_Row"]) -> None:
+    most = len(state["path"])
+    if machine.organization.banks > most:
         raise NearbankError(
-            f"machine {machine.name}: {machine.organization.banks} banks a channel; requests take at most {MOST_BANKS}"
+            f"machine {machine.name}: {machine.organization.banks} banks a channel; at most {most} work here"
         )
     windows = {row.rule: row.window for row in rows if row.window > 1}
     if len(rows) > _RULES or len(windows) > _RINGS or max(windows.values(), default=0) > _WINDOW:
@@ -103,23 +119,23 @@ def _scope(rule: Rule) -> Scope:
     return Scope.CHANNEL if rule.scope is Scope.ALL_BANKS else rule.scope
 
 
-def _strongest(rules: Sequence[Rule], machine: Machine, used: list[Scope]) -> list[_Row]:
+def _strongest(rules: Sequence[Rule], machine: Machine, used: list[Scope], commands: Sequence[str]) -> list[_Row]:
     """One row per pair of commands, level and window, by earlier command; of several delays the longest counts."""
     cycles = {name: machine.cycles(name) for name in machine.timing}
     best: dict[tuple[int, ...], int] = {}
     for number, rule in enumerate(rules):
         delay = delay_cycles(rule.delay, cycles)
-        for earlier in _known(rule.earlier):
-            for later in _known(rule.later):
+        for earlier in _known(rule.earlier, commands):
+            for later in _known(rule.later, commands):
                 window_of = number if rule.window > 1 else -1
                 key = (earlier, used.index(_scope(rule)), later, int(rule.others), rule.window, window_of)
                 best[key] = max(best.get(key, 0), delay)
     return sorted(_Row(*key, delay) for key, delay in best.items())  # type: ignore[arg-type]
 
 
-def _known(names: Sequence[str]) -> list[int]:
+def _known(names: Sequence[str], commands: Sequence[str]) -> list[int]:
     plain = [_ALIASES.get(name, name) for name in names]
-    return [COMMANDS.index(name) for name in plain if name in COMMANDS]
+    return [commands.index(name) for name in plain if name in commands]
 
 
 def _counts(organization: Organization) -> dict[Scope, int]:
@@ -140,9 +156,9 @@ def _paths(organization: Organization, used: list[Scope]) -> Ints:
     return np.stack(columns, axis=1).astype(np.int64)
 
 
-def _siblings(organization: Organization, used: list[Scope], path: Ints) -> Ints:
+def _siblings(state: Record, organization: Organization, used: list[Scope], path: Ints) -> Ints:
     """The other ranks on the same bus, for every node of the rank level; -1 elsewhere."""
-    result = np.full((_NODES, _SIBLINGS), -1, np.int64)
+    result = np.full_like(state["siblings"], -1)
     if Scope.RANK not in used or organization.ranks == 1:
         return result
     ranks = np.unique(path[:, used.index(Scope.RANK)]).reshape(-1, organization.ranks)
