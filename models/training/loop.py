@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
+from nearbank.errors import NearbankError
 from nearbank.models.training.data import Corpus, training_batch
 from nearbank.models.training.distill import student_loss, task_loss, validation_loss
 from nearbank.models.training.network import CharGpt
@@ -97,22 +99,32 @@ def _save_state(path: Path, network: CharGpt, optimisers: list[torch.optim.Optim
         "optimisers": [optimiser.state_dict() for optimiser in optimisers],
     }
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise NearbankError(
+            f"{path}: cannot save the training state ({error}); the one before it is kept"
+        ) from error
 
 
 def _load_state(path: Path, network: CharGpt, optimisers: list[torch.optim.Optimizer]) -> int:
     """The number of steps already taken."""
     if not path.exists():
         return 0
-    state = torch.load(path, map_location=network.wte.weight.device, weights_only=True)
-    network.load_state_dict(state["network"])
-    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-        optimiser.load_state_dict(saved)
-    return int(state["step"])
+    try:
+        state = torch.load(path, map_location=network.wte.weight.device, weights_only=True)
+        network.load_state_dict(state["network"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        return int(state["step"])
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+        raise NearbankError(
+            f"{path}: no training state of this run; remove the file to start this phase over"
+        ) from error
 
 
 def _cut_log(path: Path, steps: int) -> None:

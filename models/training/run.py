@@ -53,9 +53,14 @@ def run(options: TrainOptions, out: Path, progress: Progress | None) -> Trained:
     torch.set_num_threads(options.threads)
     corpus = read_corpus(options.text, options.context)
     _claim_folder(out, options, corpus)
-    twin = train_twin(corpus, options, out, progress)
-    student = train_student(twin, corpus, options, out, progress)
-    return _finish(pack_student(student, twin, corpus, options), corpus, options, out)
+    try:
+        twin = train_twin(corpus, options, out, progress)
+        student = train_student(twin, corpus, options, out, progress)
+        return _finish(pack_student(student, twin, corpus, options), corpus, options, out)
+    except OSError as error:
+        raise NearbankError(
+            f"{out}: cannot write the run's files ({error}); what was written is kept"
+        ) from error
 
 
 def train_twin(corpus: Corpus, options: TrainOptions, folder: Path, progress: Progress) -> CharGpt:

@@ -273,6 +273,27 @@ def test_another_run_in_the_folder_is_refused(text: Path, tmp_path: Path) -> Non
         train(micro(text), tmp_path / "file", quiet)
 
 
+def test_a_damaged_state_is_refused(text: Path, tmp_path: Path) -> None:
+    options = micro(text, twin_steps=1, student_steps=1)
+    train(options, tmp_path / "run", quiet)
+    state = tmp_path / "run" / "twin.state.pt"
+    whole = state.read_bytes()
+    other = (tmp_path / "run" / "options.json").read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], other):
+        state.write_bytes(damaged)
+        with pytest.raises(NearbankError, match="no training state of this run; remove the file"):
+            train(options, tmp_path / "run", quiet)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "twin.state.part").mkdir(parents=True)
+    with pytest.raises(NearbankError, match="cannot save the training state"):
+        train(micro(text, twin_steps=1, student_steps=1), tmp_path / "run", quiet)
+    (tmp_path / "again" / "twin.log.jsonl").mkdir(parents=True)
+    with pytest.raises(NearbankError, match="cannot write the run's files"):
+        train(micro(text, twin_steps=1, student_steps=1), tmp_path / "again", quiet)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_refused(text: Path, tmp_path: Path) -> None:
     with pytest.raises(NearbankError, match="torch finds no GPU here"):
