@@ -12,6 +12,7 @@ from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.kernels.activations import Floats, Rows, checked_rows, quantise_rows
 from nearbank.kernels.backends import backend_named, resolve
+from nearbank.kernels.levels import checked_levels
 from nearbank.kernels.packed import PackedMatrix
 
 INT32_LIMIT = 2**31
@@ -48,8 +49,11 @@ def linear(x: Any, matrix: Matrix, activations: str = "auto") -> Floats:
     return _multiply(quantise_rows(rows, matrix.backend), matrix)
 
 
-def linear_codes(codes: npt.NDArray[np.int8], scales: Floats, matrix: Matrix) -> Floats:
+def linear_codes(codes: npt.NDArray[np.int8], scales: Floats, matrix: Matrix, levels: str = "int8") -> Floats:
     """Integer activations codes [M, K] int8 with scales [M] float32 → [M, N] float32.
+
+    levels: which values the codes take, of `nearbank.kernels.levels`: "int8", "ternary" (−1, 0, 1), "uint2"
+    (0 … 3), "binary" (−1, 1), "uint1" (0, 1). Fewer levels may be faster; the result is the same.
 
     y[m, n] = Σ over groups g, in order, of float32(Σ codes · levels) · (scales[m] · weight scale[n, g]),
     the inner sum exact. Weights must be of an integer format.
@@ -61,8 +65,14 @@ def linear_codes(codes: npt.NDArray[np.int8], scales: Floats, matrix: Matrix) ->
     if scales.dtype != np.float32 or scales.shape != codes.shape[:1]:
         raise NearbankError(f"'scales' is {scales.dtype}{list(scales.shape)}; expected float32[{len(codes)}]")
     _check_width(codes.shape, matrix)
+    chosen = checked_levels(levels, codes)
     sums = codes.sum(axis=1, dtype=np.int32)
-    return _multiply(Rows(np.ascontiguousarray(codes), np.ascontiguousarray(scales), sums), matrix)
+    rows = Rows(np.ascontiguousarray(codes), np.ascontiguousarray(scales), sums)
+    low = getattr(backend_named(matrix.backend), "matmul_low", None)  # not every backend has a faster way
+    if low is None or chosen.bits == 8:
+        return _multiply(rows, matrix)
+    y: Floats = low(rows.codes, rows.scales, rows.sums, matrix.state, chosen)
+    return y
 
 
 def _multiply(rows: Rows, matrix: Matrix) -> Floats:

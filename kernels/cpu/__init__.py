@@ -1,8 +1,17 @@
 """The CPU backend, compiled by Numba. Same bits as `nearbank.kernels.reference`."""
 
 from nearbank.kernels.cpu.attention import append, attend
-from nearbank.kernels.cpu.matmul import matmul_codes, matmul_floats, prepare
+from nearbank.kernels.cpu.matmul import matmul_codes, matmul_floats, matmul_low, prepare
 from nearbank.kernels.cpu.quantise import quantise_rows
 from nearbank.kernels.store import allocate
 
-__all__ = ["allocate", "append", "attend", "matmul_codes", "matmul_floats", "prepare", "quantise_rows"]
+__all__ = [
+    "allocate",
+    "append",
+    "attend",
+    "matmul_codes",
+    "matmul_floats",
+    "matmul_low",
+    "prepare",
+    "quantise_rows",
+]

@@ -13,10 +13,12 @@ from numba import njit
 
 from nearbank.kernels.cpu.dense import Dense, matmul_dense, prepare_dense
 from nearbank.kernels.cpu.dot import dot, pairs
+from nearbank.kernels.cpu.dot_bits import multiply_bits, sums_of_codes, words_of
 from nearbank.kernels.cpu.paths import PATHS, Path, Portable, chosen_path
 from nearbank.kernels.cpu.threads import in_parts
 from nearbank.kernels.cpu.tiles import ROWS, Tiles, tile
 from nearbank.kernels.cpu.weighted import matmul_tiles_floats
+from nearbank.kernels.levels import Levels
 from nearbank.kernels.packed import PackedMatrix
 
 Floats = npt.NDArray[np.float32]
@@ -27,10 +29,14 @@ CHUNK_BYTES = 512 * 1024
 
 @dataclass(frozen=True)
 class CpuMatrix:
-    """Integer weights in tiles, with the instructions that will multiply them."""
+    """Integer weights in tiles, with the instructions that will multiply them.
+
+    `code_sums` int32 [tiles, groups, 32], kept where activations of few bits can use it.
+    """
 
     path: Path
     tiles: Tiles
+    code_sums: npt.NDArray[np.int32] | None = None
 
 
 def prepare(packed: PackedMatrix) -> CpuMatrix | Dense:
@@ -39,7 +45,8 @@ def prepare(packed: PackedMatrix) -> CpuMatrix | Dense:
         return prepare_dense(packed)
     kind = PATHS[chosen_path()][0]
     tiles = tile(packed)
-    return CpuMatrix(kind(tiles.bits), tiles)
+    code_sums = sums_of_codes(tiles) if tiles.bits <= 2 else None
+    return CpuMatrix(kind(tiles.bits), tiles, code_sums)
 
 
 @njit(cache=True, nogil=True)
@@ -104,6 +111,28 @@ def matmul_codes(
         _multiply(
             state.path, first, last, x, scales, x_sums, tiles.codes, tiles.scales, tiles.zeros,
             tiles.step, tiles.blocks, chunk, y,
+        )  # fmt: skip
+
+    in_parts(run, -(-tiles.rows // ROWS), work=tiles.codes.nbytes * max(1, len(codes) // 4))
+    return y
+
+
+def matmul_low(
+    codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[np.int32], state: CpuMatrix, levels: Levels
+) -> Floats:
+    """`matmul_codes` for activations of 1 or 2 bits: counts bits where the weights have as many."""
+    tiles = state.tiles
+    if levels.bits != tiles.bits or state.code_sums is None:
+        return matmul_codes(codes, scales, sums, state)
+    unsigned = ((codes - np.int8(levels.low)) // np.int8(levels.step)).astype(np.uint8)
+    words = words_of(tiles.spread_columns(unsigned), tiles.bits)
+    x_sums = _group_sums(tiles.spread_columns(codes), sums, tiles)
+    y = np.empty((len(codes), tiles.rows), np.float32)
+
+    def run(first: int, last: int) -> None:
+        multiply_bits(
+            tiles.bits, first, last, words, scales, x_sums, levels.step, levels.low, tiles.codes,
+            state.code_sums, tiles.scales, tiles.zeros, tiles.step, tiles.blocks, y,
         )  # fmt: skip
 
     in_parts(run, -(-tiles.rows // ROWS), work=tiles.codes.nbytes * max(1, len(codes) // 4))

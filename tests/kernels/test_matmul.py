@@ -11,6 +11,7 @@ from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.kernels import PackedMatrix, linear, linear_codes, prepare, quantise_rows
 from nearbank.kernels.cpu.paths import OVERRIDE, available_paths
+from nearbank.kernels.levels import LEVELS
 
 # backend, and for the CPU's the instructions it is held to
 VARIANTS = [("numpy", ""), *(("numba", path) for path in available_paths())]
@@ -120,6 +121,26 @@ def test_float_activations_stay_within_the_bound(backend, name, k):
     steps = k / 16 + 7 + packed.format.scaling.groups(k)
     bound = steps * 2.0**-23 * (np.abs(x).astype(np.float64) @ np.abs(weights).T)
     assert (np.abs(linear(x, prepare(packed, backend), "fp32") - exact) <= bound + 1e-44).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("levels", ["ternary", "uint2", "binary", "uint1"])
+@pytest.mark.parametrize("name", ["binary", "ternary", "int2", "binary-g40", "int4"])
+def test_activations_of_few_bits_are_exact(backend, name, levels, shape):
+    m, n, k = shape
+    rng = np.random.default_rng(m * n * k)
+    packed, kind = random_packed(name, n, k, rng), LEVELS[levels]
+    codes = rng.choice(np.arange(kind.low, kind.high + 1, kind.step), (m, k)).astype(np.int8)
+    scales = rng.random(m).astype(np.float32)
+    y = linear_codes(codes, scales, prepare(packed, backend), levels)
+    np.testing.assert_array_equal(y, expected_codes(codes, scales, packed))
+
+
+@pytest.mark.parametrize("levels", ["ternary", "uint2", "binary", "uint1", "bits"])
+def test_codes_of_other_levels_are_refused(backend, levels):
+    matrix = prepare(PackedMatrix.quantise(np.ones((4, 8), np.float32), "binary"), backend)
+    with pytest.raises(NearbankError, match="levels" if levels == "bits" else f"not all {levels}"):
+        linear_codes(np.array([[0, 1, 2, -1, 4, 1, 1, 1]], np.int8), np.ones(1, np.float32), matrix, levels)
 
 
 @pytest.mark.parametrize("activations", ["auto", "fp32"])
