@@ -11,6 +11,8 @@ import typer
 from nearbank.cli import bench, demo, doctor, inspect, replay, trace, train
 from nearbank.errors import NearbankError
 
+INTERRUPTED = 130  # the status a shell gives a command that Ctrl-C stopped
+
 app = typer.Typer(
     help="Low-bit language models on memory that computes: run, trace, replay, compare.",
     no_args_is_help=True,
@@ -33,8 +35,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was already written stays readable", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        result = INTERRUPTED
     except NearbankError as error:
         return _fail(str(error), 2)
     except BrokenPipeError:
@@ -46,6 +48,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if not hasattr(error, "format_message"):
             raise
         return _usage(error.format_message())
+    if result == INTERRUPTED:
+        return _fail("interrupted; what was already written stays readable", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 

@@ -51,7 +51,11 @@ def _workload(file: Path | None, model: str | None, prompt: int | None, tokens: 
         _refuse({"--prompt": prompt, "--tokens": tokens}, "belongs to --model; a trace file has its own counts")
         return trace_workload(file)
     _refuse({str(file): file}, "and --model were both given; choose one")
-    return sketch_workload(model, 1 if prompt is None else prompt, 64 if tokens is None else tokens)
+    counts = {"--prompt": 1 if prompt is None else prompt, "--tokens": 64 if tokens is None else tokens}
+    for name, count in counts.items():
+        if count < 1:
+            raise NearbankError(f"{name} {count}: expected 1 or more")
+    return sketch_workload(model, *counts.values())
 
 
 def _refuse(given: dict[str, object], why: str) -> None:

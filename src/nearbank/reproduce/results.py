@@ -58,7 +58,9 @@ def load_results(path: Path) -> Results:
     except (OSError, ValueError) as error:
         raise NearbankError(f"{path}: cannot be read as reproduction results ({error})") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise NearbankError(f"{path}: expected a JSON object with schema {SCHEMA!r}; make one with `nearbank reproduce`")
+        raise NearbankError(
+            f"{path}: expected a JSON object with schema {SCHEMA!r}; make one with `nearbank reproduce`"
+        )
     try:
         return Results(**{key: value for key, value in content.items() if key != "schema"})
     except TypeError as error:
