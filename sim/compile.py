@@ -194,7 +194,8 @@ class Compiler:
             reach = strides.astype(np.float64) * spans
             low = rows[:, vm.BANK + k] + np.minimum(reach, 0).sum(axis=1)
             high = rows[:, vm.BANK + k] + np.maximum(reach, 0).sum(axis=1)
-            bad = np.flatnonzero((low < 0) | (high >= size))
+            sizes_by_row = self._sizes(what, size, rows)
+            bad = np.flatnonzero((low < 0) | (high >= sizes_by_row))
             if len(bad):
                 at = int(bad[0])
                 value = low[at] if low[at] < 0 else high[at]
@@ -202,8 +203,17 @@ class Compiler:
                 place, _ = locate(program, number, at)
                 raise NearbankError(
                     f"program {program.name}, stream {number}, node {place}: {name} {what} {value:.0f}; "
-                    f"the machine has {what}s 0 to {size - 1}"
+                    f"the machine has {what}s 0 to {sizes_by_row[at] - 1}"
                 )
+
+    def _sizes(self, what: str, size: int, rows: Ints) -> Ints:
+        """How many of `what` there are for each row; a write to the global buffer has the buffer's columns."""
+        sizes = np.full(len(rows), size, dtype=np.int64)
+        buffer = self.book.machine.global_buffer
+        names = list(self.book.specs)
+        if what == "column" and buffer is not None and "WRGB" in names:
+            sizes[rows[:, vm.A] == names.index("WRGB")] = buffer.bytes // self.book.machine.organization.column_bytes
+        return sizes
 
 
 def _blank(depth: int) -> Ints:
