@@ -17,7 +17,7 @@ from nearbank.models.record import record
 from nearbank.models.sampling import Sampling
 from nearbank.models.shape import gpt_shape
 from nearbank.models.sketch import describe, sketch
-from nearbank.trace import causal_pairs, fold_layers, open_trace
+from nearbank.trace import fold_layers, open_trace
 
 MODEL = random_model("numpy")
 SAME = {"weights": "ternary", "head_inputs": "fp32"}
@@ -89,7 +89,7 @@ def test_attended_equals_counting(m: int, before: int, window: int | None) -> No
     seen = [min(position, window or position) for position in range(before + 1, end + 1)]
     assert attended(m, end, window) == (seen[-1], sum(seen))
     if window is None:
-        assert attended(m, end)[1] == causal_pairs(m, end)
+        assert attended(m, end)[1] == sum(range(end - m + 1, end + 1))
 
 
 def test_an_interrupted_recording_stays_readable(tmp_path: Path) -> None:

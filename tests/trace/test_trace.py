@@ -17,7 +17,6 @@ from nearbank.trace import (
     Step,
     TraceHeader,
     TraceWriter,
-    causal_pairs,
     fold_layers,
     open_trace,
     recast,
@@ -109,11 +108,6 @@ operations = st.sampled_from([NORM, QKV, score(3), score(4)])
 def test_folding_layers_loses_nothing(layers: list[tuple[int, list[Operation]]]) -> None:
     rows = [(layer, operation) for layer, ops in layers for operation in ops]
     assert list(Step(0, "decode", fold_layers(rows)).rows()) == rows
-
-
-@given(st.integers(1, 50), st.integers(0, 50))
-def test_causal_pairs_counts_what_each_query_sees(m: int, earlier: int) -> None:
-    assert causal_pairs(m, earlier + m) == sum(earlier + i + 1 for i in range(m))
 
 
 def test_macs_of_a_step() -> None:

@@ -134,11 +134,6 @@ def _recast(operation: Operation, weights: str | None, kv: str | None) -> Operat
     return replace(operation, weights=weights, inputs=inputs)
 
 
-def causal_pairs(m: int, context: int) -> int:
-    """(query, position) pairs when the last of `m` tokens attends `context` positions and each earlier one fewer."""
-    return m * context - m * (m - 1) // 2
-
-
 def fold_layers(rows: list[tuple[int, Operation]]) -> tuple[Block, ...]:
     """Blocks for rows in running order: neighbouring layers with equal operations become one block."""
     blocks: list[Block] = []
