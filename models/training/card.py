@@ -37,7 +37,8 @@ Validation: the last 10 % of the text ({len(corpus.validation):,} characters), c
 {config.shape.context} characters side by side (the last one shorter). Every character but the first is predicted
 once, from the characters before it in its window; the mean over all of them, in float32. Both models alike.
 
-Data: {options.text.name}, SHA-256 `{corpus.sha256}`; the first 90 % ({len(corpus.train):,} characters) trained.
+Data: {options.text.name}, SHA-256 `{corpus.sha256}`;
+the first 90 % ({len(corpus.train):,} characters) trained.
 
 Training: twin {origin.twin_steps} steps, then the student {origin.student_steps} steps from the twin's weights with
 straight-through gradients; its loss is the mean of the text's cross-entropy and the Kullback-Leibler divergence from
@@ -47,7 +48,9 @@ learning rates {options.twin_lr:g} and {options.student_lr:g}, dropout {options.
 seed {options.seed}.
 {training_time_s / 60:.0f} minutes of steps on {_machine(options)}, torch {origin.torch_version}, {origin.date}.
 
-Again: `{_command(options)}`
+Again, on the same text:
+
+    {_command(options)}
 """
 
 
@@ -59,8 +62,7 @@ def _machine(options: TrainOptions) -> str:
 
 def _command(options: TrainOptions) -> str:
     shown = (
-        "name", "layers", "width", "heads", "context", "batch", "twin_steps", "student_steps", "twin_lr",
-        "student_lr", "variant", "seed", "threads", "device",
+        "layers", "width", "heads", "context", "batch", "twin_steps", "student_steps", "seed", "threads", "device",
     )  # fmt: skip
     flags = " ".join(f"--{key.replace('_', '-')} {getattr(options, key)}" for key in shown)
-    return f"nearbank train {options.text.name} {flags}"
+    return f"nearbank train {options.text.name} --out {options.name} {flags}"
