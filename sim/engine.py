@@ -231,7 +231,7 @@ class Player:
     def _first_memory(self) -> Ints:
         t = self._tables
         memory = np.zeros((1, int(t[vm.SNAP] + vm.MAX_DEPTH * t[vm.SNAP_STRIDE])), dtype=np.int64)
-        memory[0, vm.PREVIOUS] = -1
+        memory[0, [vm.PREVIOUS, vm.SAME_ROW]] = -1
         memory[0, vm.DUE] = self._book.refresh.interval or _NO_DUE
         memory[0, t[vm.LAST] : t[vm.ROWS]] = NEVER
         return memory

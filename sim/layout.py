@@ -155,8 +155,14 @@ def pull_lists(result: Layout, used: frozenset[str]) -> Lists:
             if used & result.owners[pull.base] and (key not in best or best[key].delay < pull.delay):
                 best[key] = pull
         ordered = sorted(best.values(), key=lambda p: p.limit)
-        rows.append([(p.base, p.shift, p.flip, p.stride, p.delay, p.limit) for p in ordered])
-    return lists(rows, 6)
+        rows.append([_pull_row(p) for p in ordered])
+    return lists(rows, 7)
+
+
+def _pull_row(p: Pull) -> tuple[int, ...]:
+    """In the order of the engine's PULL constants; the bank matters unless there is one entry for the channel."""
+    banked = int(p.shift != 63 or p.flip != 0)
+    return p.base, p.delay, banked, p.limit, p.shift, p.flip, p.stride
 
 
 def push_lists(result: Layout, used: frozenset[str]) -> Lists:

@@ -33,13 +33,13 @@ WIDTH = COUNTS + MAX_DEPTH
 T_SIZE = 30
 
 REACH, NEED, EFFECT, LATENCY, COMMAND_WIDTH = range(5)
-PULL_BASE, PULL_SHIFT, PULL_FLIP, PULL_STRIDE, PULL_DELAY, PULL_REASON, PULL_WIDTH = range(7)
+PULL_BASE, PULL_DELAY, PULL_BANKED, PULL_REASON, PULL_SHIFT, PULL_FLIP, PULL_STRIDE, PULL_WIDTH = range(8)
 PUSH_BASE, PUSH_SHIFT, PUSH_SPAN, PUSH_SCOPES, PUSH_WIDTH = range(5)
 ROW_ANY, ROW_CLOSED, ROW_OPEN = range(3)
 NO_EFFECT, OPENS, CLOSES = range(3)
 
-# --- m: scalars at its start; the counters' own start ---------------------------------------------------------------
-(PREVIOUS, FLOOR, FLOOR_UNIT, DUE, OPEN, TOUCHED, PC, NEXT_REGION, RECORDED, STATUS, M_SIZE) = range(11)
+# --- m: scalars at its start (SAME_ROW is the row that one command opened in all banks, or -1); the counters' own start
+(PREVIOUS, FLOOR, FLOOR_UNIT, DUE, OPEN, TOUCHED, SAME_ROW, PC, NEXT_REGION, RECORDED, STATUS, M_SIZE) = range(12)
 (ROW_HITS, ROW_MISSES, OPEN_CYCLES, REFRESHES, FIXED_COUNTERS) = range(5)
 REFRESH_REASON, END_REASON, UNIT_REASON = range(3)
 MAX_UNITS = 16
@@ -55,59 +55,70 @@ _MANY_REFRESHES = 200  # in a row without a command in between, and nothing else
 G_BUSY = G_UNITS + MAX_UNITS
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
+def _at(index):  # type: ignore[no-untyped-def]
+    """The index as unsigned, where it is hot: numba then leaves out its test for negative ones."""
+    return np.uint64(index)
+
+
+@njit(cache=True, inline="always")
 def _now(m):  # type: ignore[no-untyped-def]
     return max(m[PREVIOUS] + 1, m[FLOOR])
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _affine(code, pc, base, strides, m, counter):  # type: ignore[no-untyped-def]
-    value = code[pc, base]
-    for d in range(code[pc, DEPTH]):
-        value += code[pc, strides + d] * m[counter + d]
+    value = code[_at(pc), base]
+    for d in range(code[_at(pc), DEPTH]):
+        value += code[_at(pc), _at(strides + d)] * m[_at(counter + d)]
     return value
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _mask(t, command, bank):  # type: ignore[no-untyped-def]
     """The banks that the command reaches, as bits."""
-    reach = t[t[COMMANDS] + command * COMMAND_WIDTH + REACH]
+    reach = t[_at(t[COMMANDS] + command * COMMAND_WIDTH + REACH)]
     bits = np.int64(-1) if reach >= 64 else (np.int64(1) << reach) - 1
     return bits << bank
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _earliest(t, m, command, bank, start, reason):  # type: ignore[no-untyped-def]
     """The first cycle from `start` on at which every rule lets the command go, and which one held it longest."""
-    first = t[t[PULL_START] + command]
-    last = m[t[LAST] :]
-    for k in range(first, t[t[PULL_START] + command + 1]):
-        p = t[PULLS] + k * PULL_WIDTH
-        entry = t[p + PULL_BASE] + ((bank >> t[p + PULL_SHIFT]) ^ t[p + PULL_FLIP]) * t[p + PULL_STRIDE]
-        bound = last[entry] + t[p + PULL_DELAY]
+    last = t[LAST]
+    first = t[PULLS] + t[_at(t[PULL_START] + command)] * PULL_WIDTH
+    end = t[PULLS] + t[_at(t[PULL_START] + command + 1)] * PULL_WIDTH
+    for p in range(first, end, PULL_WIDTH):
+        entry = last + t[_at(p + PULL_BASE)]
+        if t[_at(p + PULL_BANKED)]:
+            scope = (bank >> t[_at(p + PULL_SHIFT)]) ^ t[_at(p + PULL_FLIP)]
+            entry += scope * t[_at(p + PULL_STRIDE)]
+        bound = m[_at(entry)] + t[_at(p + PULL_DELAY)]
         if bound > start:
             start = bound
-            reason = t[p + PULL_REASON]
+            reason = t[_at(p + PULL_REASON)]
     return start, reason
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _issue(t, m, command, bank, row, cycle, reason):  # type: ignore[no-untyped-def]
     """Put the command on the bus at `cycle`: idle time, last issues, row state."""
     idle = cycle - m[PREVIOUS] - 1
-    m[t[REASONS] + reason] += idle
+    if idle:
+        m[t[REASONS] + reason] += idle
     if m[OPEN] != 0:
-        m[t[COUNT] + OPEN_CYCLES] += idle + 1
+        m[_at(t[COUNT] + OPEN_CYCLES)] += idle + 1
     m[PREVIOUS] = cycle
-    for k in range(t[t[PUSH_START] + command], t[t[PUSH_START] + command + 1]):
-        p = t[PUSHES] + k * PUSH_WIDTH
-        span = t[p + PUSH_SPAN]
-        entry = t[LAST] + t[p + PUSH_BASE] + (bank >> t[p + PUSH_SHIFT]) * span
+    first = t[PUSHES] + t[_at(t[PUSH_START] + command)] * PUSH_WIDTH
+    end = t[PUSHES] + t[_at(t[PUSH_START] + command + 1)] * PUSH_WIDTH
+    for p in range(first, end, PUSH_WIDTH):
+        span = t[_at(p + PUSH_SPAN)]
+        entry = t[LAST] + t[_at(p + PUSH_BASE)] + (bank >> t[_at(p + PUSH_SHIFT)]) * span
         if span == 1:
-            m[entry] = cycle
+            m[_at(entry)] = cycle
         else:
             _push_window(m, entry, span, t[p + PUSH_SCOPES], cycle)
-    if t[t[COMMANDS] + command * COMMAND_WIDTH + EFFECT] != NO_EFFECT:
+    if t[_at(t[COMMANDS] + command * COMMAND_WIDTH + EFFECT)] != NO_EFFECT:
         _move_rows(t, m, command, bank, row)
 
 
@@ -129,6 +140,7 @@ def _move_rows(t, m, command, bank, row):  # type: ignore[no-untyped-def]
         m[OPEN] &= ~mask
         return
     m[OPEN] |= mask
+    m[SAME_ROW] = row if t[spec + REACH] == t[BANKS] else -1
     for b in range(bank, bank + t[spec + REACH]):
         m[t[ROWS] + b] = row
 
@@ -188,31 +200,36 @@ def _reopen(t, m, record, lane, closed):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def _other_row(t, m, command, bank, row):  # type: ignore[no-untyped-def]
+    """Whether one of the banks that the command reaches holds another row than this."""
+    first = t[ROWS] + bank
+    other = np.int64(0)
+    for b in range(first, first + t[t[COMMANDS] + command * COMMAND_WIDTH + REACH]):
+        other |= m[b] ^ row
+    return other != 0
+
+
+@njit(cache=True, inline="always")
 def _access(t, m, command, bank, row):  # type: ignore[no-untyped-def]
     """Whether the rows are as the command needs them; a column command's hit or miss is counted."""
-    spec = t[COMMANDS] + command * COMMAND_WIDTH
     mask = _mask(t, command, bank)
-    if t[spec + NEED] == ROW_CLOSED:
+    if t[_at(t[COMMANDS] + command * COMMAND_WIDTH + NEED)] == ROW_CLOSED:
         return OPEN_ROW if m[OPEN] & mask else FINE
     if m[OPEN] & mask != mask:
         return CLOSED_ROW
-    first = t[ROWS] + bank
-    wrong = np.int64(0)
-    for b in range(first, first + t[spec + REACH]):
-        wrong |= m[b] ^ row
-    if wrong:
+    if m[SAME_ROW] != row and _other_row(t, m, command, bank, row):
         return WRONG_ROW
-    m[t[COUNT] + (ROW_HITS if m[TOUCHED] & mask == mask else ROW_MISSES)] += 1
+    m[_at(t[COUNT] + (ROW_HITS if m[TOUCHED] & mask == mask else ROW_MISSES))] += 1
     m[TOUCHED] |= mask
     return FINE
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _command(t, m, record, lane, code, pc):  # type: ignore[no-untyped-def]
     """Issue one command of the program, after the refreshes that come first."""
-    command = code[pc, A]
-    bank = _affine(code, pc, BANK, BANK_STRIDES, m, t[COUNTER]) if code[pc, HAS_BANK] else np.int64(0)
-    row = _affine(code, pc, ROW, ROW_STRIDES, m, t[COUNTER]) if code[pc, HAS_ROW] else np.int64(0)
+    command = code[_at(pc), A]
+    bank = _affine(code, pc, BANK, BANK_STRIDES, m, t[COUNTER]) if code[_at(pc), HAS_BANK] else np.int64(0)
+    row = _affine(code, pc, ROW, ROW_STRIDES, m, t[COUNTER]) if code[_at(pc), HAS_ROW] else np.int64(0)
     refreshes = 0
     while True:
         start = m[PREVIOUS] + 1
@@ -227,12 +244,12 @@ def _command(t, m, record, lane, code, pc):  # type: ignore[no-untyped-def]
         if refreshes > _MANY_REFRESHES:
             return STUCK
         _refresh(t, m, record, lane)
-    if t[t[COMMANDS] + command * COMMAND_WIDTH + NEED] != ROW_ANY:
+    if t[_at(t[COMMANDS] + command * COMMAND_WIDTH + NEED)] != ROW_ANY:
         status = _access(t, m, command, bank, row)
         if status != FINE:
             return status
     _issue(t, m, command, bank, row, cycle, reason)
-    m[t[SLOTS] + code[pc, B]] += 1
+    m[_at(t[SLOTS] + code[_at(pc), B])] += 1
     if record.shape[1] > 1:
         column = _affine(code, pc, COLUMN, COLUMN_STRIDES, m, t[COUNTER])
         _note(record, m, lane, command, bank, row, column, cycle)
@@ -317,6 +334,8 @@ def _advance(t, m, depth, body, moves_rows, rounds, period):  # type: ignore[no-
     if moves_rows:
         for b in range(t[BANKS]):
             m[t[ROWS] + b] += (m[t[ROWS] + b] - m[s + b]) * rounds
+        if m[SAME_ROW] >= 0:
+            m[SAME_ROW] = m[t[ROWS]]
 
 
 @njit(cache=True)
@@ -350,7 +369,7 @@ def _run(t, m, record, lane, code):  # type: ignore[no-untyped-def]
     """Step one lane to its next meeting; the lane's PC is left on it."""
     pc = m[PC]
     while True:
-        op = code[pc, OP]
+        op = code[_at(pc), OP]
         if op == COMMAND:
             status = _command(t, m, record, lane, code, pc)
             if status != FINE:
@@ -358,18 +377,18 @@ def _run(t, m, record, lane, code):  # type: ignore[no-untyped-def]
                 break
             pc += 1
         elif op == LOOP:
-            m[t[COUNTER] + code[pc, DEPTH]] = 0
-            m[t[SNAP] + code[pc, DEPTH] * t[SNAP_STRIDE] + S_STORED] = 0
+            m[t[COUNTER] + code[_at(pc), DEPTH]] = 0
+            m[t[SNAP] + code[_at(pc), DEPTH] * t[SNAP_STRIDE] + S_STORED] = 0
             pc += 1
-        elif op == END and not code[pc, MEETS]:
-            counter = t[COUNTER] + code[pc, DEPTH]
+        elif op == END and not code[_at(pc), MEETS]:
+            counter = t[COUNTER] + code[_at(pc), DEPTH]
             m[counter] += 1
-            left = code[pc, A] - m[counter]
-            if left > 0 and t[SKIPS] and code[pc, C] >= 0:
+            left = code[_at(pc), A] - m[counter]
+            if left > 0 and t[SKIPS] and code[_at(pc), C] >= 0:
                 skipped = _skip(t, m, record, lane, code, pc, left)
                 m[counter] += skipped
                 left -= skipped
-            pc = pc - code[pc, B] if left > 0 else pc + 1
+            pc = pc - code[_at(pc), B] if left > 0 else pc + 1
         else:
             break
     m[PC] = pc
