@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from nearbank.formats import format_named
 from nearbank.mapping.pim_gpt import Plan
-from nearbank.mapping.placement import HEAD
 from nearbank.mapping.target import Target
 from nearbank.sim.machine import Machine
 from nearbank.sim.standard import delay_cycles
+from nearbank.trace.operation import HEAD
 from nearbank.units import TIME
 
 

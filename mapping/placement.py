@@ -15,9 +15,8 @@ from nearbank.formats import Format, format_named
 from nearbank.mapping.packing import Packing, best_packing
 from nearbank.mapping.target import ColumnUse, Target, value_bytes
 from nearbank.trace import Matrix, ModelDescription
+from nearbank.trace.operation import HEAD
 from nearbank.units import ceil_div
-
-HEAD = "lm_head"
 
 
 @dataclass(frozen=True, slots=True)

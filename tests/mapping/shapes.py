@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nearbank.trace import Block, Matrix, ModelDescription, Operation, Step, causal_pairs
+from nearbank.trace import Block, Matrix, ModelDescription, Operation, Step
 
 
 def gpt(
@@ -71,7 +71,7 @@ def _blocks(model: ModelDescription, m: int, end: int, window: int | None) -> tu
 def _layer(model: ModelDescription, m: int, end: int, window: int | None) -> tuple[Operation, ...]:
     seen = end if window is None else min(end, window)
     sizes = {matrix.name: {"n": matrix.n, "k": matrix.k} for matrix in model.matrices}
-    heads = {"m": m, "heads": model.heads, "context": seen, "pairs": causal_pairs(m, end)}
+    heads = {"m": m, "heads": model.heads, "context": seen, "pairs": m * end - m * (m - 1) // 2}
     cached = heads | {"kv_heads": model.kv_heads, "kv": "bf16"}
 
     def matmul(name: str) -> Operation:
