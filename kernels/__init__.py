@@ -17,6 +17,8 @@ from nearbank.kernels.backends import BACKENDS, available_backends, backend_name
 from nearbank.kernels.cache import KVCache
 from nearbank.kernels.matmul import Matrix, linear, linear_codes, prepare
 from nearbank.kernels.packed import PackedMatrix
+from nearbank.kernels.support import Support, supported
+from nearbank.kernels.threads import set_threads, thread_count
 
 __all__ = [
     "BACKENDS",
@@ -24,10 +26,14 @@ __all__ = [
     "Matrix",
     "PackedMatrix",
     "Rows",
+    "Support",
     "available_backends",
     "backend_named",
     "linear",
     "linear_codes",
     "prepare",
     "quantise_rows",
+    "set_threads",
+    "supported",
+    "thread_count",
 ]

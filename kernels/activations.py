@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nearbank.errors import NearbankError
+from nearbank.kernels.arrays import floats32, taken
 from nearbank.kernels.backends import backend_named
 
 Floats = npt.NDArray[np.float32]
@@ -26,12 +27,11 @@ class Rows:
     sums: npt.NDArray[np.int32]
 
 
-def checked_rows(x: Any, name: str = "x") -> Floats:
-    """x as contiguous float32 [M, K]. Raises NearbankError, naming what was given."""
-    rows = np.asarray(x)
+def checked_rows(rows: npt.NDArray[Any], name: str = "x") -> Floats:
+    """Rows as contiguous float32 [M, K]. Raises NearbankError, naming what was given."""
     if rows.ndim != 2 or rows.dtype not in (np.float32, np.float16, np.float64):
         raise NearbankError(f"'{name}' is {rows.dtype}{list(rows.shape)}; expected floats [M, K]")
-    return np.ascontiguousarray(rows, dtype=np.float32)
+    return floats32(rows)
 
 
 def quantise_rows(x: Any, backend: str = "auto") -> Rows:
@@ -39,7 +39,7 @@ def quantise_rows(x: Any, backend: str = "auto") -> Rows:
 
     A row of zeros has scale 0 and codes 0. Raises NearbankError on NaN and infinity.
     """
-    rows = checked_rows(x)
+    rows = checked_rows(taken(x, "x")[0])
     codes, scales, sums = backend_named(backend).quantise_rows(rows)
     if not np.isfinite(scales).all():
         bad = int(np.flatnonzero(~np.isfinite(scales))[0])

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
+from nearbank.kernels.arrays import floats32, taken
 from nearbank.kernels.backends import backend_named, resolve
 from nearbank.kernels.packed import as_format
 
@@ -68,7 +69,8 @@ class KVCache:
     def append(self, layer: int, k: Any, v: Any) -> None:
         """Add k, v [T, kv_heads, head_dim] (floats). Raises when the capacity is exceeded."""
         start = self.length(layer)
-        keys, values = self._checked(k, "k", self.kv_heads), self._checked(v, "v", self.kv_heads)
+        keys = self._checked(taken(k, "k")[0], "k", self.kv_heads)
+        values = self._checked(taken(v, "v")[0], "v", self.kv_heads)
         if keys.shape != values.shape:
             raise NearbankError(f"KVCache: k is {list(keys.shape)} but v is {list(values.shape)}")
         if start + len(keys) > self.capacity:
@@ -81,13 +83,14 @@ class KVCache:
         backend_named(self.backend).append(self.store, layer, start, keys, values)
         self._lengths[layer] = start + len(keys)
 
-    def attend(self, layer: int, q: Any, scale: float | None = None) -> Floats:
+    def attend(self, layer: int, q: Any, scale: float | None = None) -> Any:
         """Causal attention of q [T, heads, head_dim], the queries of the last T tokens appended.
 
         Heads are shared out over the KV heads in order. scale: of the scores, by default 1/√head_dim.
-        Returns the context [T, heads, head_dim].
+        Returns the context [T, heads, head_dim]: a torch tensor for a torch tensor, else a NumPy array.
         """
-        queries = self._checked(q, "q", None)
+        given, handed_back = taken(q, "q")
+        queries = self._checked(given, "q", None)
         if queries.shape[1] % self.kv_heads:
             raise NearbankError(f"KVCache: {queries.shape[1]} query heads over {self.kv_heads} KV heads")
         start = self.length(layer) - len(queries)
@@ -98,20 +101,22 @@ class KVCache:
         if not np.isfinite(queries).all():
             raise NearbankError("KVCache: q holds NaN or infinity; expected finite queries")
         factor = np.float32(self.head_dim**-0.5 if scale is None else scale)
-        return backend_named(self.backend).attend(self.store, layer, start, queries, factor)
+        context = backend_named(self.backend).attend(self.store, layer, start, queries, factor)
+        if not np.isfinite(context).all():
+            raise NearbankError("KVCache: the scores overflow float32; expected smaller queries or scale")
+        return handed_back(context)
 
     def _checked_layer(self, layer: int) -> int:
         if not 0 <= layer < self.layers:
             raise NearbankError(f"KVCache: layer {layer}; this cache has layers 0 to {self.layers - 1}")
         return layer
 
-    def _checked(self, tensor: Any, name: str, heads: int | None) -> Floats:
-        array = np.asarray(tensor)
+    def _checked(self, array: npt.NDArray[Any], name: str, heads: int | None) -> Floats:
         expected = f"floats [tokens, {heads or 'heads'}, {self.head_dim}]"
         good = array.ndim == 3 and array.shape[2] == self.head_dim and heads in (None, array.shape[1])
         if not good or array.dtype not in (np.float32, np.float16, np.float64):
             raise NearbankError(f"KVCache: {name} is {array.dtype}{list(array.shape)}; expected {expected}")
-        return np.ascontiguousarray(array, dtype=np.float32)
+        return floats32(array)
 
     def _check_range(self, values: Floats, name: str) -> None:
         """Refuse what the format cannot hold; NaN compares false and is refused too."""

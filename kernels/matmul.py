@@ -11,11 +11,11 @@ import numpy.typing as npt
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.kernels.activations import Floats, Rows, checked_rows, quantise_rows
+from nearbank.kernels.arrays import taken
 from nearbank.kernels.backends import backend_named, resolve
 from nearbank.kernels.levels import checked_levels
 from nearbank.kernels.packed import PackedMatrix
-
-INT32_LIMIT = 2**31
+from nearbank.kernels.support import longest_sum, summed_columns
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,19 @@ def prepare(packed: PackedMatrix, backend: str = "auto") -> Matrix:
     return Matrix(packed.format, packed.shape, name, backend_named(name).prepare(packed))
 
 
-def linear(x: Any, matrix: Matrix, activations: str = "auto") -> Floats:
-    """x [M, K] float → x · Wᵀ [M, N] float32.
+def linear(x: Any, matrix: Matrix, activations: str = "auto") -> Any:
+    """x [M, K] float → x · Wᵀ [M, N] float32: a torch tensor for a torch tensor, else a NumPy array.
 
     activations: "int8" rounds each row of x to int8 and multiplies integers; "fp32" keeps x.
     "auto" is "int8" for integer weights and "fp32" for float weights.
     """
     chosen = _activations_for(matrix, activations)
-    rows = checked_rows(x)
+    given, handed_back = taken(x, "x")
+    rows = checked_rows(given)
     _check_width(rows.shape, matrix)
     if chosen == "fp32":
-        return backend_named(matrix.backend).matmul_floats(rows, matrix.state)
-    return _multiply(quantise_rows(rows, matrix.backend), matrix)
+        return handed_back(backend_named(matrix.backend).matmul_floats(rows, matrix.state))
+    return handed_back(_multiply(quantise_rows(rows, matrix.backend), matrix))
 
 
 def linear_codes(codes: npt.NDArray[np.int8], scales: Floats, matrix: Matrix, levels: str = "int8") -> Floats:
@@ -93,12 +94,9 @@ def _check_width(shape: tuple[int, ...], matrix: Matrix) -> None:
 
 
 def _check_sum_fits(packed: PackedMatrix) -> None:
-    """Refuse a K so long that an int32 sum could overflow: 128 · |level| per column."""
+    """Refuse a K so long that an int32 sum could overflow."""
     fmt = packed.format
-    if fmt.is_float:
-        return
-    width = packed.shape[1] if fmt.scaling.per != "group" else fmt.scaling.group
-    largest = max(abs(fmt.step * code - fmt.zero) for code in (fmt.low, fmt.high))
-    if width * largest * 128 >= INT32_LIMIT:
-        longest = (INT32_LIMIT - 1) // (largest * 128)
-        raise NearbankError(f"{fmt.spec}: K = {width} could overflow an int32 sum; supported up to {longest}")
+    if not fmt.is_float and summed_columns(fmt, packed.shape[1]) > longest_sum(fmt):
+        raise NearbankError(
+            f"{fmt.spec}: K = {packed.shape[1]} could overflow an int32 sum; supported up to {longest_sum(fmt)}"
+        )

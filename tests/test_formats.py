@@ -72,9 +72,7 @@ def test_ternary_is_a_third_of_the_mean_magnitude_away_from_zero():
 
 
 def test_the_bytes_are_where_the_layout_says():
-    np.testing.assert_array_equal(
-        FORMATS["ternary"].pack(np.array([[2, 0, 1, 2, 0]], np.uint8)), [[0x92, 0x54]]
-    )
+    np.testing.assert_array_equal(FORMATS["ternary"].pack(np.array([[2, 0, 1, 2, 0]], np.uint8)), [[0x92, 0x54]])
     np.testing.assert_array_equal(FORMATS["binary"].pack(np.array([[1, 0, 0, 1]], np.uint8)), [[0xF9]])
     np.testing.assert_array_equal(FORMATS["int4"].pack(np.array([[3, 15, 9]], np.uint8)), [[0xF3, 0x09]])
     np.testing.assert_array_equal(

@@ -10,8 +10,8 @@ from numba.extending import intrinsic
 
 from nearbank.kernels.bench.timing import time_us
 from nearbank.kernels.cpu import vectors as v
-from nearbank.kernels.cpu.threads import in_parts
 from nearbank.kernels.cpu.tiles import aligned_empty
+from nearbank.kernels.threads import in_parts
 
 WORDS = v.vector(v.I64, 8)
 AT_ONCE = 8

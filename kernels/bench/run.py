@@ -15,7 +15,7 @@ from nearbank.kernels.bench.bandwidth import read_gb_per_s
 from nearbank.kernels.bench.cases import Case, all_cases
 from nearbank.kernels.bench.timing import time_us
 from nearbank.kernels.cpu.paths import available_paths
-from nearbank.kernels.cpu.threads import set_threads, thread_count, usable_cores
+from nearbank.kernels.threads import set_threads, thread_count, usable_cores
 
 PACKAGES = ("nearbank", "numpy", "numba", "llvmlite", "torch")
 

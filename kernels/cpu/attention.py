@@ -11,8 +11,8 @@ from numba import njit
 
 from nearbank.kernels.cpu import pages as p
 from nearbank.kernels.cpu.cache_rows import append
-from nearbank.kernels.cpu.threads import in_parts
 from nearbank.kernels.store import PAGE, CacheStore
+from nearbank.kernels.threads import in_parts
 
 __all__ = ["append", "attend"]
 

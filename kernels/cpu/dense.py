@@ -10,9 +10,9 @@ import numpy.typing as npt
 from numba import njit
 
 from nearbank.kernels.cpu.floats import lane_dot
-from nearbank.kernels.cpu.threads import in_parts
 from nearbank.kernels.packed import PackedMatrix
 from nearbank.kernels.reference.lanes import padded
+from nearbank.kernels.threads import in_parts
 
 Floats = npt.NDArray[np.float32]
 

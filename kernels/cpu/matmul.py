@@ -15,11 +15,11 @@ from nearbank.kernels.cpu.dense import Dense, matmul_dense, prepare_dense
 from nearbank.kernels.cpu.dot import dot, pairs
 from nearbank.kernels.cpu.dot_bits import multiply_bits, sums_of_codes, words_of
 from nearbank.kernels.cpu.paths import PATHS, Path, Portable, chosen_path
-from nearbank.kernels.cpu.threads import in_parts
 from nearbank.kernels.cpu.tiles import ROWS, Tiles, tile
 from nearbank.kernels.cpu.weighted import matmul_tiles_floats
 from nearbank.kernels.levels import Levels
 from nearbank.kernels.packed import PackedMatrix
+from nearbank.kernels.threads import in_parts
 
 Floats = npt.NDArray[np.float32]
 

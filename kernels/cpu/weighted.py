@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from nearbank.kernels.cpu.threads import in_parts
 from nearbank.kernels.cpu.tiles import ROWS, Tiles
+from nearbank.kernels.threads import in_parts
 
 Floats = npt.NDArray[np.float32]
 

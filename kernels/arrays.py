@@ -1,0 +1,76 @@
+"""Arrays of other libraries as NumPy arrays in place, and results handed back as what was given.
+
+Host memory only; arrays on a GPU belong to `nearbank.kernels.cupy_backend`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nearbank.errors import NearbankError
+from nearbank.formats import from_bf16
+
+Array = npt.NDArray[Any]
+
+
+def is_torch(x: Any) -> bool:
+    """True for torch tensors; torch is not imported for the question."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def taken(x: Any, name: str) -> tuple[Array, Callable[[Array], Any]]:
+    """(x as a NumPy array, how to hand a result back as the caller's kind of array), without copies.
+
+    Torch tensors keep their memory; bfloat16, which NumPy lacks, is widened to float32. Anything else with
+    `__dlpack__` comes in by DLPack. Raises NearbankError for arrays that are not in host memory.
+    """
+    if isinstance(x, np.ndarray):
+        return x, _as_it_is
+    if is_torch(x):
+        return _from_torch(x, name), sys.modules["torch"].from_numpy
+    if hasattr(x, "__cuda_array_interface__"):
+        raise _elsewhere(name, type(x).__name__, "a GPU")
+    if hasattr(x, "__dlpack__"):
+        return _from_dlpack(x, name), _as_it_is
+    return np.asarray(x), _as_it_is
+
+
+def floats32(x: Array) -> npt.NDArray[np.float32]:
+    """Contiguous float32; what is too large for it becomes infinity, which the callers refuse."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def _as_it_is(y: Array) -> Any:
+    return y
+
+
+def _from_torch(x: Any, name: str) -> Array:
+    torch = sys.modules["torch"]
+    if x.device.type != "cpu":
+        raise _elsewhere(name, "a torch tensor", str(x.device))
+    plain = x.detach()
+    if plain.dtype == torch.bfloat16:
+        return from_bf16(plain.contiguous().view(torch.int16).numpy().view(np.uint16))
+    numbers: Array = plain.numpy()
+    return numbers
+
+
+def _from_dlpack(x: Any, name: str) -> Array:
+    try:
+        return np.from_dlpack(x)
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise NearbankError(f"'{name}' ({type(x).__name__}) cannot be read in place: {error}") from error
+
+
+def _elsewhere(name: str, what: str, where: str) -> NearbankError:
+    return NearbankError(
+        f"'{name}' is {what} on {where}; this backend works in host memory. Move it to the CPU, or use the "
+        "backend 'cupy'"
+    )
