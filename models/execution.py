@@ -48,7 +48,7 @@ class Linear:
     bias: Floats | None = None
 
     def __call__(self, x: Floats) -> Floats:
-        y = linear(x, self.matrix, self.inputs)  # [M, N]
+        y: Floats = linear(x, self.matrix, self.inputs)  # [M, N]
         return y if self.bias is None else y + self.bias
 
 

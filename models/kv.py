@@ -4,8 +4,11 @@ int4        each token and head rounded when it is appended; attention sees only
 int4-past   past-only quantisation (WKVQuant, arXiv 2402.12065): a token attends its own K and V exactly
 int4-kivi   KIVI (arXiv 2402.02750): keys per channel over 32 tokens, values per token over 32 channels, the last
             32 tokens exact
+int4-2d     two-dimensional quantisation (WKVQuant): a shift and a scale per channel, fitted to calibration text
+            (`nearbank.models.kv_fit`), then plain rounding per token
+int4-wkv    WKVQuant: int4-2d and int4-past together
 
-with any cache format in place of int4 (past-only and KIVI need an integer one). The plain ones run in the kernels'
+with any cache format in place of int4 (all but the plain one need an integer one). The plain ones run in the kernels'
 cache, the others in `nearbank.models.plain_cache`, which is for measuring quality, not for speed.
 """
 
@@ -23,17 +26,41 @@ from nearbank.kernels.reference.quantise import quantise_tokens
 from nearbank.models.execution import Floats
 
 KIVI_GROUP = 32
-METHODS = ("past", "kivi")
+METHODS = ("past", "kivi", "2d", "wkv")
+FITTED = ("2d", "wkv")
 PARAM_BYTES = 4  # a scale and an offset in bf16
 
 
 @dataclass(frozen=True)
+class ChannelFit:
+    """A shift and a scale for each channel of K and V: float32 [layers, kv_heads, head_dim] each."""
+
+    key_shift: Floats
+    key_scale: Floats
+    value_shift: Floats
+    value_scale: Floats
+
+    def keys(self, layer: int) -> tuple[Floats, Floats]:
+        """(shift, scale) [G, 1, E] of a layer's keys."""
+        return self.key_shift[layer][:, None], self.key_scale[layer][:, None]
+
+    def values(self, layer: int) -> tuple[Floats, Floats]:
+        """(shift, scale) [G, 1, E] of a layer's values."""
+        return self.value_shift[layer][:, None], self.value_scale[layer][:, None]
+
+
+@dataclass(frozen=True)
 class KvScheme:
-    """A format and a method: "plain", "past" or "kivi"."""
+    """A format and a method: "plain" or one of METHODS."""
 
     name: str
     format: Format
     method: str = "plain"
+
+    @property
+    def needs_fit(self) -> bool:
+        """True if the scheme rounds with a `ChannelFit`."""
+        return self.method in FITTED
 
     def rounded_keys(self, keys: Floats) -> Floats:
         """Keys [G, n, E] as stored; KIVI rounds whole groups of tokens, the caller passes only those."""
@@ -54,6 +81,8 @@ class KvScheme:
         bounds = {
             "plain": (end, end),
             "past": (end - 1, end - 1),
+            "2d": (end, end),
+            "wkv": (end - 1, end - 1),
             "kivi": ((end - 1) // KIVI_GROUP * KIVI_GROUP, max(0, end - KIVI_GROUP)),
         }
         return bounds[self.method]
@@ -73,7 +102,8 @@ def kv_scheme(name: str) -> KvScheme:
     base, dash, method = name.partition("-")
     if base not in CACHE_FORMATS or (dash and method not in METHODS):
         raise NearbankError(
-            f"unknown KV cache '{name}'; known: {', '.join(CACHE_FORMATS)}, and integer ones with -past or -kivi"
+            f"unknown KV cache '{name}'; known: {', '.join(CACHE_FORMATS)}; integer ones also with "
+            f"-{', -'.join(METHODS)}"
         )
     chosen = format_named(base)
     if method and chosen.is_float:

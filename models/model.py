@@ -12,7 +12,7 @@ import numpy.typing as npt
 from nearbank.errors import NearbankError
 from nearbank.kernels import KVCache
 from nearbank.models.execution import Cache, Floats, Linear, Pass
-from nearbank.models.kv import kv_scheme
+from nearbank.models.kv import ChannelFit, kv_scheme
 from nearbank.models.plain_cache import PlainCache
 from nearbank.models.shape import Shape
 from nearbank.models.sketch import describe
@@ -41,11 +41,10 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """weights, inputs: formats of the block matrices and their activations; kv: of the cache.
+    """weights, inputs: formats of the block matrices and their activations; kv: of the cache (`nearbank.models.kv`).
 
-    card: what the checkpoint says about itself.
-
-    threads: what the kernels were limited to, None when they were not.
+    threads: what the kernels were limited to, None when they were not; card: what the checkpoint says about itself;
+    kv_fit: what a fitted KV scheme rounds with.
     """
 
     network: Network
@@ -56,6 +55,7 @@ class Model:
     backend: str
     threads: int | None = None
     card: dict[str, Any] = field(default_factory=dict)
+    kv_fit: ChannelFit | None = None
 
     @property
     def shape(self) -> Shape:
@@ -78,7 +78,7 @@ class Model:
         scheme = kv_scheme(self.kv)
         slides = any(window is not None and window < capacity for window in shape.windows)
         if slides or shape.softcap is not None or scheme.method != "plain":
-            return PlainCache(*sizes, scheme, shape.windows, shape.softcap)
+            return PlainCache(*sizes, scheme, shape.windows, shape.softcap, self.kv_fit)
         return KVCache(*sizes, self.kv, self.backend)
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:

@@ -7,13 +7,13 @@ It holds exact and rounded values side by side as float32; what a format would s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from nearbank.errors import NearbankError
 from nearbank.models.execution import Floats
-from nearbank.models.kv import KIVI_GROUP, KvScheme
+from nearbank.models.kv import KIVI_GROUP, ChannelFit, KvScheme
 
 
 class PlainCache:
@@ -28,8 +28,14 @@ class PlainCache:
         scheme: KvScheme,
         windows: Sequence[int | None] = (None,),
         softcap: float | None = None,
+        fit: ChannelFit | None = None,
     ) -> None:
+        if scheme.needs_fit and fit is None:
+            raise NearbankError(
+                f"KV cache '{scheme.name}' needs a fit; make one with nearbank.models.kv_fit.fit_channels"
+            )
         self.scheme, self.format = scheme, scheme.format
+        self._fit = fit if scheme.needs_fit else None
         self.kv_heads, self.head_dim, self.capacity = kv_heads, head_dim, capacity
         self._windows = windows
         self._softcap = None if softcap is None else np.float32(softcap)
@@ -50,9 +56,22 @@ class PlainCache:
         keys, values = self._keys[layer], self._values[layer]  # [G, capacity, E]
         keys[:, start:end], values[:, start:end] = np.swapaxes(k, 0, 1), np.swapaxes(v, 0, 1)
         first, last = self._closed(start), self._closed(end)
-        self._rounded_keys[layer, :, first:last] = self.scheme.rounded_keys(keys[:, first:last])
-        self._rounded_values[layer, :, start:end] = self.scheme.rounded_values(values[:, start:end])
+        self._rounded_keys[layer, :, first:last] = self._as_stored(layer, keys[:, first:last], "keys")
+        self._rounded_values[layer, :, start:end] = self._as_stored(layer, values[:, start:end], "values")
         self._lengths[layer] = end
+
+    def held(self, layer: int) -> tuple[Floats, Floats]:
+        """The exact keys and values [kv_heads, tokens, head_dim] of a layer."""
+        end = self.length(layer)
+        return self._keys[layer, :, :end], self._values[layer, :, :end]
+
+    def _as_stored(self, layer: int, exact: Floats, kind: Literal["keys", "values"]) -> Floats:
+        """[G, n, E] rounded, with each channel shifted and scaled first where there is a fit."""
+        rounded = self.scheme.rounded_keys if kind == "keys" else self.scheme.rounded_values
+        if self._fit is None:
+            return rounded(exact)
+        shift, scale = self._fit.keys(layer) if kind == "keys" else self._fit.values(layer)
+        return rounded((exact - shift) / scale) * scale + shift
 
     def _closed(self, end: int) -> int:
         """Keys that can be rounded when `end` tokens are there: KIVI waits for whole groups."""

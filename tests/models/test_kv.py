@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.models.random_gpt import random_model
 
 from nearbank.kernels import KVCache
 from nearbank.models.execution import Cache
-from nearbank.models.kv import KIVI_GROUP, kv_scheme
+from nearbank.models.kv import KIVI_GROUP, ChannelFit, kv_scheme
+from nearbank.models.kv_fit import fit_channels, load_fit, save_fit
 from nearbank.models.plain_cache import PlainCache
 
 
@@ -110,3 +115,50 @@ def test_bytes_by_hand() -> None:
 def test_unknown_schemes_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="KV cache '"):
         kv_scheme(name)
+
+
+def test_a_fit_divides_channels_by_a_power_of_their_range() -> None:
+    """With a = 1 a large channel no longer costs a small one its bits; the value comes back in its own units."""
+    scale = np.array([100, 1, 0.01, 1], np.float32)
+    values = np.random.default_rng(0).uniform(-1, 1, (40, 1, 4)).astype(np.float32) * scale + 5 * scale
+    shift, ones = (5 * scale)[None, None], np.ones((1, 1, 4), np.float32)
+    errors = {}
+    for name, exponent in (("none", 0), ("full", 1)):
+        power = (scale**exponent).astype(np.float32)[None, None] * ones
+        cache = PlainCache(1, 1, 4, 40, kv_scheme("int4-2d"), fit=ChannelFit(shift, power, shift, power))
+        cache.append(0, values, values)
+        seen = cache._seen(0, 40)[1][0]
+        errors[name] = np.abs(seen - values[:, 0]).max(axis=0)
+    assert errors["none"][2] > 0.008
+    assert (errors["full"] <= scale * 2 / 15).all()
+
+
+def test_fitting_brings_logits_nearer_and_survives_a_file(tmp_path: Path) -> None:
+    model = random_model("numpy", kv="fp32")
+    text = "the quick brown fox jumps over the lazy dog, and then it rests a while. why not?\n" * 2
+    exact = model.logits(model.encode(text[:60]))
+    far = {}
+    fitted = fit_channels(model, text, "int2-2d", windows=2)
+    for name, one in (("plain", replace(model, kv="int2")), ("fitted", fitted)):
+        far[name] = np.abs(one.logits(one.encode(text[:60])) - exact).mean()
+    assert far["fitted"] < far["plain"]
+    assert fitted.kv_fit is not None
+    save_fit(tmp_path / "fit.safetensors", fitted.kv_fit)
+    again = replace(model, kv="int2-2d", kv_fit=load_fit(tmp_path / "fit.safetensors", model))
+    np.testing.assert_array_equal(again.logits([1, 2, 3]), fitted.logits([1, 2, 3]))
+
+
+def test_fits_are_checked(tmp_path: Path) -> None:
+    model = random_model("numpy", kv="int4-wkv")
+    with pytest.raises(ValueError, match="KV cache 'int4-wkv' needs a fit"):
+        model.logits([1, 2])
+    with pytest.raises(ValueError, match="KV cache 'int4' has nothing to fit"):
+        fit_channels(model, "hello", "int4")
+    with pytest.raises(ValueError, match="the calibration text is 1 tokens"):
+        fit_channels(model, "a")
+    with pytest.raises(ValueError, match="no fit of a KV cache"):
+        load_fit(tmp_path / "none.safetensors", model)
+    small = np.ones((1, 1, 4), np.float32)
+    save_fit(tmp_path / "small.safetensors", ChannelFit(small, small, small, small))
+    with pytest.raises(ValueError, match=r"key_shift is float32\[1, 1, 4\]; random needs float32\[3, 4, 8\]"):
+        load_fit(tmp_path / "small.safetensors", model)
