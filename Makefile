@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types contracts unit notebooks bench bench-gpu clean
+.PHONY: demo test lint types contracts unit notebooks figures bench bench-gpu clean
 
 demo: $(VENV)/.installed-core
 	$(BIN)/nearbank demo
@@ -26,6 +26,12 @@ unit: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-only
+
+# The README's picture is the second table of the demo.
+figures: $(VENV)/.installed-core
+	$(BIN)/nearbank demo --out build/demo
+	mkdir -p docs/figures
+	cp build/demo/time_per_token_2.svg docs/figures/time_per_token.svg
 
 # The .ipynb files are made from the scripts, so that the repository holds no outputs.
 notebooks: $(VENV)/.installed-dev

@@ -90,6 +90,7 @@ class Report:
                 path = folder / f"{name}_{index + 1}.svg"
                 fig = plot.figure(name, section.rows)
                 fig.savefig(path, metadata={"Date": None})
+                fig.set_layout_engine("none")  # the layout is found; finding it again doubles the time
                 fig.savefig(path.with_suffix(".png"), dpi=110)
                 saved[index, name] = path
         return saved
