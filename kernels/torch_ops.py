@@ -1,0 +1,147 @@
+"""The kernels inside torch: custom operators that `torch.compile` sees through, and modules to drop in.
+
+    layer = TernaryLinear.from_linear(nn.Linear(…))        # or BinaryLinear, QuantizedLinear with any format
+    cache = QuantizedKVCache(layers, kv_heads, head_dim, capacity, format="int4")
+
+Inference on the CPU; tensors keep their memory on the way in and out. The only module here that imports torch.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from nearbank.errors import NearbankError
+from nearbank.formats import format_named
+from nearbank.kernels.cache import KVCache
+from nearbank.kernels.matmul import Matrix, linear, prepare
+from nearbank.kernels.packed import PackedMatrix
+
+# Operators take tensors and numbers only, so prepared weights and caches are known to them by number. The
+# modules own them: when the last module goes, so does the entry.
+_numbers = count()
+_matrices: WeakValueDictionary[int, Matrix] = WeakValueDictionary()
+_caches: WeakValueDictionary[int, KVCache] = WeakValueDictionary()
+
+
+@torch.library.custom_op("nearbank::linear", mutates_args=())
+def linear_op(x: Tensor, matrix: int, out_features: int) -> Tensor:
+    """x [M, K] times the registered matrix → [M, out_features] float32."""
+    y: Tensor = linear(x, _matrices[matrix])
+    return y
+
+
+@linear_op.register_fake
+def _linear_shape(x: Tensor, matrix: int, out_features: int) -> Tensor:
+    return x.new_empty((x.shape[0], out_features), dtype=torch.float32)
+
+
+@torch.library.custom_op("nearbank::append_attend", mutates_args=())
+def append_attend_op(q: Tensor, k: Tensor, v: Tensor, cache: int, layer: int) -> Tensor:
+    """Append k, v [T, kv heads, D] to a layer of the registered cache, then attend q [T, heads, D]."""
+    held = _caches[cache]
+    held.append(layer, k, v)
+    context: Tensor = held.attend(layer, q)
+    return context
+
+
+@append_attend_op.register_fake
+def _attend_shape(q: Tensor, k: Tensor, v: Tensor, cache: int, layer: int) -> Tensor:
+    return torch.empty_like(q, dtype=torch.float32)
+
+
+class QuantizedLinear(nn.Module):
+    """y = x · Wᵀ + b with packed weights, integer activations per token. Inference only.
+
+    x of any leading shape, float32, float16 or bfloat16; y comes back in x's dtype.
+    """
+
+    default_format = "int4"
+    bias: Tensor | None
+
+    def __init__(self, packed: PackedMatrix, bias: Tensor | None = None, backend: str = "auto") -> None:
+        super().__init__()
+        self.out_features, self.in_features = packed.shape
+        self.format = packed.format
+        self.register_buffer("bias", None if bias is None else bias.detach().float())
+        self._matrix = prepare(packed, backend)
+        self._register()
+
+    def _register(self) -> None:
+        self._number = next(_numbers)
+        _matrices[self._number] = self._matrix
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy or an unpickled layer has weights of its own."""
+        super().__setstate__(state)
+        self._register()
+
+    @classmethod
+    def from_linear(cls, layer: nn.Linear, fmt: str | None = None, backend: str = "auto") -> QuantizedLinear:
+        """Round the weights of a torch layer to the format by its own quantiser."""
+        weights = layer.weight.detach().float().numpy()
+        return cls(
+            PackedMatrix.quantise(weights, format_named(fmt or cls.default_format)), layer.bias, backend
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, in_features] → […, out_features]."""
+        if x.shape[-1] != self.in_features:
+            raise NearbankError(f"'x' has {x.shape[-1]} features; this layer takes {self.in_features}")
+        rows = x.reshape(-1, self.in_features)
+        y: Tensor = linear_op(rows, self._number, self.out_features)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Shown by print."""
+        return f"{self.in_features}, {self.out_features}, {self.format.spec}"
+
+
+class TernaryLinear(QuantizedLinear):
+    """`QuantizedLinear` with weights −1, 0, 1, four to a byte."""
+
+    default_format = "ternary"
+
+
+class BinaryLinear(QuantizedLinear):
+    """`QuantizedLinear` with weights −1, 1, eight to a byte."""
+
+    default_format = "binary"
+
+
+class QuantizedKVCache(nn.Module):
+    """A `KVCache` for torch: `forward(layer, q, k, v)` appends, then attends; tensors [T, heads, head_dim]."""
+
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        fmt: str = "int4",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.cache = KVCache(layers, kv_heads, head_dim, capacity, fmt, backend)
+        self._register()
+
+    def _register(self) -> None:
+        self._number = next(_numbers)
+        _caches[self._number] = self.cache
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy or an unpickled cache holds tokens of its own."""
+        super().__setstate__(state)
+        self._register()
+
+    def forward(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The context [T, heads, head_dim], in q's dtype."""
+        context: Any = append_attend_op(q, k, v, self._number, layer)
+        result: Tensor = context.to(q.dtype)
+        return result

@@ -1,0 +1,105 @@
+"""The kernels inside torch: same numbers as outside, no copies, compiled graphs, bad input."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+
+from nearbank.errors import NearbankError
+from nearbank.kernels import KVCache, PackedMatrix, linear, prepare, quantise_rows, supported
+from nearbank.kernels.arrays import taken
+
+torch = pytest.importorskip("torch")
+ops = pytest.importorskip("nearbank.kernels.torch_ops")
+
+
+def test_tensors_keep_their_memory():
+    x = torch.arange(6.0).reshape(2, 3)
+    array, back = taken(x, "x")
+    assert np.shares_memory(array, x.numpy())
+    assert back(array).data_ptr() == x.data_ptr()
+
+
+def test_linear_takes_and_returns_tensors():
+    weights = np.random.default_rng(0).normal(size=(9, 40)).astype(np.float32)
+    matrix = prepare(PackedMatrix.quantise(weights, "ternary"))
+    x = torch.randn(5, 40)
+    y = linear(x, matrix)
+    assert isinstance(y, torch.Tensor)
+    np.testing.assert_array_equal(y.numpy(), linear(x.numpy(), matrix))
+    short = x.to(torch.bfloat16)
+    np.testing.assert_array_equal(linear(short, matrix).numpy(), linear(short.float(), matrix).numpy())
+    assert quantise_rows(x).codes.shape == (5, 40)
+
+
+@pytest.mark.parametrize("kind", ["TernaryLinear", "BinaryLinear", "QuantizedLinear"])
+def test_modules_multiply_what_they_packed(kind):
+    layer = torch.nn.Linear(48, 20)
+    packed = getattr(ops, kind).from_linear(layer)
+    fmt = {"TernaryLinear": "ternary", "BinaryLinear": "binary", "QuantizedLinear": "int4"}[kind]
+    matrix = prepare(PackedMatrix.quantise(layer.weight.detach().numpy(), fmt))
+    x = torch.randn(2, 3, 48)
+    expected = linear(x.reshape(6, 48), matrix).reshape(2, 3, 20) + layer.bias
+    torch.testing.assert_close(packed(x), expected, rtol=0, atol=0)
+    assert packed(x.half()).dtype == torch.float16
+    with pytest.raises(NearbankError, match="47 features"):
+        packed(torch.randn(1, 47))
+
+
+def test_copies_own_their_weights_and_nothing_lingers():
+    layer = ops.TernaryLinear.from_linear(torch.nn.Linear(32, 8))
+    x, twin, before = torch.randn(2, 32), deepcopy(layer), len(ops._matrices)
+    expected = layer(x)
+    del layer
+    torch.testing.assert_close(twin(x), expected, rtol=0, atol=0)
+    del twin
+    assert len(ops._matrices) == before - 2
+
+
+def test_operators_obey_torch():
+    """torch's own checks: schema, fake kernels, no hidden aliasing."""
+    layer = ops.TernaryLinear.from_linear(torch.nn.Linear(32, 8, bias=False))
+    utils = ("test_schema", "test_faketensor")
+    torch.library.opcheck(ops.linear_op, (torch.randn(3, 32), layer._number, 8), test_utils=utils)
+
+
+def test_graphs_see_through_the_modules():
+    model = torch.nn.Sequential(
+        ops.TernaryLinear.from_linear(torch.nn.Linear(32, 16)), torch.nn.ReLU(),
+        ops.BinaryLinear.from_linear(torch.nn.Linear(16, 4)),
+    )  # fmt: skip
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    x = torch.randn(7, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=0)
+
+
+def test_cache_module_equals_the_cache():
+    q, k, v = torch.randn(6, 4, 16), torch.randn(6, 2, 16), torch.randn(6, 2, 16)
+    module = ops.QuantizedKVCache(1, 2, 16, 8, "int4")
+    cache = KVCache(1, 2, 16, 8, "int4")
+    cache.append(0, k, v)
+    torch.testing.assert_close(module(0, q, k, v), cache.attend(0, q), rtol=0, atol=0)
+    assert module.cache.length(0) == 6
+
+
+def test_supported_answers_before_one_tries():
+    assert supported("linear", (1, 2048, 8192), ("int8", "ternary"))
+    assert supported("attend", (1, 32, 8, 128), ("int4",), "numpy")
+    refusals = {
+        ("linear", (1, 8, 200_000), ("int8", "int8"), "auto"): "overflow",
+        ("linear", (1, 8, 8), ("int8", "fp32"), "auto"): "integer weights",
+        ("linear", (1, 8, 8), ("int7", "ternary"), "auto"): "int7",
+        ("linear", (1, 8, 8), ("int8", "septary"), "auto"): "septary",
+        ("linear", (0, 8, 8), ("int8", "int8"), "auto"): "1 or more",
+        ("linear", (1, 8), ("int8", "int8"), "auto"): "3 sizes",
+        ("attend", (1, 3, 2, 64), ("int4",), "auto"): "3 query heads",
+        ("attend", (1, 4, 2, 64), ("ternary",), "auto"): "supported: fp32",
+        ("fft", (1,), (), "auto"): "unknown op",
+        ("linear", (1, 8, 8), ("int8", "int8"), "abacus"): "unknown backend",
+    }
+    for question, word in refusals.items():
+        answer = supported(*question)
+        assert not answer and word in answer.reason, (question, answer)
