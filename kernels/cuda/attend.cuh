@@ -1,7 +1,7 @@
 // Flash decoding over the quantised cache: split over the tokens, on matrix instructions, K and V read once.
 //
 // A thread block takes 8 queries (of the heads that share a KV head, or of neighbouring tokens) and a range of
-// tokens; each of its 4 warps takes every fourth tile of 16 tokens. Queries fill rows 0–7 of the A operand with
+// tokens; each of its 8 warps takes every eighth tile of 16 tokens. Queries fill rows 0–7 of the A operand with
 // their upper halves and rows 8–15 with what rounding left over (two bfloat16 make 16 bits), so one instruction
 // gives both products and the same lane holds both. Codes are exact in bfloat16; scale and offset of a token
 // multiply the finished sums. The order of the head's dimensions is free in q · k, so a lane takes 4 neighbouring
@@ -10,7 +10,7 @@
 #pragma once
 #include "kv.cuh"
 
-constexpr int kAttendWarps = 4;
+constexpr int kAttendWarps = 8;
 
 // Two bfloat16 (or fp16) codes from each of the registers that a 32-bit word unpacks to.
 template <int STORED>
@@ -86,8 +86,9 @@ struct Tokens {
     uint32_t k[2][S::kKeyWords], v[4][S::kValueWords];
     uint2 k_params[2], v_params[2];
 
+    // V of float formats is read below `end` only: what lies behind could be NaN, and a weight of 0 would not help.
     NB_INLINE void load(const uint8_t* keys, const uint8_t* values, const uint32_t* key_params,
-                        const uint32_t* value_params, const Pages& at, int head, int token) {
+                        const uint32_t* value_params, const Pages& at, int head, int token, int end) {
         const int lane = threadIdx.x % 32, group = lane / 4, t = lane % 4;
         const int64_t slot = at.slot(head, token);
         NB_UNROLL
@@ -98,9 +99,13 @@ struct Tokens {
                 v_params[n] = *reinterpret_cast<const uint2*>(value_params + slot + 8 * n + 2 * t);
             }
             NB_UNROLL
-            for (int i = 0; i < 2; ++i)
-                load_row_part(v[2 * n + i],
-                              values + (slot + 8 * n + 2 * t + i) * S::kRowBytes + group * (S::kRowBytes / 8));
+            for (int i = 0; i < 2; ++i) {
+                const int place = 8 * n + 2 * t + i;
+                if (S::kBits < 16 || token + place < end)
+                    load_row_part(v[2 * n + i], values + (slot + place) * S::kRowBytes + group * (S::kRowBytes / 8));
+                else
+                    for (int w = 0; w < S::kValueWords; ++w) v[2 * n + i][w] = 0;
+            }
         }
     }
 };
@@ -271,10 +276,10 @@ struct Joint {
 };
 
 // q [queries, heads, DIM] at the last `queries` of the lengths[layer] tokens → out alike. grid (splits, KV heads,
-// blocks of 8 queries); 128 threads. parts: [KV head][block][split][8][DIM + 3]; arrived: [KV head][block], zeros.
+// blocks of 8 queries); 256 threads. parts: [KV head][block][split][8][DIM + 3]; arrived: [KV head][block], zeros.
 // NaN where lengths[layer] exceeds the capacity.
 template <int STORED, int DIM>
-__global__ void __launch_bounds__(32 * kAttendWarps)
+__global__ void __launch_bounds__(32 * kAttendWarps, 1)
 attend(const float* q, const uint8_t* keys, const uint8_t* values, const uint32_t* key_params,
        const uint32_t* value_params, const int* lengths, float* parts, int* arrived, float* out, float scale,
        int queries, int heads, int layer, int pages, int kv_heads, int capacity) {
@@ -298,17 +303,21 @@ attend(const float* q, const uint8_t* keys, const uint8_t* values, const uint32_
     const int splits = gridDim.x, share = (tiles + splits - 1) / splits;
     const int from = blockIdx.x * share, to = min(from + share, tiles);
 
-    constexpr bool kAhead = DIM < 256;  // the next tile's registers beside this one's
-    Tokens<STORED, DIM> tile;
-    auto load = [&](int i) {
-        if (i < to) tile.load(keys, values, key_params, value_params, at, kv, i * 16);
+    // Tiles whose loads are under way while one is computed, as far as registers go.
+    constexpr int kAhead = S::kBits == 4 && DIM <= 128 ? 2 : DIM <= 128 ? 1 : 0;
+    Tokens<STORED, DIM> ahead[kAhead + 1];
+    auto load = [&](Tokens<STORED, DIM>& tile, int i) {
+        if (i < to) tile.load(keys, values, key_params, value_params, at, kv, i * 16, longest);
     };
-    if (kAhead) load(from + warp);
-    for (int i = from + warp; i < to; i += kAttendWarps) {
-        if (!kAhead) load(i);
-        const Tokens<STORED, DIM> now = tile;
-        if (kAhead) load(i + kAttendWarps);
-        state.add(now, i * 16, length);
+    NB_UNROLL
+    for (int d = 0; d < kAhead; ++d) load(ahead[d], from + warp + d * kAttendWarps);
+    for (int i = from + warp; i < to; i += (kAhead + 1) * kAttendWarps) {
+        NB_UNROLL
+        for (int d = 0; d <= kAhead; ++d) {
+            const int now = i + d * kAttendWarps;
+            load(ahead[(d + kAhead) % (kAhead + 1)], now + kAhead * kAttendWarps);
+            if (now < to) state.add(ahead[d], now * 16, length);
+        }
     }
     state.close(warps + warp * 8 * kPart);
     __syncthreads();
@@ -329,11 +338,30 @@ attend(const float* q, const uint8_t* keys, const uint8_t* values, const uint32_
     if (!*last) return;  // the whole block
     __threadfence();
     if (threadIdx.x == 0) arrived[group] = 0;
+    // Warp r joins query r's peaks and masses; then every thread adds its dimensions over the parts.
     const float* all = parts + group * splits * 8 * kPart;
+    float* masses = warps + 8;  // behind what *last used
+    float* factors = masses + 8;
+    __syncthreads();
+    if (warp < count) {
+        float most = -INFINITY, mass = 0.0f;
+        for (int i = lane; i < splits; i += 32) most = max(most, all[(i * 8 + warp) * kPart]);
+        most = fold_warp<Largest>(most);
+        for (int i = lane; i < splits; i += 32) {
+            const float* part = all + (i * 8 + warp) * kPart;
+            const float factor = part[0] == -INFINITY ? 0.0f : power_of_two(part[0] - most);
+            factors[warp * splits + i] = factor;
+            mass += part[1] * factor;
+        }
+        mass = fold_warp<Add>(mass);
+        if (lane == 0) masses[warp] = mass;
+    }
+    __syncthreads();
     for (int i = threadIdx.x; i < count * DIM; i += 32 * kAttendWarps) {
         const int r = i / DIM, d = i % DIM, query = first + r;
-        const Joint joint = Joint::of(all + r * kPart, splits, 8 * kPart, d);
-        out[(static_cast<int64_t>(query / shared) * heads + kv * shared + query % shared) * DIM + d] =
-            joint.total / joint.mass;
+        float sum = 0.0f;
+        NB_UNROLL_BY(16)
+        for (int s = 0; s < splits; ++s) sum += factors[r * splits + s] * all[(s * 8 + r) * kPart + 3 + d];
+        out[(static_cast<int64_t>(query / shared) * heads + kv * shared + query % shared) * DIM + d] = sum / masses[r];
     }
 }

@@ -13,7 +13,8 @@ from nearbank.kernels.cuda import sources
 from nearbank.kernels.cuda.host import Runtime
 from nearbank.kernels.store import PAGE, ROW_DTYPE, row_length
 
-BLOCKS_PER_MULTIPROCESSOR = 3
+ATTEND_WARPS = 8
+MOST_SPLITS = 128  # whose factors fit beside each other in shared memory
 EXACT_SCRATCH_BYTES = 64 << 20
 
 
@@ -107,10 +108,10 @@ class AttendScratch:
 
 
 def attend_scratch(runtime: Runtime, pages: DevicePages, queries: int, heads: int) -> AttendScratch:
-    """Enough splits to fill the device, at most one per 64 tokens of capacity."""
+    """Enough splits for one block per multiprocessor, at most one per 128 tokens of capacity."""
     blocks = -(-queries * (heads // pages.kv_heads) // 8)
-    wanted = BLOCKS_PER_MULTIPROCESSOR * runtime.multiprocessors // (blocks * pages.kv_heads)
-    splits = max(1, min(wanted, -(-pages.capacity // 64)))
+    wanted = runtime.multiprocessors // (blocks * pages.kv_heads)
+    splits = max(1, min(wanted, -(-pages.capacity // (16 * ATTEND_WARPS)), MOST_SPLITS))
     groups = pages.kv_heads * blocks
     parts = runtime.empty(groups * splits * 8 * (pages.head_dim + 3), np.float32)
     return AttendScratch(splits, blocks, parts, runtime.zeros(groups, np.int32))
@@ -137,9 +138,9 @@ def attend(
     sizes = (queries, heads, layer, pages.pages, pages.kv_heads, pages.capacity)
     memory = (pages.keys, pages.values, pages.key_params, pages.value_params, pages.lengths)
     kernel = runtime.kernel(sources.attend(pages.format.name, dim))
-    grid, shared = (scratch.splits, pages.kv_heads, scratch.blocks), 4 * 8 * (dim + 3) * 4
+    grid, shared = (scratch.splits, pages.kv_heads, scratch.blocks), ATTEND_WARPS * 8 * (dim + 3) * 4
     arguments = (q, *memory, scratch.parts, scratch.arrived, out, np.float32(scale), *map(np.int32, sizes))
-    kernel(grid, 128, shared, arguments)
+    kernel(grid, 32 * ATTEND_WARPS, shared, arguments)
     return out
 
 

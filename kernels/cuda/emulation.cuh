@@ -69,6 +69,7 @@ inline jmp_buf scheduler;
 inline char error[256];
 inline void (*body)(void**);
 inline void** arguments;
+inline bool backwards;  // every launch turns the order of the threads around, so that a missing barrier shows
 
 [[noreturn]] inline void fail(const char* what, int line) {
     std::snprintf(error, sizeof error, "%s at line %d, thread %u of block (%u, %u)", what, line, thread_index.x,
@@ -221,7 +222,8 @@ inline void run_block(unsigned threads) {
     begin_block(threads);
     for (unsigned left = threads; left > 0;) {
         bool moved = false;
-        for (unsigned i = 0; i < threads; ++i) {
+        for (unsigned turn = 0; turn < threads; ++turn) {
+            const unsigned i = backwards ? threads - 1 - turn : turn;
             Fiber& fiber = fibers[i];
             if (fiber.done || (fiber.awaited && *fiber.awaited == fiber.seen)) continue;
             fiber.awaited = nullptr;
@@ -242,6 +244,7 @@ inline void run_block(unsigned threads) {
 inline int launch(void (*kernel)(void**), const unsigned* grid, unsigned threads, unsigned shared_bytes, void** args) {
     body = kernel;
     arguments = args;
+    backwards = !backwards;
     error[0] = 0;
     grid_size = {grid[0], grid[1], grid[2]};
     block_size = {threads, 1, 1};

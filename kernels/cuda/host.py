@@ -128,7 +128,7 @@ def matmul(runtime: Runtime, rows: StagedRows, tiles: Tiles, y: Any = None) -> A
     plan = _plan_for(runtime, tiles, tokens)
     for first, count in _token_slices(tokens, plan.most_tokens):
         part = slice(first, first + count)
-        epilogue = _epilogue(tiles, rows.scales[part], rows.sums[part], y[part], count)
+        epilogue = epilogue_of(tiles, rows.scales[part], rows.sums[part], y[part], count)
         plan.launch(runtime, rows.codes[part], tiles, count, epilogue)
     return y
 
@@ -156,7 +156,8 @@ def _token_slices(tokens: int, most: int) -> list[tuple[int, int]]:
     return [(first, min(most, tokens - first)) for first in range(0, tokens, most)]
 
 
-def _epilogue(tiles: Tiles, x_scales: Any, x_sums: Any, y: Any, tokens: int) -> tuple[Any, ...]:
+def epilogue_of(tiles: Tiles, x_scales: Any, x_sums: Any, y: Any, tokens: int) -> tuple[Any, ...]:
+    """The arguments that every integer kernel ends with: how its sums become values."""
     fmt = tiles.format
     stride = 0 if fmt.scaling.per == "tensor" else tiles.shape.groups
     numbers = (stride, tiles.shape.groups, fmt.step, fmt.zero, tiles.shape.rows, tokens)

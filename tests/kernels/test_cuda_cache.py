@@ -119,14 +119,15 @@ def test_fast_attention_stays_within_its_bound(
         assert (worst <= bound_of(twin, q, scale, fmt)).all()
 
 
-def test_what_lies_behind_the_last_token_is_never_seen(runtime):
+@pytest.mark.parametrize("fmt", ["int4", "int8", "bf16", "fp16"])
+def test_what_lies_behind_the_last_token_is_never_seen(runtime, fmt):
     rng = np.random.default_rng(2)
-    _, pages = filled(runtime, "int4", 1, 64, (20,), rng)
+    _, pages = filled(runtime, fmt, 1, 64, (20,), rng)
     q = runtime.asarray(rng.standard_normal((1, 2, 64)).astype(np.float32))
     scratch = cache.attend_scratch(runtime, pages, 1, 2)
     before = cache.attend(runtime, pages, 1, q, 0.1, scratch).copy()
-    pages.key_params[1, :, :, 20:] = 0x7FC0  # NaN
-    pages.value_params[1, :, :, 20:] = 0x7FC0
+    for array in (pages.keys, pages.values, pages.key_params, pages.value_params):
+        array[1, :, :, 20:] = np.iinfo(array.dtype).max  # NaN where the dtype is that of floats
     np.testing.assert_array_equal(cache.attend(runtime, pages, 1, q, 0.1, scratch), before)
 
 
