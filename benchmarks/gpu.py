@@ -29,7 +29,7 @@ from gpu_measure import (
 
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
-from nearbank.kernels import KVCache, reference
+from nearbank.kernels import KVCache, ladder, reference
 from nearbank.kernels import cupy_backend as ours
 from nearbank.kernels.cuda import cache as device_cache
 from nearbank.kernels.cuda import host, layout
@@ -226,6 +226,38 @@ class Bench:
         sizes = (1, context, KV_HEADS * HEAD_DIM)
         self.add(TorchCaptured(torch, work, calls), "attend", "torch", sizes, "bf16", nbytes, True)
 
+    def ladder_gemv(self, rung: ladder.Rung, rows: int, cols: int) -> None:
+        """One rung of the product. All tiles are alike, which costs memory the same time."""
+        rng = np.random.default_rng(0)
+        packed = PackedMatrix.quantise(rng.standard_normal((64, cols)).astype(np.float32), "ternary")
+        assert packed.scales is not None
+        many = PackedMatrix(
+            packed.format, (rows, cols), *(np.tile(a, (rows // 64, 1)) for a in (packed.packed, packed.scales))
+        )
+        nbytes = int(many.packed.nbytes)
+        codes = rng.integers(-127, 128, cols).astype(np.int8)
+        inputs = [ladder.gemv_input(self.runtime, many, codes, 1.0) for _ in range(copies_for(nbytes))]
+
+        def work() -> Any:
+            return [ladder.gemv(self.runtime, rung, given) for given in inputs], inputs
+
+        captured = Captured(self.runtime.xp, work, len(inputs))
+        self.add(captured, rung.name, "cupy", (1, rows, cols), "ternary", nbytes, True)
+
+    def ladder_attend(self, rung: ladder.Rung, context: int) -> None:
+        """One rung of the attention, over one layer: smaller contexts than the goals', the first rungs are slow."""
+        xp = self.runtime.xp
+        cache = ours.DeviceCache(1, KV_HEADS, HEAD_DIM, context, "int4")
+        k, v = (xp.random.standard_normal((context, KV_HEADS, HEAD_DIM), dtype=xp.float32) for _ in range(2))
+        cache.append(0, k, v)
+        q = xp.random.standard_normal((1, HEADS, HEAD_DIM), dtype=xp.float32)
+
+        def work() -> Any:
+            return ladder.attend(self.runtime, rung, cache.pages, context, q, HEAD_DIM**-0.5), cache, q
+
+        sizes, nbytes = (1, context, KV_HEADS * HEAD_DIM), int(cache.pages.nbytes)
+        self.add(Captured(xp, work, 1), f"ladder {rung.name}", "cupy", sizes, "int4", nbytes, False)
+
     def model_step(self) -> None:
         """One token of a BitNet-2B-shaped decoder at 1 k context: projections, norms with rounding, cache, attention
         and the bf16 head. Residuals, gating and sampling are left out."""
@@ -288,6 +320,11 @@ def cases(bench: Bench, torch: Any) -> Iterator[Callable[[], None]]:
         if torch:
             yield lambda a=(torch, rows, cols, tokens, False): bench.torch_gemv(*a)
     yield bench.model_step
+    if not bench.quick:
+        for rung in ladder.GEMV:
+            yield lambda a=(rung, 4096, 4096): bench.ladder_gemv(*a)
+        for rung in ladder.ATTENTION:
+            yield lambda a=(rung, 8192): bench.ladder_attend(*a)
 
 
 def torch_with_cuda() -> Any:
