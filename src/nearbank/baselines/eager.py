@@ -22,17 +22,22 @@ from nearbank.workload import Workload
 _TRACE_VALUE_BYTES = 2
 
 
-def eager_rows(processor: Processor, framework: Framework, load: Workload) -> list[MachineRow]:
-    """One row for each way the framework may run on the processor; `load` must be in 16-bit formats throughout."""
+def eager_rows(
+    processor: Processor, framework: Framework, load: Workload, *, host_slowdown: int = 1
+) -> list[MachineRow]:
+    """One row for each way the framework may run on the processor; `load` must be in 16-bit formats throughout.
+
+    `host_slowdown` asks what a host would do that is so many times slower than the one that was measured.
+    """
     if {load.weights, load.kv} - {"bf16", "fp16"}:
         raise NearbankError(f"eager baselines take 16-bit workloads, not {load.weights} weights and a {load.kv} cache")
     steps = list(load.steps())
-    return [_row(processor, framework, name, load, steps) for name in processor.eager]
+    runs = {name: _Run.of(framework, path, host_slowdown) for name, path in processor.eager.items()}
+    return [_row(processor, name, run, load, steps) for name, run in runs.items()]
 
 
-def _row(processor: Processor, framework: Framework, name: str, load: Workload, steps: list[Step]) -> MachineRow:
+def _row(processor: Processor, name: str, run: _Run, load: Workload, steps: list[Step]) -> MachineRow:
     path = processor.eager[name]
-    run = _Run.of(framework, path)
     times = [run.token_ps(step) for step in steps]
     total_ps = sum(times)
     return MachineRow(
@@ -44,7 +49,7 @@ def _row(processor: Processor, framework: Framework, name: str, load: Workload, 
         time_ns=ceil_div(total_ps, 1000),
         energy_by_component_pj={"processor": path.power_nw * total_ps // 10**9},
         token_time_ns=tuple(ceil_div(t, 1000) for t in times),
-        note=f"{processor.title}, {path.title}: {framework.title}; {path.gemv_share.source}",
+        note=f"{processor.title}, {path.title}, eager; GEMV's share of the bandwidth: {path.gemv_share.source}",
     )
 
 
@@ -58,11 +63,11 @@ class _Run:
     beside: bool
 
     @classmethod
-    def of(cls, framework: Framework, path: EagerPath) -> _Run:
+    def of(cls, framework: Framework, path: EagerPath, host_slowdown: int) -> _Run:
         launch = path.launch_ps or 0
         return cls(
-            framework.layer_ps + framework.kernels_per_layer * launch,
-            framework.outside_ps + framework.kernels_outside_layers * launch,
+            host_slowdown * (framework.layer_ps + framework.kernels_per_layer * launch),
+            host_slowdown * (framework.outside_ps + framework.kernels_outside_layers * launch),
             8e12 / path.bits_per_s * path.value_bytes / _TRACE_VALUE_BYTES,
             path.launch_ps is not None,
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from nearbank.cli import bench, demo, doctor, inspect, replay, trace, train
+from nearbank.cli import bench, demo, doctor, inspect, replay, reproduce, trace, train
 from nearbank.errors import NearbankError
 
 INTERRUPTED = 130  # the status a shell gives a command that Ctrl-C stopped
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("trace")(trace.trace)
 app.command("replay")(replay.replay)
+app.command("reproduce")(reproduce.reproduce)
 app.command("validate")(inspect.validate)
 app.command("machines")(inspect.machines)
 app.command("formats")(inspect.formats)

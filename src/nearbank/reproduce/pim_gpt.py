@@ -28,6 +28,10 @@ from nearbank.sim.machine import Machine, load_machine
 
 MACHINE, GPU, CPU, FRAMEWORK = "pim-gpt", "t4", "xeon-6154", "gpt2-eager"
 SLOW_ASIC_MHZ = 100
+# What if the T4's host were slower than the one that was measured? Shown beside the rows, in none of them.
+SLOWER_HOSTS = (2, 3)
+# What if a column's way from the bank to its MAC unit cost what AttAcc charges, its activation included?
+IN_BANK_FJ_PER_BIT = 550
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,7 @@ def _details(ours: Outcome, others: Mapping[str, MachineRow], plain_bytes: int) 
         "bytes_off_chip_per_token": ours.bytes_off_chip / ours.tokens,
         "bytes_plain_gddr6_per_token": plain_bytes / ours.tokens,
         "power_w": ours.energy_pj / ours.time_ns / 1000,
+        "energy_pj_per_token_with_in_bank_reads": _with_in_bank_reads(ours) / ours.tokens,
         "baselines": {
             name: {
                 "time_ns_per_token": row.ns_per_token,
@@ -168,6 +173,14 @@ def _details(ours: Outcome, others: Mapping[str, MachineRow], plain_bytes: int) 
             for name, row in others.items()
         },
     }
+
+
+def _with_in_bank_reads(ours: Outcome) -> float:
+    """Energy if columns on their way to the MAC units cost `IN_BANK_FJ_PER_BIT`."""
+    organization = load_machine(MACHINE).organization
+    columns = ours.utilisation["MAC units"] * organization.channels * ours.cycles * organization.banks
+    reads = columns * 8 * organization.column_bytes * IN_BANK_FJ_PER_BIT / 1000
+    return ours.energy_pj - (ours.energy_by_component_pj["mac_read"] or 0) + reads
 
 
 def _per_token(parts: Mapping[str, int | None], tokens: int) -> dict[str, float | None]:
@@ -184,6 +197,9 @@ def _baselines(point: Point) -> dict[str, MachineRow]:
         first, *others = eager_rows(processor, framework, load)
         found[f"{name} eager"] = first
         found |= {f"{name} eager, {path}": row for path, row in zip(list(processor.eager)[1:], others, strict=True)}
+    for slowdown in SLOWER_HOSTS:
+        row = eager_rows(load_processor(GPU), framework, load, host_slowdown=slowdown)[0]
+        found[f"{GPU} eager, host {slowdown}x slower"] = row
     return found
 
 
