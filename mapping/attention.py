@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nearbank.mapping import asic
+from nearbank.mapping.cache_placement import CachePlacement
 from nearbank.mapping.matmul import Rows, read_rows
 from nearbank.mapping.packing import Packing
-from nearbank.mapping.placement import CachePlacement
 from nearbank.mapping.sweep import (
     CACHE_SCALES,
     KEYS,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from nearbank.mapping.matrix_placement import Chunks, MatrixPlacement
 from nearbank.mapping.pim_gpt import Plan
-from nearbank.mapping.placement import Chunks, MatrixPlacement, Region
+from nearbank.mapping.region import Region
 from nearbank.mapping.target import Target
 
 

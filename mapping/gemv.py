@@ -13,7 +13,7 @@ from nearbank.formats import Quantised, format_named, to_bf16
 from nearbank.mapping.functional import BankMemory, Bytes, Floats, Moment, execute
 from nearbank.mapping.loading import chunks_of, load_matrix, output_index
 from nearbank.mapping.matmul import label_of, matmul
-from nearbank.mapping.placement import MatrixPlacement
+from nearbank.mapping.matrix_placement import MatrixPlacement
 from nearbank.mapping.sweep import READ, RESULT, VECTOR
 from nearbank.mapping.target import Target
 from nearbank.sim.program import Builder, Node, Program, Stream, Wait

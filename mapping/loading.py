@@ -11,7 +11,7 @@ import numpy.typing as npt
 from nearbank.errors import NearbankError
 from nearbank.formats import Format, Quantised, format_named
 from nearbank.mapping.functional import BankMemory, Bytes
-from nearbank.mapping.placement import Chunks, MatrixPlacement
+from nearbank.mapping.matrix_placement import Chunks, MatrixPlacement
 from nearbank.mapping.target import Target
 
 Codes = npt.NDArray[Any]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nearbank.mapping import asic
 from nearbank.mapping.asic import Work
-from nearbank.mapping.placement import Chunks, MatrixPlacement
+from nearbank.mapping.matrix_placement import Chunks, MatrixPlacement
 from nearbank.mapping.sweep import READ, RESULT, VECTOR, Address, Sweep, send_vector, sweep
 from nearbank.mapping.target import Target
 from nearbank.sim.program import Builder, Mark, Start, Wait

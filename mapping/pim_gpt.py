@@ -16,8 +16,9 @@ from nearbank.errors import NearbankError
 from nearbank.mapping import asic
 from nearbank.mapping.asic import Work
 from nearbank.mapping.attention import Attention, Span, append_keys, attend
+from nearbank.mapping.cache_placement import heads_at_work, score_bytes, vector_bytes
 from nearbank.mapping.matmul import Follow, Rows, label_of, matmul
-from nearbank.mapping.placement import Placement, heads_at_work, place, score_bytes, vector_bytes
+from nearbank.mapping.placement import Placement, place
 from nearbank.mapping.sweep import Address
 from nearbank.mapping.target import Target, target_of
 from nearbank.sim.machine import Machine
@@ -44,7 +45,8 @@ class MappingOptions:
     """What a mapping may choose. None: bf16 weights, a bf16 cache, the model's own context.
 
     `weights` is the format of every matrix but the LM head, which has `head`; `inputs` that of the activations of
-    integer weights; `kv` that of the cache, reserved for `max_context` tokens.
+    integer weights; `kv` that of the cache, reserved for `max_context` tokens. `v_block` bounds the tokens of one
+    dimension in a row of V: smaller blocks put more dimensions in a row, so that a token's V opens fewer rows.
     """
 
     weights: str | None = None
@@ -52,6 +54,7 @@ class MappingOptions:
     max_context: int | None = None
     head: str = "bf16"
     inputs: str | None = None
+    v_block: int | None = None
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,7 @@ def plan(model: ModelDescription, machine: Machine, options: MappingOptions | No
         kv=options.kv or "bf16",
         inputs=options.inputs,
         max_context=context,
+        v_block=options.v_block,
     )
     _check_sram(model, target, placement)
     return Plan(model, target, options, placement)

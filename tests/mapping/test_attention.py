@@ -10,10 +10,11 @@ import pytest
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named, from_bf16, to_bf16
 from nearbank.mapping.attention import Attention, Span, append_keys, attend
+from nearbank.mapping.cache_placement import CachePlacement
 from nearbank.mapping.cached_attention import CachedAttention, round_token
 from nearbank.mapping.functional import BankMemory, Moment, execute
 from nearbank.mapping.gemv import program_of
-from nearbank.mapping.placement import CachePlacement, place
+from nearbank.mapping.placement import place
 from nearbank.mapping.target import Target, target_of
 from nearbank.sim.machine import load_machine
 from nearbank.sim.program import Builder, Program
@@ -22,7 +23,9 @@ from nearbank.trace import Matrix, ModelDescription
 EXACT = target_of(load_machine("pim-gpt-ternary"))
 
 
-def cache_for(target: Target, heads: int, kv_heads: int, head_dim: int, context: int, kv: str) -> CachePlacement:
+def cache_for(
+    target: Target, heads: int, kv_heads: int, head_dim: int, context: int, kv: str, v_block: int | None = None
+) -> CachePlacement:
     model = ModelDescription(
         name="attention",
         layers=1,
@@ -35,7 +38,8 @@ def cache_for(target: Target, heads: int, kv_heads: int, head_dim: int, context:
         context=context,
         matrices=(Matrix(name="w", n=16, k=16, per_layer=True),),
     )
-    return place(model, target, weights="bf16", head="bf16", kv=kv, inputs=None, max_context=context).cache
+    formats = {"weights": "bf16", "head": "bf16", "kv": kv, "inputs": None}
+    return place(model, target, **formats, max_context=context, v_block=v_block).cache
 
 
 def program(cache: CachePlacement, target: Target, token: int, first: int) -> Program:
@@ -137,6 +141,15 @@ def test_values_in_several_blocks() -> None:
     cache = cache_for(small, 2, 2, 32, 96, "bf16")
     assert cache.v_blocks == 3
     assert worst_error(cache, small, 40) < ROUNDING
+
+
+@pytest.mark.parametrize("kv", ["bf16", "int4"])
+def test_blocks_smaller_than_a_row(kv: str) -> None:
+    """Several dimensions of few tokens in one row, and tokens in more than one block."""
+    small = replace(EXACT, channels=2)
+    cache = cache_for(small, 2, 2, 64, 200, kv, v_block=16)
+    assert cache.v_dims > 1
+    assert worst_error(cache, small, 35) < ROUNDING
 
 
 def test_a_window_reads_only_what_it_attends() -> None:

@@ -13,8 +13,9 @@ from nearbank.errors import NearbankError
 from nearbank.formats import format_named, from_bf16, to_bf16
 from nearbank.mapping.functional import BankMemory, execute, tree_sum
 from nearbank.mapping.gemv import run_gemv
+from nearbank.mapping.matrix_placement import MatrixPlacement
 from nearbank.mapping.pim_gpt import plan
-from nearbank.mapping.placement import MatrixPlacement, place
+from nearbank.mapping.placement import place
 from nearbank.mapping.target import Target, target_of
 from nearbank.sim.machine import load_machine
 from nearbank.sim.program import Command, Index, Program, Stream

@@ -9,7 +9,8 @@ from nearbank.errors import NearbankError
 from nearbank.mapping import MappingOptions, bank_hit_rate, bounds, bytes_off_chip, command_counts, mac_operations, plan
 from nearbank.mapping.account import nodes
 from nearbank.mapping.target import target_of
-from nearbank.sim.engine import simulate
+from nearbank.sim.checker import Flat, check
+from nearbank.sim.engine import Player, simulate
 from nearbank.sim.machine import load_machine
 from nearbank.sim.program import Loop, Mark, Node, Program
 from nearbank.trace import Block, ModelDescription, Operation, Step
@@ -102,6 +103,31 @@ def test_every_format_plays_on_the_simulator(machine: str, kv: str, weights: str
     counted = sum((command_counts(p) for p in programs), start=type(command_counts(programs[0]))())
     assert result.commands()["MACAB", weights] == counted["MACAB", weights]
     assert sum(result.label_cycles.values()) == result.cycles
+
+
+def test_smaller_blocks_of_v_open_fewer_rows_to_append() -> None:
+    counts = [
+        command_counts(plan(XL, PIM, MappingOptions(max_context=1024, v_block=n)).lower(decode(XL, 32)))
+        for n in (None, 256)
+    ]
+    whole, blocks = (c["ACT16", ""] for c in counts)
+    assert whole - blocks == 24 * CHANNELS * (16 - 4) * 2  # read once and written once
+    assert counts[0]["MACAB", "bf16"] == counts[1]["MACAB", "bf16"]
+
+
+@pytest.mark.parametrize(("kv", "weights"), [("bf16", "bf16"), ("int4", "ternary")])
+def test_every_issued_command_obeys_the_machine(kv: str, weights: str) -> None:
+    """The independent checker sees every command of six tokens, refreshes included."""
+    model = gpt("m", 2, 192, 12, vocabulary=300, context=64)
+    player = Player(PIM)
+    placed = plan(model, PIM, MappingOptions(weights=weights, kv=kv))
+    issued = [i for step in steps(model, 4, 3) for i in player.record(placed.lower(step), 0, 10**6)]
+    channels = {i.channel for i in issued}
+    assert len(channels) > 1
+    for channel in channels:
+        flat = [Flat(i.cycle, i.command, i.bank, i.row, i.column) for i in issued if i.channel == channel]
+        assert {"REFab", "ACT16", "MACAB", "RDMAC", "WRGB", "WR", "ACT", "PRE", "PREA"} <= {f.command for f in flat}
+        assert check(PIM, flat) is None
 
 
 def test_labels_are_stable() -> None:

@@ -1,0 +1,208 @@
+"""How K and V are laid in rows, before they have addresses: teams of channels, slots, records, blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nearbank.errors import NearbankError
+from nearbank.formats import Format
+from nearbank.mapping.packing import Packing
+from nearbank.mapping.region import Region
+from nearbank.mapping.target import ColumnUse, Target, value_bytes
+from nearbank.trace import ModelDescription
+from nearbank.units import ceil_div
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlacement:
+    """Space for K and V of `max_context` tokens.
+
+    `team` channels share a KV head: every team has `slots` heads. K of token t lies in bank t mod banks of the
+    channel whose turn it is in the team, in record t // (banks · team); a record holds one token of each bank, of all
+    slots side by side (`joined`) or of one slot. V of a slot has its dimensions dealt out over the team's banks; a
+    row holds `v_dims` dimensions of `v_block` tokens. With a quantised cache, `scales` holds scale and offset of K
+    and V of every token and head.
+    """
+
+    keys: Region
+    values: Region
+    scales: Region | None
+    format: str
+    use: ColumnUse
+    input_bytes: int
+    kv_heads: int
+    queries: int
+    head_dim: int
+    max_context: int
+    team: int
+    slots: int
+    joined: bool
+    key_packing: Packing
+    key_rows: int
+    v_packing: Packing
+    v_block: int
+    v_local: int
+    scale_bytes: int
+
+    @property
+    def head_columns(self) -> int:
+        """Columns of one head's K of one token."""
+        return self.use.columns(self.head_dim)
+
+    @property
+    def v_dims(self) -> int:
+        return min(self.v_packing.per_row, self.v_local)
+
+    @property
+    def v_rows(self) -> int:
+        """Rows of one slot's V of one block of tokens."""
+        return ceil_div(self.v_local, self.v_dims)
+
+    @property
+    def v_blocks(self) -> int:
+        return ceil_div(self.max_context, self.v_block)
+
+    def teams(self, channels: int) -> int:
+        return channels // self.team
+
+    def slots_of(self, channel: int, channels: int) -> int:
+        """KV heads of a channel: head h belongs to team h mod teams."""
+        share, extra = divmod(self.kv_heads, self.teams(channels))
+        return share + (channel // self.team < extra)
+
+    def heads_in_slot(self, slot: int, channels: int) -> int:
+        """KV heads that the channels hold together in one slot."""
+        return min(self.teams(channels), self.kv_heads - slot * self.teams(channels))
+
+
+def size_cache(
+    model: ModelDescription, fmt: Format, max_context: int, target: Target, v_block: int | None = None
+) -> CachePlacement:
+    """Sizes of K and V of `max_context` tokens; `v_block` bounds the tokens of one dimension in a row of V."""
+    use = target.use(fmt)
+    queries = model.heads // model.kv_heads
+    team = _team(model, use, max_context, target)
+    slots = ceil_div(model.kv_heads, target.channels // team)
+    input_bytes = value_bytes("bf16")
+    joined = _joins(model, use, slots, max_context, input_bytes, target)
+    _check_query(queries * use.columns(model.head_dim) * use.values * input_bytes, model, target)
+    in_record = use.columns(model.head_dim) * (slots if joined else 1)
+    records = ceil_div(max_context, target.banks * team)
+    key_packing = Packing(in_record, target.columns, False)
+    key_rows = key_packing.rows(records)
+    most = min(target.buffer_bytes // input_bytes, target.columns * use.values, v_block or max_context)
+    v_block = min(_rounded(most, max(use.values, target.banks)), target.buffer_bytes // input_bytes)
+    v_local = ceil_div(model.head_dim // team, target.banks)
+    v_packing = Packing(use.columns(v_block), target.columns, False)
+    scaling = fmt.for_cache().scaling
+    data = max_context * model.kv_heads * fmt.row_bytes(model.head_dim)
+    scale_bytes = 0 if fmt.is_float else 2 * (scaling.scale_bytes + scaling.zero_bytes)
+    blocks = slots * ceil_div(max_context, v_block) * ceil_div(v_local, min(v_packing.per_row, v_local))
+    return CachePlacement(
+        keys=Region("K", 0, key_rows * (1 if joined else slots), 0, 1, data),
+        values=Region("V", 0, blocks, 0, 1, data),
+        scales=_cache_scales(slots, team, max_context, scale_bytes, model, target) if scale_bytes else None,
+        format=fmt.name,
+        use=use,
+        input_bytes=input_bytes,
+        kv_heads=model.kv_heads,
+        queries=queries,
+        head_dim=model.head_dim,
+        max_context=max_context,
+        team=team,
+        slots=slots,
+        joined=joined,
+        key_packing=key_packing,
+        key_rows=key_rows,
+        v_packing=v_packing,
+        v_block=v_block,
+        v_local=v_local,
+        scale_bytes=scale_bytes,
+    )
+
+
+def _check_query(size_bytes: int, model: ModelDescription, target: Target) -> None:
+    if size_bytes > target.buffer_bytes:
+        raise NearbankError(
+            f"machine {target.name}: the {model.heads // model.kv_heads} queries of one KV head take {size_bytes} "
+            f"bytes, but the global buffer has {target.buffer_bytes}; use a machine with a larger buffer"
+        )
+
+
+def _rounded(value: int, unit: int) -> int:
+    return ceil_div(value, unit) * unit
+
+
+def _cache_scales(
+    slots: int, team: int, max_context: int, scale_bytes: int, model: ModelDescription, target: Target
+) -> Region:
+    """A slot's scales, in bursts of whole tokens dealt out over the team's channels and their banks, in own rows."""
+    bursts = ceil_div(target.bursts(max_context * scale_bytes), team)
+    rows = ceil_div(ceil_div(bursts, target.banks), target.columns)
+    return Region("K and V scales", 0, slots * rows, 0, 1, max_context * model.kv_heads * scale_bytes)
+
+
+# Larger teams make more kinds of channels, so they must save at least this much of the attention's time.
+TEAM_GAIN = 0.1
+
+
+def _team(model: ModelDescription, use: ColumnUse, max_context: int, target: Target) -> int:
+    """Channels that share a head: more than one only where that clearly helps at half the longest context.
+
+    A larger team has fewer heads in work at once, which a long context may need to fit the ASIC's memory.
+    """
+    useful = [
+        size
+        for size in range(1, target.channels + 1)
+        if target.channels % size == 0 and model.head_dim % size == 0 and model.head_dim // size >= target.banks
+    ]
+    fitting = [size for size in useful if _asic_holds(model, heads_at_work(model, target, size), max_context, target)]
+    best, *others = fitting or useful or [1]
+    least = _attention_cycles(model, use, max_context // 2, best, target)
+    for size in others:
+        cycles = _attention_cycles(model, use, max_context // 2, size, target)
+        if cycles < (1 - TEAM_GAIN) * least:
+            best, least = size, cycles
+    return best
+
+
+def heads_at_work(model: ModelDescription, target: Target, team: int) -> int:
+    """Query heads whose scores the ASIC holds when heads go one after another: a slot scored, a slot in softmax."""
+    return min(2 * (target.channels // team) * (model.heads // model.kv_heads), model.heads)
+
+
+def _asic_holds(model: ModelDescription, heads: int, max_context: int, target: Target) -> bool:
+    need = score_bytes(heads, max_context, value_bytes("bf16")) + vector_bytes(model)
+    return need <= target.asic.sram_bytes
+
+
+def _attention_cycles(model: ModelDescription, use: ColumnUse, context: int, team: int, target: Target) -> int:
+    """Roughly what the busiest channel spends on scores and context products of one token."""
+    slots = ceil_div(model.kv_heads, target.channels // team)
+    records = ceil_div(context, target.banks * team)
+    score = records * (use.columns(model.head_dim) * use.steps + target.readout)
+    sent = target.bursts(context * value_bytes("bf16"))
+    product = ceil_div(model.head_dim // team, target.banks) * (use.columns(context) * use.steps + target.row_change)
+    return slots * (model.heads // model.kv_heads) * (score + sent + product)
+
+
+def _joins(
+    model: ModelDescription, use: ColumnUse, slots: int, max_context: int, input_bytes: int, target: Target
+) -> bool:
+    """True when all slots' heads fit side by side: in a row, in the global buffer and, as scores, in the ASIC."""
+    columns = slots * use.columns(model.head_dim)
+    vectors = slots * (model.heads // model.kv_heads) * use.columns(model.head_dim) * use.values * input_bytes
+    held = _asic_holds(model, model.heads, max_context, target)
+    return columns <= target.columns and vectors <= target.buffer_bytes and held
+
+
+def score_bytes(heads: int, max_context: int, input_bytes: int) -> int:
+    """ASIC memory for the scores of so many heads; the softmax overwrites them."""
+    return heads * max_context * input_bytes
+
+
+def vector_bytes(model: ModelDescription) -> int:
+    """ASIC memory for one token: the residual stream, a matrix product's vector and its results, in 16 bits."""
+    widest = max((m.n for m in model.matrices if m.per_layer), default=model.width)
+    longest = max((m.k for m in model.matrices), default=model.width)
+    return 2 * (model.width + longest + widest)

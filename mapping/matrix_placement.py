@@ -1,0 +1,133 @@
+"""How a weight matrix is cut in chunks and laid in rows, before it has an address.
+
+The outputs are dealt out over channels and banks; a chunk has as many inputs as the global buffer holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nearbank.errors import NearbankError
+from nearbank.formats import Format
+from nearbank.mapping.packing import Packing, best_packing
+from nearbank.mapping.region import Region
+from nearbank.mapping.target import ColumnUse, Target, value_bytes
+from nearbank.trace import Matrix
+from nearbank.units import ceil_div
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """`count` equal chunks of a matrix: inputs [first, first + width) of every output, the next chunk after them.
+
+    Each begins at a row of its own, `rows` after the one before. An output's columns in a chunk are `parts` stretches
+    with an accumulator read after each (formats with scales per group); `scale_columns` columns at the end of each
+    row hold the scales of what lies in it.
+    """
+
+    first: int
+    width: int
+    count: int
+    packing: Packing
+    parts: int
+    rows: int
+    scale_columns: int
+    first_row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixPlacement:
+    """A weight matrix [n, k]. `input_bytes` per input value in the global buffer; `scales` are those per row."""
+
+    region: Region
+    name: str
+    n: int
+    k: int
+    use: ColumnUse
+    input_format: str
+    input_bytes: int
+    chunks: tuple[Chunks, ...]
+    scales: Region | None
+
+    @property
+    def chunk_count(self) -> int:
+        return sum(chunks.count for chunks in self.chunks)
+
+
+def size_matrix(matrix: Matrix, fmt: Format, inputs: str | None, target: Target) -> MatrixPlacement:
+    """A matrix with the sizes of its chunks, not yet with addresses."""
+    use = target.use(fmt)
+    input_format = inputs if inputs and not fmt.is_float else fmt.name if fmt.is_float else "int8"
+    input_bytes = value_bytes(input_format)
+    chunks = _chunks(matrix, fmt, use, input_bytes, target)
+    rows = sum(c.rows * c.count for c in chunks)
+    region = Region(matrix.name, 0, rows, 0, 1, matrix.n * fmt.row_bytes(matrix.k) + _group_scales(fmt, matrix))
+    per_row = fmt.scaling.per == "row"
+    scales = _scale_region(matrix, fmt.scaling.scale_bytes, target) if per_row else None
+    return MatrixPlacement(region, matrix.name, matrix.n, matrix.k, use, input_format, input_bytes, chunks, scales)
+
+
+def _group_scales(fmt: Format, matrix: Matrix) -> int:
+    return fmt.scaling.bytes_for(matrix.n, matrix.k) if fmt.scaling.per == "group" else 0
+
+
+def _scale_region(matrix: Matrix, scale_bytes: int, target: Target) -> Region:
+    """One scale per output: each channel has those of its own outputs, dealt out over banks, columns, rows."""
+    bursts = target.bursts(target.outputs_of(0, matrix.n) * target.banks * scale_bytes)
+    rows = ceil_div(bursts, target.banks * target.columns)
+    return Region(f"{matrix.name} scales", 0, rows, 0, 1, matrix.n * scale_bytes)
+
+
+def _chunks(matrix: Matrix, fmt: Format, use: ColumnUse, input_bytes: int, target: Target) -> tuple[Chunks, ...]:
+    """Full chunks as wide as the global buffer, and one for the rest."""
+    width = _chunk_width(matrix, fmt, use, input_bytes, target)
+    full, rest = divmod(matrix.k, width)
+    found: list[Chunks] = []
+    for first, wide, count in ((0, width, full), (full * width, rest, 1 if rest else 0)):
+        if count:
+            found.append(_chunk(matrix.n, first, wide, count, fmt, use, target))
+    return tuple(found)
+
+
+def _chunk_width(matrix: Matrix, fmt: Format, use: ColumnUse, input_bytes: int, target: Target) -> int:
+    """Inputs of one chunk: what the buffer holds, in whole columns; with scales per group, what fills rows best."""
+    held = target.buffer_bytes // input_bytes
+    if fmt.scaling.per != "group":
+        return max(held // use.values, 1) * use.values
+    group = fmt.scaling.group
+    if group % use.values or group > held:
+        raise NearbankError(
+            f"machine {target.name}: scales per {group} values do not fit columns of {use.values} values "
+            f"and a global buffer of {held} values; use a multiple of {use.values} up to {held}"
+        )
+    widths = [count * group for count in range(1, held // group + 1)]
+    return min(widths, key=lambda width: (_grouped_rows(matrix, fmt, use, width, target), -width))
+
+
+def _grouped_rows(matrix: Matrix, fmt: Format, use: ColumnUse, width: int, target: Target) -> int:
+    """Rows of a matrix in chunks of `width` inputs with their scales; one more than can be when a chunk has no room."""
+    packing, scale_columns = _with_scales(fmt, use, width, target)
+    if packing.row_columns + scale_columns > target.columns:
+        return target.rows + 1
+    return ceil_div(matrix.k, width) * packing.rows(target.outputs_of(0, matrix.n))
+
+
+def _chunk(n: int, first: int, width: int, count: int, fmt: Format, use: ColumnUse, target: Target) -> Chunks:
+    outputs = target.outputs_of(0, n)
+    if fmt.scaling.per != "group":
+        packing = best_packing(use.columns(width), target.columns, use.steps, target.row_change, target.readout)
+        return Chunks(first, width, count, packing, 1, packing.rows(outputs), 0)
+    packing, scale_columns = _with_scales(fmt, use, width, target)
+    return Chunks(
+        first, width, count, packing, ceil_div(width, fmt.scaling.group), packing.rows(outputs), scale_columns
+    )
+
+
+def _with_scales(fmt: Format, use: ColumnUse, width: int, target: Target) -> tuple[Packing, int]:
+    """Whole outputs per row, and the columns at the row's end for the scales of their groups."""
+    columns = use.columns(width)
+    scale_bytes = fmt.scaling.bytes_for(1, width)
+    per_row = max(target.columns // columns, 1)
+    while per_row > 1 and per_row * columns + target.bursts(per_row * scale_bytes) > target.columns:
+        per_row -= 1
+    return Packing(columns, per_row * columns, False), target.bursts(per_row * scale_bytes)
