@@ -28,9 +28,7 @@ Loader = Callable[[Shape, Mapping[str, Any], Tensors], Network]
 BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq", "lm_head.weight")
 
 
-def load_directory(
-    directory: Path, precision: Precision, kv: str, backend: str = "auto", threads: int | None = None
-) -> Model:
+def load_directory(directory: Path, precision: Precision, kv: str, backend: str = "auto") -> Model:
     """The model in a checkpoint directory, its block matrices rounded to `precision.weights`."""
     config = read_config(directory)
     shape = shape_from_config(config, directory.name)
@@ -40,7 +38,7 @@ def load_directory(
     tensors.check_all_used(BUFFERS)
     tokenizer = _tokenizer(directory, shape)
     card = {"model_type": config["model_type"]}
-    return Model(network, tokenizer, precision.weights, precision.activations, kv, name, threads, card)
+    return Model(network, tokenizer, precision.weights, precision.activations, kv, name, card)
 
 
 def _load_gpt2(shape: Shape, config: Mapping[str, Any], tensors: Tensors) -> Network:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from nearbank.errors import NearbankError
-from nearbank.kernels import PackedMatrix
+from nearbank.kernels import PackedMatrix, set_threads
 from nearbank.kernels.backends import resolve
+from nearbank.kernels.threads import usable_cores
 from nearbank.models.checkpoint import DEFAULT_NAME, Checkpoint, load_checkpoint, stored_codes
 from nearbank.models.config import Matrix
 from nearbank.models.gpt import load_gpt
@@ -43,21 +44,20 @@ def load_model(
     if Path(source).is_dir():
         chosen = weights or "fp32"
         precision = Precision(chosen, inputs, head or ("fp32" if chosen == "fp32" else "bf16"))
-        return load_directory(Path(source), precision, kv, backend, threads)
+        return load_directory(Path(source), precision, kv, backend)
     if (weights, inputs, head) != (None, None, None):
         raise NearbankError(f"{source}: a trained checkpoint has its own formats; leave out weights, inputs and head")
-    return checkpoint_model(load_checkpoint(source), backend, kv, threads)
+    return checkpoint_model(load_checkpoint(source), backend, kv)
 
 
-def checkpoint_model(
-    checkpoint: Checkpoint, backend: str = "auto", kv: str = "bf16", threads: int | None = None
-) -> Model:
+def checkpoint_model(checkpoint: Checkpoint, backend: str = "auto", kv: str = "bf16") -> Model:
     """A checkpoint in memory as a model."""
     name = resolve(backend)
     network = load_gpt(checkpoint.config.shape, Tensors(_tensors(checkpoint), name))
     tokenizer = CharTokenizer(checkpoint.vocabulary)
     config = checkpoint.config
-    return Model(network, tokenizer, config.weights, config.activations, kv, name, threads, asdict(checkpoint.origin))
+    card = asdict(checkpoint.origin)
+    return Model(network, tokenizer, config.weights, config.activations, kv, name, card)
 
 
 def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -74,12 +74,10 @@ def _packed(checkpoint: Checkpoint, matrix: Matrix) -> PackedMatrix:
 
 
 def limit_threads(threads: int | None) -> None:
-    """Let the kernels use at most so many threads; None leaves them alone."""
+    """Let the CPU kernels use at most so many threads; None leaves them alone."""
     if threads is None:
         return
-    import numba  # takes half a second to load, and only this needs it
-
-    most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    most = len(usable_cores())
     if not 1 <= threads <= most:
         raise NearbankError(f"threads is {threads}; expected 1 to {most}")
-    numba.set_num_threads(threads)
+    set_threads(threads)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nearbank.errors import NearbankError
-from nearbank.kernels import KVCache
+from nearbank.kernels import KVCache, thread_count
 from nearbank.models.execution import Cache, Floats, Linear, Pass
 from nearbank.models.kv import ChannelFit, kv_scheme
 from nearbank.models.plain_cache import PlainCache
@@ -43,8 +43,7 @@ class Tokenizer(Protocol):
 class Model:
     """weights, inputs: formats of the block matrices and their activations; kv: of the cache (`nearbank.models.kv`).
 
-    threads: what the kernels were limited to, None when they were not; card: what the checkpoint says about itself;
-    kv_fit: what a fitted KV scheme rounds with.
+    card: what the checkpoint says about itself; kv_fit: what a fitted KV scheme rounds with.
     """
 
     network: Network
@@ -53,7 +52,6 @@ class Model:
     inputs: str
     kv: str
     backend: str
-    threads: int | None = None
     card: dict[str, Any] = field(default_factory=dict)
     kv_fit: ChannelFit | None = None
 
@@ -66,6 +64,11 @@ class Model:
     def name(self) -> str:
         """The model's name."""
         return self.network.shape.name
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that the kernels may use; None where that is not ours to say (NumPy's own library, a GPU)."""
+        return thread_count() if self.backend == "numba" else None
 
     def description(self) -> ModelDescription:
         """The shape as a trace's header states it."""

@@ -19,6 +19,7 @@ from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.models.execution import Floats, Pass, Tokens
 from nearbank.models.kv import kv_scheme
+from nearbank.models.kv_fit import fit_channels
 from nearbank.models.load import load_model
 from nearbank.models.model import Model
 
@@ -119,18 +120,23 @@ def compare(
     window: int | None = None,
     stride: int | None = None,
     progress: Progress | None = None,
+    calibration: str | None = None,
 ) -> Iterator[Quality]:
     """`measure` for every pair of a weight format (None: as the checkpoint has it) and a KV cache.
 
-    Names are checked before the first model is loaded.
+    calibration: the text that fitted KV caches ("int4-wkv") are fitted to. Names are checked before the first model
+    is loaded.
     """
     for name in kv:
-        kv_scheme(name)
+        if kv_scheme(name).needs_fit and calibration is None:
+            raise NearbankError(f"KV cache '{name}' is fitted to a calibration text; give one")
     for weight in weights:
         format_named(weight or "fp32")
     for weight in weights:
         for name in kv:
             model = load_model(source, backend, name, weights=weight, inputs=inputs)
+            if kv_scheme(name).needs_fit:
+                model = fit_channels(model, calibration or "", name)
             yield measure(model, text, window, stride, progress)
 
 

@@ -13,7 +13,7 @@ from nearbank.models.checkpoint import Checkpoint, Origin, bundled_names, save_c
 from nearbank.models.config import ModelConfig
 from nearbank.models.generate import generate
 from nearbank.models.gpt import load_gpt
-from nearbank.models.load import load_model
+from nearbank.models.load import limit_threads, load_model
 from nearbank.models.model import Model
 from nearbank.models.tensors import Precision, Tensors
 
@@ -80,3 +80,14 @@ def test_the_bundled_model_writes_alike_on_every_backend(name: str) -> None:
     runs = [generate(load_model(name, backend), "ROMEO:", 8) for backend in ("numpy", "numba")]
     assert runs[0].tokens == runs[1].tokens
     assert len(runs[0].text) == 8
+
+
+def test_threads_are_those_of_the_kernels() -> None:
+    from nearbank.kernels import set_threads, thread_count
+
+    before = thread_count()
+    limit_threads(1)
+    assert (thread_count(), random_model("numba").threads, random_model("numpy").threads) == (1, 1, None)
+    set_threads(before)
+    limit_threads(None)
+    assert random_model("numba").threads == before

@@ -62,8 +62,9 @@ def test_bytes_are_those_of_the_formats() -> None:
 
 def test_fewer_kv_bits_lose_more(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "model.safetensors", random_checkpoint())
-    exact, *rows = compare(tmp_path / "model.safetensors", TEXT[:60], kv=("fp32", "int8", "int4", "int2"))
-    assert [row.kv for row in rows] == ["int8", "int4", "int2"]
+    names = ("fp32", "int8", "int4", "int2", "int4-2d")
+    exact, *rows = compare(tmp_path / "model.safetensors", TEXT[:60], kv=names, calibration=TEXT[:60])
+    assert [row.kv for row in rows] == list(names[1:])
     far = [abs(row.nats_per_token - exact.nats_per_token) for row in rows]
     assert far[0] < far[1] < far[2]
 
@@ -98,5 +99,7 @@ def test_texts_are_checked(tmp_path: Path) -> None:
 def test_names_are_checked_before_anything_is_loaded() -> None:
     with pytest.raises(ValueError, match="unknown format 'int5'"):
         next(compare("no-such-model", TEXT, weights=("int5",)))
+    with pytest.raises(ValueError, match="'int4-wkv' is fitted to a calibration text; give one"):
+        next(compare("no-such-model", TEXT, kv=("int4-wkv",)))
     with pytest.raises(ValueError, match="unknown KV cache 'int4-soon'"):
         next(compare("no-such-model", TEXT, kv=("int4-soon",)))

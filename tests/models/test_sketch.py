@@ -54,6 +54,7 @@ def test_times_are_measured_and_lie_within_the_passes(tmp_path: Path) -> None:
     for step, wall in enumerate(generation.step_ns):
         times = [t for t, s in zip(table["time_ns"], table["step"], strict=True) if s == step and t is not None]
         assert 0 < sum(times) <= wall
+    assert open_trace(tmp_path / "run.parquet").measured_ns() == sum(t for t in table["time_ns"] if t is not None)
     unmeasured = {op for op, t in zip(table["op"], table["time_ns"], strict=True) if t is None}
     assert unmeasured == {"score", "softmax"}
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nearbank.errors import NearbankError
@@ -60,11 +61,13 @@ class Trace:
         return pa.Table.from_batches(self.batches(), COLUMNS)
 
     def measured_ns(self) -> int | None:
-        """Sum of the measured times, None if any row has none."""
-        times = [batch.column("time_ns") for batch in self.batches()]
-        if any(column.null_count for column in times) or not times:
-            return None
-        return sum(int(pa.compute.sum(column).as_py() or 0) for column in times)
+        """Sum of the measured times, None if no row has one.
+
+        Operations that ran as one have their common time on one row and nothing on the others.
+        """
+        sums = [pc.sum(batch.column("time_ns")).as_py() for batch in self.batches()]
+        known = [int(part) for part in sums if part is not None]
+        return sum(known) if known else None
 
     def _rows(self) -> Iterator[tuple[tuple[int, str], int, Operation]]:
         for batch in self.batches():
