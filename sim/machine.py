@@ -20,6 +20,7 @@ from ruamel.yaml.error import YAMLError
 from nearbank import units
 from nearbank.errors import NearbankError
 from nearbank.formats import FORMATS
+from nearbank.sim.policy import Policy
 
 _MACHINES = Path(__file__).parent / "machines"
 MACHINE_SCHEMA = "nearbank.machine/1"
@@ -225,6 +226,7 @@ class Machine(_Strict):
     global_buffer: GlobalBuffer | None = None
     asic: Asic | None = None
     power: PowerModel = PowerModel()
+    controller: Policy | None = None
 
     @property
     def tck_ps(self) -> int:

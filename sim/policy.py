@@ -25,7 +25,7 @@ class Policy(BaseModel):
 
     `keep_hits` (shared): a request may not close a row that an older request still hits.
     `write_high`, `write_low` (shared): fractions of the write queue at which draining writes starts and ends.
-    `write_idle` (per_bank): with no read waiting, draining starts at so many writes; it starts anyway when full.
+    `write_idle` (per_bank): with all banks' queues empty, draining starts above so many writes; it starts when full, too.
     `row_policy`: "open" leaves rows open; "closed" closes a row with its `row_cap`-th column access; "timeout" closes
     a row that had no column access for `row_timeout` cycles.
     `mapping`: two-letter fields from the most significant on: ro, ba, bg, ra, pc, co, ch. "ba" without "bg" stands for
@@ -41,7 +41,7 @@ class Policy(BaseModel):
     bank_queue: _Length = 8
     write_high: float = Field(default=0.8, gt=0, le=1)
     write_low: float = Field(default=0.2, ge=0, le=1)
-    write_idle: _Length = 16
+    write_idle: _Length = 8
     row_hit_cap: _Length = 4
     row_policy: Literal["open", "closed", "timeout"] = "open"
     row_cap: _Length = 1
@@ -51,7 +51,7 @@ class Policy(BaseModel):
 
 POLICIES = {
     "ramulator": Policy(),
-    "dramsim3": Policy(queues="per_bank", mapping="rochrababgco"),
+    "dramsim3": Policy(queues="per_bank", write_idle=8, mapping="rochrababgco"),
 }
 
 

@@ -89,7 +89,8 @@ def _short(names: tuple[str, ...]) -> str:
 class Standard:
     """Commands and rules by name; `refresh` and `precharge_all` name the commands a controller refreshes with.
 
-    `refresh_bank` refreshes one bank at a time, for machines with that refresh policy.
+    `refresh_bank` refreshes one bank at a time, for machines with that refresh policy. Commands in `row_bus` have a
+    command bus of their own (HBM), so that one of them and one of the others may issue in the same cycle.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Standard:
     precharge_all: str
     refresh: str
     refresh_bank: str = ""
+    row_bus: tuple[str, ...] = ()
 
     def command(self, name: str) -> CommandSpec:
         """The command of that name; `NearbankError` lists the known ones."""

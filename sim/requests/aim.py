@@ -44,6 +44,7 @@ AIM_STATE = np.dtype(
         ("refreshing", np.int64),
         ("forwards", np.int64),  # a waiting write answers any read
         ("partly_open", np.int64),  # ACT16 may open banks beside open ones
+        ("columns", np.int64),  # of a row; longer instructions go on in the next row. 0: rows have no end
         ("open_row", np.int64, (BANKS,)),
         ("register_mode", np.int64),
         ("uses_modes", np.int64),
@@ -62,6 +63,7 @@ AIM_STATE = np.dtype(
         ("wake", np.int64),
         ("counts", np.int64, (len(COMMANDS),)),
         ("row_hits", np.int64),
+        ("row_changed", np.int64),  # the first AiM command had to open or close a row
     ]
 )
 
@@ -146,8 +148,10 @@ def _decode(states, instruction, host, cycle):  # type: ignore[no-untyped-def]
 def _send(state, instruction, cycle):  # type: ignore[no-untyped-def]
     """Send a channel its share of the instruction as far as there is room; whether all of it went."""
     while state.unsent:
-        column = instruction[COUNT] - state.unsent
-        if not _accept(state, instruction[COMMAND], instruction[BANK], instruction[ROW], column, cycle):
+        column, row = instruction[COUNT] - state.unsent, instruction[ROW]
+        if state.columns:
+            row, column = row + (column // state.columns if row >= 0 else 0), column % state.columns
+        if not _accept(state, instruction[COMMAND], instruction[BANK], row, column, cycle):
             return False
         state.unsent -= 1
         state.wake = min(state.wake, cycle + 1)
@@ -261,7 +265,7 @@ def _refresh(state, channel, host, log, cycle):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _is_ready(state, command, bank, cycle):  # type: ignore[no-untyped-def]
     """Whether the rules allow the command now; if not, notes when they will."""
-    if state.below[command] == 1:
+    if bank >= 0 or state.below[command] == 1:
         when = ready_cycle(state, command, max(bank, 0))
     else:
         when = ready_cycle_of_all(state, command, 0, state.banks)
@@ -312,6 +316,8 @@ def _serve(state, channel, host, log, queue, place, command, cycle):  # type: ig
         return _change_mode(state, channel, host, log, state.line[queue, place, 0], state.line[queue, place, 1], cycle)
     bank, row, column = state.line[queue, place, 0], state.line[queue, place, 1], state.line[queue, place, 2]
     _do(state, channel, host, log, command, bank, row, column, cycle)
+    if (command == RD or command == WR) and queue != OPENED:
+        state.row_hits += 1
     if command == RD:
         _answer_at(state, cycle + state.latency[RD], 0)
     elif command == WR:
@@ -350,7 +356,11 @@ def _play(state, channel, host, log, cycle):  # type: ignore[no-untyped-def]
     if state.uses_modes and registers != (state.register_mode == 1):
         return _change_mode(state, channel, host, log, bank, row, cycle)
     _do(state, channel, host, log, command, bank, row, column, cycle)
-    if command == final:
+    if command != final:
+        state.row_changed = 1
+    else:
+        state.row_hits += not registers and state.row_changed == 0
+        state.row_changed = 0
         _drop_first(state)
         if final == RDMAC or final == RDAF:
             _answer_at(state, cycle + state.latency[final], 1)

@@ -1,5 +1,7 @@
 """The scheduler with one read and one write queue per channel (first ready, first come), compiled.
 
+All channels run together, since one front end feeds them, one request a cycle and in order.
+
 Cycle by cycle it would be: take one request; queue the refreshes that are due; issue the oldest ready command of the
 requests a row was opened for, else the first waiting refresh, else, with no refresh waiting, the oldest ready command
 of the reads (or of the writes while draining). Here cycles in which nothing can happen are skipped, exactly: every
@@ -38,6 +40,7 @@ _ENTRY = (3, LONGEST_QUEUE + 1)
 SETUP_FIELDS = [
     (name, np.int64)
     for name in (
+        "channel",
         "banks",
         "read_size",
         "write_size",
@@ -53,7 +56,6 @@ SETUP_FIELDS = [
         "write_latency",
         "row_cap",  # 0: rows stay open
         "row_timeout",  # 0: rows stay open
-        "drain",  # go on until every request is served
     )
 ]
 
@@ -63,7 +65,7 @@ QUEUE_FIELDS = [
     *((name, np.int64, _ENTRY) for name in ("bank", "row", "write", "arrived", "number", "seen", "soon", "order")),
     ("size", np.int64, (3,)),
     ("refreshes", np.int64, (4 * MOST_BANKS,)),
-    *((name, np.int64) for name in ("waiting", "head", "next_refresh", "next_bank", "draining")),
+    *((name, np.int64) for name in ("waiting", "head", "next_refresh", "next_bank", "draining", "wake")),
     ("opened", np.int64, (MOST_BANKS,)),
     ("hits", np.int64, (2, MOST_BANKS)),
 ]
@@ -71,39 +73,54 @@ QUEUE_FIELDS = [
 SHARED_STATE = np.dtype([*CLOCK_FIELDS, *BANK_FIELDS, *SETUP_FIELDS, *QUEUE_FIELDS])
 
 
-def new_shared_state() -> Record:
-    """An empty state: rows closed, queues empty. Clocks and setup are the caller's to fill."""
-    state = np.zeros(1, SHARED_STATE)[0]
-    state["open_row"] = -1
-    state["order"] = np.arange(_ENTRY[1])
-    return state
+def new_shared_states(channels: int) -> Record:
+    """Empty states, one a channel: rows closed, queues empty. Clocks and setup are the caller's to fill."""
+    states = np.zeros(channels, SHARED_STATE)
+    states["open_row"] = -1
+    states["order"] = np.arange(_ENTRY[1])
+    states["channel"] = np.arange(channels)
+    return states
 
 
 @njit(cache=True)
-def run_shared(state, requests, log):  # type: ignore[no-untyped-def]
-    """Serve all requests of one channel; the state's counters and the log hold what happened."""
-    state.next_refresh = state.refresh_interval if state.refresh else FAR
-    total = requests.shape[1]
-    cycle, taken = 0, 0
-    while True:
-        if taken < total and requests[S.ARRIVAL, taken] <= cycle and _take(state, requests, taken, cycle):
-            taken += 1
-            state.counters[S.LAST_ACCEPTED] = cycle
-        if taken == total and (not state.drain or _is_empty(state)):
-            return
+def run_shared(states, requests, log, drain):  # type: ignore[no-untyped-def]
+    """Take all requests, and with `drain` serve them; the states' counters and the log hold what happened."""
+    for channel in range(len(states)):
+        state = states[channel]
+        state.next_refresh = state.refresh_interval if state.refresh else FAR
+        state.wake = state.next_refresh
+    total, taken, cycle = requests.shape[1], 0, 0
+    while taken < total or (drain and not _are_empty(states)):
+        if taken < total and requests[S.ARRIVAL, taken] <= cycle:
+            if _take(states[requests[S.CHANNEL, taken]], requests, taken, cycle):
+                taken += 1
+                if taken == total and not drain:
+                    return
         cycle += 1
-        soonest = _tick(state, requests, log, cycle)
-        if soonest > cycle + 1:
-            cycle = _skip(state, requests, taken, total, soonest, cycle)
+        for channel in range(len(states)):
+            if states[channel].wake <= cycle:
+                soonest = _tick(states[channel], requests, log, cycle)
+                states[channel].wake = max(min(soonest, states[channel].next_refresh), cycle + 1)
+        cycle = max(cycle, _next_cycle(states, requests, taken, total) - 1)
 
 
 @njit(cache=True)
-def _skip(state, requests, taken, total, soonest, cycle):  # type: ignore[no-untyped-def]
-    """The cycle before the next one in which anything can happen."""
-    until = min(soonest, state.next_refresh)
-    if taken < total and _has_place(state, requests, taken):
-        until = min(until, max(requests[S.ARRIVAL, taken] + 1, cycle + 1))
-    return max(cycle, until - 1)
+def _next_cycle(states, requests, taken, total):  # type: ignore[no-untyped-def]
+    """The next cycle in which a channel or the front end may do something."""
+    cycle = FAR
+    if taken < total and _has_place(states[requests[S.CHANNEL, taken]], requests, taken):
+        cycle = requests[S.ARRIVAL, taken] + 1
+    for channel in range(len(states)):
+        cycle = min(cycle, states[channel].wake)
+    return cycle
+
+
+@njit(cache=True)
+def _are_empty(states):  # type: ignore[no-untyped-def]
+    for channel in range(len(states)):
+        if not _is_empty(states[channel]):
+            return False
+    return True
 
 
 @njit(cache=True)
@@ -134,6 +151,7 @@ def _take(state, requests, number, cycle):  # type: ignore[no-untyped-def]
     if not _has_place(state, requests, number):
         return False
     write = requests[S.WRITE, number]
+    state.counters[S.LAST_ACCEPTED] = cycle
     if state.size[WRITES] and _queued_write(state, requests, number):
         state.counters[S.WRITES_DONE if write else S.READS_DONE] += 1
         state.counters[S.READ_CYCLES] += 0 if write else 1
@@ -145,6 +163,7 @@ def _take(state, requests, number, cycle):  # type: ignore[no-untyped-def]
     state.write[queue, slot], state.arrived[queue, slot] = write, cycle
     state.number[queue, slot], state.seen[queue, slot], state.soon[queue, slot] = number, 0, 0
     state.size[queue] += 1
+    state.wake = cycle + 1
     if state.open_row[requests[S.BANK, number]] == requests[S.ROW, number]:
         state.hits[queue, requests[S.BANK, number]] += 1
     return True
@@ -287,7 +306,7 @@ def _serve(state, requests, log, cycle, queue, place):  # type: ignore[no-untype
         state.counters[S.HITS if open_row == row else (S.CONFLICTS if open_row >= 0 else S.MISSES)] += 1
         state.seen[queue, slot] = 1
     command = _with_precharge(state, _needed(open_row, row, state.write[queue, slot]), bank, queue)
-    do_command(state, log, command, requests[S.CHANNEL, number], bank, 1, row, requests[S.COLUMN, number], cycle)
+    do_command(state, log, command, state.channel, bank, 1, row, requests[S.COLUMN, number], cycle)
     if command != RD and command != WR:
         _look_again(state, bank, bank + 1)
     if open_row == row:
@@ -371,7 +390,7 @@ def _refresh(state, log, cycle):  # type: ignore[no-untyped-def]
     when = ready_cycle_of_all(state, command, first, count)
     if when > cycle:
         return when
-    do_command(state, log, command, 0, first, count, -1, -1, cycle)
+    do_command(state, log, command, state.channel, first, count, -1, -1, cycle)
     _look_again(state, first, first + count)
     if command != close:
         state.head = (state.head + 1) % len(state.refreshes)
@@ -388,7 +407,7 @@ def _close_idle_row(state, log, cycle):  # type: ignore[no-untyped-def]
             continue
         when = max(state.touched[bank] + state.row_timeout, ready_cycle(state, PRE, bank))
         if when <= cycle:
-            do_command(state, log, PRE, 0, bank, 1, -1, -1, cycle)
+            do_command(state, log, PRE, state.channel, bank, 1, -1, -1, cycle)
             _look_again(state, bank, bank + 1)
             return cycle + 1
         soonest = min(soonest, when)

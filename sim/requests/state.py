@@ -18,15 +18,15 @@ from nearbank.sim.requests.clocks import (
 FAR = 1 << 60  # a cycle that never comes
 
 # Counters, after those of the commands
-HITS, MISSES, CONFLICTS, READ_CYCLES, READS_DONE, WRITES_DONE, LAST_ACCEPTED, LAST_DONE, LOGGED = range(
-    len(COMMANDS), len(COMMANDS) + 9
+HITS, MISSES, CONFLICTS, READ_CYCLES, READS_DONE, WRITES_DONE, LAST_ACCEPTED, LAST_DONE = range(
+    len(COMMANDS), len(COMMANDS) + 8
 )
-COUNTERS = len(COMMANDS) + 9
+COUNTERS = len(COMMANDS) + 8
 
 # Requests are an array [field, request]: BLOCK identifies the address, ARRIVAL is the earliest cycle.
 CHANNEL, BANK, ROW, COLUMN, BLOCK, WRITE, ARRIVAL = range(7)
 
-# The command log is an array [field, command] that is filled as far as it reaches.
+# The command log is an array [field, command] that is filled as far as it reaches; its last column holds the count.
 LOG_CYCLE, LOG_CHANNEL, LOG_COMMAND, LOG_BANK, LOG_ROW, LOG_COLUMN = range(6)
 
 # Per bank: the open row (-1 closed), column accesses since it opened, the cycle of the last one.
@@ -43,11 +43,11 @@ def do_command(state, log, command, channel, first_bank, count, row, column, cyc
     """Issue a command: timing, row state, count and log."""
     issue(state, command, first_bank, count, cycle)
     state.counters[command] += 1
-    at = state.counters[LOGGED]
-    if at < log.shape[1]:
+    at, places = log[0, -1], log.shape[1] - 1
+    if at < places:
         log[LOG_CYCLE, at], log[LOG_CHANNEL, at], log[LOG_COMMAND, at] = cycle, channel, command
         log[LOG_BANK, at], log[LOG_ROW, at], log[LOG_COLUMN, at] = first_bank, row, column
-    state.counters[LOGGED] += 1
+    log[0, places] += 1
     for bank in range(first_bank, first_bank + count):
         if command == ACT or command == ACT2:
             state.open_row[bank], state.used[bank], state.touched[bank] = row, 0, cycle

@@ -71,6 +71,6 @@ RULES = (
     Rule(Scope.BANK, ("WRA",), ("REFpb",), "tCWL + tBL + tWR + tRP"),
 )
 
-HBM2 = Standard("hbm2", COMMANDS, RULES, precharge_all="PREA", refresh="REFab", refresh_bank="REFpb")
+HBM2 = Standard("hbm2", COMMANDS, RULES, precharge_all="PREA", refresh="REFab", refresh_bank="REFpb", row_bus=ROW_BUS)
 
 STANDARDS = (HBM2,)

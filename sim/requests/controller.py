@@ -1,0 +1,232 @@
+"""Ordinary reads and writes on a machine: addresses in, cycles, commands and row hits out.
+
+The policies (`sim.policy`) are played by compiled schedulers, `shared` and `per_bank`, over the machine's own timing
+rules. Traffic of programs is the engine's business; this module knows requests alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nearbank.errors import NearbankError
+from nearbank.sim.machine import Machine
+from nearbank.sim.policy import POLICIES, Policy
+from nearbank.sim.requests import per_bank, shared
+from nearbank.sim.requests import state as fields
+from nearbank.sim.requests.clocks import COMMANDS, Record, set_clocks
+from nearbank.sim.requests.mapping import Place, address_map
+from nearbank.sim.standard import Scope, delay_cycles
+from nearbank.sim.standards import standard_named
+
+Until = Literal["accepted", "answered", "drained"]
+_REFRESH = {"none": 0, "all_bank": 1, "per_bank": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests in order: byte addresses, whether each writes, and the first cycle each may come (all 0: at once)."""
+
+    addresses: NDArray[np.uint64]
+    writes: NDArray[np.bool_]
+    arrivals: NDArray[np.int64]
+
+    @classmethod
+    def at_once(cls, addresses: NDArray[np.uint64], writes: NDArray[np.bool_] | None = None) -> Trace:
+        """Requests that come as fast as they are taken; reads unless `writes` says otherwise."""
+        none = np.zeros(len(addresses), np.bool_)
+        return cls(addresses, none if writes is None else writes, np.zeros(len(addresses), np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """Issued commands, one row each, in order of issue per channel."""
+
+    cycle: NDArray[np.int64]
+    channel: NDArray[np.int64]
+    name: list[str]
+    bank: NDArray[np.int64]
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestResult:
+    """What serving a trace took.
+
+    A request is a row hit when the row was open as its turn came, a conflict when another one was, else a miss.
+    Latency is from acceptance to the end of the data. `wrapped` addresses were beyond the machine's capacity.
+    """
+
+    cycles: int
+    time_ps: int
+    requests: int
+    commands: dict[str, int]
+    row_hits: int
+    row_misses: int
+    row_conflicts: int
+    reads_done: int
+    writes_done: int
+    read_latency_cycles: float | None
+    wrapped: int
+    issued: Commands | None = field(default=None, repr=False)
+
+
+def serve(
+    machine: Machine,
+    trace: Trace,
+    policy: Policy | None = None,
+    *,
+    until: Until = "drained",
+    record: int = 0,
+) -> RequestResult:
+    """Serve a trace: one request a cycle at most, in order, waiting for room in its channel's queue.
+
+    `until` "accepted" stops when the last request has been taken (as Ramulator counts), "answered" when the last
+    answer is there (as DRAMsim3 counts; the last writes may still be queued), "drained" when everything is in memory.
+    `record` keeps that many issued commands. The policy is the machine's own unless given.
+    """
+    policy = policy or machine.controller or POLICIES["ramulator"]
+    place = address_map(policy.mapping, machine.organization).place(trace.addresses)
+    requests = _request_array(place, trace)
+    log = np.zeros((6, max(record, 0) + 1), np.int64)
+    run = _run_shared if policy.queues == "shared" else _run_per_bank
+    counters, cycles = run(machine, policy, requests, log, until)
+    return _result(machine, trace, place, counters, cycles, log)
+
+
+def _request_array(place: Place, trace: Trace) -> NDArray[np.int64]:
+    columns = (place.channel, place.bank, place.row, place.column, place.block, trace.writes, trace.arrivals)
+    return np.ascontiguousarray(np.stack(columns).astype(np.int64))
+
+
+def _run_shared(
+    machine: Machine, policy: Policy, requests: NDArray[np.int64], log: NDArray[np.int64], until: Until
+) -> tuple[NDArray[np.int64], int]:
+    _check_sizes(shared.LONGEST_QUEUE, read_queue=policy.read_queue, write_queue=policy.write_queue)
+    states = shared.new_shared_states(machine.organization.channels)
+    setup = _common_setup(machine, policy) | {
+        "drain_above": int(policy.write_high * policy.write_queue),
+        "drain_below": -int(-policy.write_low * policy.write_queue // 1),
+        "keep_hits": int(policy.keep_hits),
+        "row_cap": policy.row_cap if policy.row_policy == "closed" else 0,
+        "row_timeout": policy.row_timeout if policy.row_policy == "timeout" else 0,
+    }
+    _fill(states, machine, policy, setup)
+    shared.run_shared(states, requests, log, until != "accepted")
+    counters = states["counters"]
+    last = fields.LAST_ACCEPTED if until == "accepted" else fields.LAST_DONE
+    return counters, int(counters[:, last].max(initial=0))
+
+
+def _run_per_bank(
+    machine: Machine, policy: Policy, requests: NDArray[np.int64], log: NDArray[np.int64], until: Until
+) -> tuple[NDArray[np.int64], int]:
+    _check_sizes(per_bank.LONGEST_QUEUE, read_queue=policy.read_queue, write_queue=policy.write_queue)
+    _check_sizes(per_bank.LONGEST_BANK_QUEUE, bank_queue=policy.bank_queue)
+    if policy.row_policy == "timeout":
+        raise NearbankError("policy: row_policy timeout needs queues: shared")
+    org = machine.organization
+    states = per_bank.new_per_bank_states(org.channels)
+    setup = _common_setup(machine, policy) | {
+        "bank_size": policy.bank_queue,
+        "write_idle": policy.write_idle,
+        "hit_cap": policy.row_hit_cap,
+        "groups": org.bank_groups,
+        "banks_per_group": org.banks_per_group,
+        "closed": int(policy.row_policy == "closed"),
+    }
+    if machine.refresh.policy == "all_bank":
+        setup["refresh_interval"] //= setup["units"]  # the units take turns
+    else:
+        setup["units"] = org.banks
+    _fill(states, machine, policy, setup)
+    per_bank.run_per_bank(states, requests, np.zeros((3, requests.shape[1]), np.int64), log, until == "drained")
+    counters = states["counters"]
+    last = fields.LAST_ACCEPTED if until == "accepted" else fields.LAST_DONE
+    return counters, int(counters[:, last].max(initial=-1)) + 1
+
+
+def _check_sizes(most: int, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size > most:
+            raise NearbankError(f"policy: {name} is {size}; at most {most} are supported")
+
+
+def _common_setup(machine: Machine, policy: Policy) -> dict[str, int]:
+    """The numbers both schedulers need."""
+    org = machine.organization
+    kind = machine.refresh.policy
+    interval = {"none": 0, "all_bank": "tREFI", "per_bank": "tREFIpb"}[kind]
+    unit = _refresh_unit(machine)
+    return {
+        "banks": org.banks,
+        "read_size": policy.read_queue,
+        "write_size": policy.write_queue,
+        "two_buses": int(bool(standard_named(machine.standard).row_bus)),
+        "refresh": _REFRESH[kind],
+        "refresh_interval": machine.cycles(interval) if isinstance(interval, str) else 0,
+        "units": org.banks // unit,
+        "unit_banks": unit,
+        "read_latency": _latency(machine, "RD"),
+        "write_latency": _latency(machine, "WR"),
+    }
+
+
+def _refresh_unit(machine: Machine) -> int:
+    """How many banks one all-bank refresh reaches."""
+    org, standard = machine.organization, standard_named(machine.standard)
+    reach = standard.command(standard.refresh).reach
+    rank = org.bank_groups * org.banks_per_group
+    return {Scope.RANK: rank, Scope.PSEUDO_CHANNEL: rank * org.ranks}.get(reach, org.banks)
+
+
+def _latency(machine: Machine, command: str) -> int:
+    cycles = {name: machine.cycles(name) for name in machine.timing}
+    return delay_cycles(standard_named(machine.standard).command(command).latency, cycles)
+
+
+def _fill(states: Record, machine: Machine, policy: Policy, setup: dict[str, int]) -> None:
+    """Set every channel's state to the machine's clocks and the policy's numbers."""
+    unused = () if policy.row_policy == "closed" else ("RDA", "WRA")
+    set_clocks(states[0], standard_named(machine.standard), machine, unused)
+    for name, value in setup.items():
+        states[name] = value
+    for channel in range(1, len(states)):
+        states[channel] = states[0]
+        states[channel]["channel"] = channel
+
+
+def _result(
+    machine: Machine,
+    trace: Trace,
+    place: Place,
+    counters: NDArray[np.int64],
+    cycles: int,
+    log: NDArray[np.int64],
+) -> RequestResult:
+    total = counters.sum(axis=0)
+    reads = int(total[fields.READS_DONE])
+    return RequestResult(
+        cycles=cycles,
+        time_ps=cycles * machine.tck_ps,
+        requests=len(trace.addresses),
+        commands={name: int(total[i]) for i, name in enumerate(COMMANDS) if total[i]},
+        row_hits=int(total[fields.HITS]),
+        row_misses=int(total[fields.MISSES]),
+        row_conflicts=int(total[fields.CONFLICTS]),
+        reads_done=reads,
+        writes_done=int(total[fields.WRITES_DONE]),
+        read_latency_cycles=int(total[fields.READ_CYCLES]) / reads if reads else None,
+        wrapped=place.wrapped,
+        issued=_issued(log) if log.shape[1] > 1 else None,
+    )
+
+
+def _issued(log: NDArray[np.int64]) -> Commands:
+    kept = min(log.shape[1] - 1, int(log[0, -1]))
+    cycle, channel, command, bank, row, column = log[:, :kept]
+    return Commands(cycle, channel, [COMMANDS[i] for i in command], bank, row, column)
