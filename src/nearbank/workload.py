@@ -42,18 +42,18 @@ def trace_workload(path: Path) -> Workload:
 
 
 def is_shape(name: str) -> bool:
-    """True if `name` is a model that is known by its shape alone."""
-    from nearbank.models.config import CONFIGS
+    """True if `name` is a model that is known by its shape alone, or a config.json."""
+    from nearbank.models.zoo import SHAPES
 
-    return name in CONFIGS
+    return name in SHAPES or Path(name).name == "config.json"
 
 
 def sketch_workload(name: str, prompt_tokens: int, tokens: int, weights: str = "bf16", kv: str = "bf16") -> Workload:
-    """`tokens` tokens after a prompt, at the shape of the model of that name."""
-    from nearbank.models.config import config_named
+    """`tokens` tokens after a prompt, at the shape of the model of that name, or of a config.json."""
     from nearbank.models.sketch import check_counts, describe, sketch
+    from nearbank.models.zoo import find_shape
 
-    shape = config_named(name).shape
+    shape = find_shape(name)
     check_counts(shape, prompt_tokens, tokens)
 
     def steps() -> Iterator[Step]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from nearbank.cli import bench, demo, doctor, inspect, replay, reproduce, trace, train
+from nearbank.cli import bench, demo, doctor, importing, inspect, quality, replay, reproduce, trace, train
 from nearbank.errors import NearbankError
 
 INTERRUPTED = 130  # the status a shell gives a command that Ctrl-C stopped
@@ -26,6 +26,8 @@ app.command("reproduce")(reproduce.reproduce)
 app.command("validate")(inspect.validate)
 app.command("machines")(inspect.machines)
 app.command("formats")(inspect.formats)
+app.command("import")(importing.import_profile)
+app.command("quality")(quality.quality)
 app.command("train")(train.train)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)

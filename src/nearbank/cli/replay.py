@@ -25,10 +25,16 @@ def replay(
     machine: Annotated[str, typer.Option(help="A machine's name or YAML file (see `machines`).")] = "pim-gpt",
     weights: Weights = None,
     kv: Kv = None,
+    file_format: Annotated[
+        str | None, typer.Option("--format", help="Other tools' files: aim, dramsim3, ramulator.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write a report with its figures into this folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Replay a trace, or a shape's workload, on a machine: time, energy, row hits, bytes moved."""
+    """Replay a trace, a shape's workload or another simulator's trace file on a machine: time, energy, row hits."""
+    if file is not None and (file_format is not None or _is_foreign(file)):
+        _replay_foreign(file, machine, file_format, as_json)
+        return
     from nearbank.replay import replay as run
 
     load = _workload(file, model, prompt, tokens)
@@ -42,6 +48,24 @@ def replay(
         _show(done, load)
 
 
+def _is_foreign(file: Path) -> bool:
+    """True for a file that is not Parquet: another simulator's text."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return file.suffix != ".parquet" and stream.read(4) != b"PAR1"
+
+
+def _replay_foreign(file: Path, machine: str, file_format: str | None, as_json: bool) -> None:
+    from nearbank.sim.readers.replay import replay_file
+
+    result = replay_file(file, machine, file_format).as_dict()
+    if as_json:
+        print_json(result)
+    else:
+        print("\n".join(f"{key}: {value}" for key, value in result.items() if value is not None))
+
+
 def _workload(file: Path | None, model: str | None, prompt: int | None, tokens: int | None) -> Workload:
     from nearbank.workload import sketch_workload, trace_workload
 
@@ -51,11 +75,14 @@ def _workload(file: Path | None, model: str | None, prompt: int | None, tokens: 
         _refuse({"--prompt": prompt, "--tokens": tokens}, "belongs to --model; a trace file has its own counts")
         return trace_workload(file)
     _refuse({str(file): file}, "and --model were both given; choose one")
-    counts = {"--prompt": 1 if prompt is None else prompt, "--tokens": 64 if tokens is None else tokens}
-    for name, count in counts.items():
-        if count < 1:
-            raise NearbankError(f"{name} {count}: expected 1 or more")
-    return sketch_workload(model, *counts.values())
+    return sketch_workload(model, _count("--prompt", prompt, 1), _count("--tokens", tokens, 64))
+
+
+def _count(name: str, given: int | None, default: int) -> int:
+    count = default if given is None else given
+    if count < 1:
+        raise NearbankError(f"{name} {count}: expected 1 or more")
+    return count
 
 
 def _refuse(given: dict[str, object], why: str) -> None:
