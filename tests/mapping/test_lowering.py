@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.mapping.shapes import gpt, paper_models, steps
 
@@ -12,7 +14,8 @@ from nearbank.mapping.target import target_of
 from nearbank.sim.checker import Flat, check
 from nearbank.sim.engine import Player, simulate
 from nearbank.sim.machine import load_machine
-from nearbank.sim.program import Loop, Mark, Node, Program
+from nearbank.sim.program import Command, Loop, Mark, Node, Program
+from nearbank.sim.reference import flat
 from nearbank.trace import Block, ModelDescription, Operation, Step
 from nearbank.units import ceil_div
 
@@ -182,6 +185,26 @@ def test_a_window_bounds_the_work() -> None:
     far, near = (list(steps(model, 600, 2, window=w))[1] for w in (None, 64))
     wide, narrow = (command_counts(placed.lower(s))["MACAB", "bf16"] for s in (far, near))
     assert narrow < wide
+
+
+def test_layers_in_several_blocks_are_the_same_layers() -> None:
+    """Layers that differ come as blocks of their own; they must find their own rows."""
+    model = gpt("m", 3, 64, 4, vocabulary=50, context=32)
+    placed = plan(model, PIM)
+    step = decode(model, 20)
+    before, layers, after = step.blocks
+    apart = replace(step, blocks=(before, *(replace(layers, first=i, count=1) for i in range(3)), after))
+    together, split = (flat_commands(placed.lower(s)) for s in (step, apart))
+    assert together == split
+    assert len({row for name, _, row, _ in together if name == "ACT"}) == 3
+
+
+def flat_commands(program: Program) -> list[tuple[str, int, int, int]]:
+    return [
+        (node.name, *(index.at(counters) for index in (node.bank, node.row, node.column)))
+        for node, counters in flat(program.streams[0].body)
+        if isinstance(node, Command)
+    ]
 
 
 def test_a_context_beyond_the_reserved_space_is_refused() -> None:
