@@ -19,14 +19,17 @@ from nearbank.kernels.matmul import Matrix, linear, linear_codes, prepare
 from nearbank.kernels.packed import PackedMatrix
 from nearbank.kernels.support import Support, supported
 from nearbank.kernels.threads import set_threads, thread_count
+from nearbank.kernels.window import Channels, WindowedKVCache
 
 __all__ = [
     "BACKENDS",
+    "Channels",
     "KVCache",
     "Matrix",
     "PackedMatrix",
     "Rows",
     "Support",
+    "WindowedKVCache",
     "available_backends",
     "backend_named",
     "linear",

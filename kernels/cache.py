@@ -80,7 +80,7 @@ class KVCache:
             )
         self._check_range(keys, "k")
         self._check_range(values, "v")
-        backend_named(self.backend).append(self.store, layer, start, keys, values)
+        self._write(layer, start, keys, values)
         self._lengths[layer] = start + len(keys)
 
     def attend(self, layer: int, q: Any, scale: float | None = None) -> Any:
@@ -101,10 +101,16 @@ class KVCache:
         if not np.isfinite(queries).all():
             raise NearbankError("KVCache: q holds NaN or infinity; expected finite queries")
         factor = np.float32(self.head_dim**-0.5 if scale is None else scale)
-        context = backend_named(self.backend).attend(self.store, layer, start, queries, factor)
+        context = self._read(layer, start, queries, factor)
         if not np.isfinite(context).all():
             raise NearbankError("KVCache: the scores overflow float32; expected smaller queries or scale")
         return handed_back(context)
+
+    def _write(self, layer: int, start: int, k: Floats, v: Floats) -> None:
+        backend_named(self.backend).append(self.store, layer, start, k, v)
+
+    def _read(self, layer: int, start: int, q: Floats, scale: np.float32) -> Floats:
+        return backend_named(self.backend).attend(self.store, layer, start, q, scale)
 
     def _checked_layer(self, layer: int) -> int:
         if not 0 <= layer < self.layers:

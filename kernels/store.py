@@ -90,7 +90,7 @@ def pack_rows(codes: npt.NDArray[np.uint8], fmt: Format) -> npt.NDArray[np.uint8
 def unpack_rows(packed: npt.NDArray[np.uint8], fmt: Format) -> npt.NDArray[np.uint8]:
     """Interleaved bytes […, row] → codes […, D padded]."""
     per_byte, bits = fmt.values_per_word, int(fmt.code_bits)
-    blocks = packed.reshape(*packed.shape[:-1], -1, 1, LANES)
+    blocks = packed.reshape(*packed.shape[:-1], packed.shape[-1] // LANES, 1, LANES)
     shifts = (np.arange(per_byte, dtype=np.uint8) * bits).astype(np.uint8)[:, None]
     codes = (blocks >> shifts) & np.uint8((1 << bits) - 1)
-    return codes.reshape(*packed.shape[:-1], -1)
+    return codes.reshape(*packed.shape[:-1], packed.shape[-1] * per_byte)

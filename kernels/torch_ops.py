@@ -77,7 +77,7 @@ class QuantizedLinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy or an unpickled layer has weights of its own."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._register()
 
     @classmethod
@@ -137,7 +137,7 @@ class QuantizedKVCache(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy or an unpickled cache holds tokens of its own."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._register()
 
     def forward(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

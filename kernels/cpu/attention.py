@@ -21,7 +21,7 @@ KIND_NUMBERS = {name: number for number, name in enumerate(p.KINDS)}
 
 
 @njit(cache=True, nogil=True)
-def _scores(kind, q, q_sum, scale, rows, at, chunks, params, param_at, groups, out, out_at):  # type: ignore[no-untyped-def]
+def scores_in_page(kind, q, q_sum, scale, rows, at, chunks, params, param_at, groups, out, out_at):  # type: ignore[no-untyped-def]
     if kind == 0:
         p.scores_fp32(q, q_sum, scale, rows, at, chunks, params, param_at, groups, out, out_at)
     elif kind == 1:
@@ -37,7 +37,7 @@ def _scores(kind, q, q_sum, scale, rows, at, chunks, params, param_at, groups, o
 
 
 @njit(cache=True, nogil=True)
-def _context(kind, weights, at, rows, row_at, chunks, tokens, out):  # type: ignore[no-untyped-def]
+def context_in_page(kind, weights, at, rows, row_at, chunks, tokens, out):  # type: ignore[no-untyped-def]
     if kind == 0:
         p.context_fp32(weights, at, rows, row_at, chunks, tokens, out)
     elif kind == 1:
@@ -53,7 +53,7 @@ def _context(kind, weights, at, rows, row_at, chunks, tokens, out):  # type: ign
 
 
 @njit(cache=True, nogil=True)
-def _lane_sum(values):  # type: ignore[no-untyped-def]
+def lane_sum(values):  # type: ignore[no-untyped-def]
     lanes = np.zeros(16, np.float32)
     for d in range(values.shape[0]):
         lanes[d % 16] += values[d]
@@ -85,7 +85,7 @@ def _one_query(  # type: ignore[no-untyped-def]
     """Context of one query over the first n tokens of one KV head."""
     dim = q.shape[0]
     wide_q[:dim] = q
-    q_sum = _lane_sum(q)
+    q_sum = lane_sum(q)
     pages, heads, row = keys.shape[1], keys.shape[2], keys.shape[4]
     flat_k, flat_v = keys.reshape(-1), values.reshape(-1)
     flat_kp, flat_vp = key_params.reshape(-1), value_params.reshape(-1)
@@ -93,7 +93,7 @@ def _one_query(  # type: ignore[no-untyped-def]
     for page in range(used):
         place = ((layer * pages + page) * heads + head) * PAGE
         groups = (min(PAGE, n - page * PAGE) + 7) // 8
-        _scores(
+        scores_in_page(
             kind,
             wide_q,
             q_sum,
@@ -123,7 +123,7 @@ def _one_query(  # type: ignore[no-untyped-def]
             p.weights_scaled(scores, page * PAGE, peak, flat_vp, 2 * place, vectors, sums)
         offset += sums[0]
         mass += sums[1]
-        _context(kind, scores, page * PAGE, flat_v, place * row, chunks, tokens, total)
+        context_in_page(kind, scores, page * PAGE, flat_v, place * row, chunks, tokens, total)
     for d in range(dim):
         out[d] = (total[d] + offset) / mass
 

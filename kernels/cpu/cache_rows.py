@@ -56,10 +56,17 @@ def _write_floats(store: CacheStore, rows: npt.NDArray[Any], start: int, new: Fl
         done += count
 
 
+def write_rows(
+    store: CacheStore, rows: npt.NDArray[Any], params: npt.NDArray[np.uint16], start: int, new: Floats
+) -> None:
+    """new [T, kv heads, head_dim] → one layer's rows and params, from position `start`."""
+    if store.format.is_float:
+        _write_floats(store, rows, start, new)
+    else:
+        _quantise_into(new, start, rows, params, int(store.format.code_bits))
+
+
 def append(store: CacheStore, layer: int, start: int, k: Floats, v: Floats) -> None:
     """Quantise k, v [T, kv heads, head_dim] once and write them at positions start …."""
-    for new, rows, params in ((k, store.keys, store.key_params), (v, store.values, store.value_params)):
-        if store.format.is_float:
-            _write_floats(store, rows[layer], start, new)
-        else:
-            _quantise_into(new, start, rows[layer], params[layer], int(store.format.code_bits))
+    write_rows(store, store.keys[layer], store.key_params[layer], start, k)
+    write_rows(store, store.values[layer], store.value_params[layer], start, v)

@@ -71,7 +71,9 @@ def _dots(builder: Any, kind: Kind, q: Any, rows: Any, chunks: Any) -> Any:
     return f.fold_many(builder, v.loop(builder, chunks, [v.constant(f.FLOATS, 0.0)] * TOKENS, body))
 
 
-def _make_scores(kind: Kind) -> Any:
+def _make_scores(kind: Kind, per_channel: bool = False) -> Any:
+    """Scores of whole groups of 8 tokens. Per channel: q comes scaled, and q_sum is Σ q · offset of the channels."""
+
     @intrinsic
     def scores(  # type: ignore[no-untyped-def]
         typing, q, q_sum, scale, rows, row_at, chunks, params, param_at, groups, out, out_at
@@ -86,7 +88,9 @@ def _make_scores(kind: Kind) -> Any:
 
             def body(group: Any, carried: list[Any]) -> list[Any]:
                 dots = _dots(b, kind, queries, v.at(b, first_row, b.mul(group, group_bytes)), args[5])
-                if kind.has_params:
+                if per_channel:
+                    dots = b.fadd(dots, total)
+                elif kind.has_params:
                     here = v.at(b, first_param, b.mul(group, v.I64(4 * TOKENS)))
                     scales, offsets = _params(b, EIGHT, here)
                     dots = b.fadd(b.fmul(dots, scales), b.fmul(offsets, total))
@@ -195,6 +199,9 @@ def _make_context(kind: Kind) -> Any:
 
 scores_fp32, scores_fp16, scores_bf16, scores_int8, scores_int4, scores_int2 = map(
     _make_scores, KINDS.values()
+)
+channel_scores_int8, channel_scores_int4, channel_scores_int2 = (
+    _make_scores(KINDS[name], per_channel=True) for name in ("int8", "int4", "int2")
 )
 context_fp32, context_fp16, context_bf16, context_int8, context_int4, context_int2 = map(
     _make_context, KINDS.values()

@@ -28,10 +28,17 @@ Floats = npt.NDArray[np.float32]
 
 def append(store: CacheStore, layer: int, start: int, k: Floats, v: Floats) -> None:
     """Quantise k, v [T, kv heads, head_dim] once and write them at positions start …."""
-    for values, rows, params in ((k, store.keys, store.key_params), (v, store.values, store.value_params)):
-        for t in range(values.shape[0]):
-            page, slot = divmod(start + t, PAGE)
-            _write(store, rows[layer, page, :, slot], params[layer, page, :, slot], values[t])
+    write_rows(store, store.keys[layer], store.key_params[layer], start, k)
+    write_rows(store, store.values[layer], store.value_params[layer], start, v)
+
+
+def write_rows(
+    store: CacheStore, rows: npt.NDArray[Any], params: npt.NDArray[np.uint16], start: int, new: Floats
+) -> None:
+    """new [T, kv heads, head_dim] → one layer's rows and params, from position `start`."""
+    for t in range(new.shape[0]):
+        page, slot = divmod(start + t, PAGE)
+        _write(store, rows[page, :, slot], params[page, :, slot], new[t])
 
 
 def _write(store: CacheStore, row: npt.NDArray[Any], param: npt.NDArray[np.uint16], new: Floats) -> None:
@@ -51,17 +58,17 @@ def attend(store: CacheStore, layer: int, start: int, q: Floats, scale: np.float
     end = start + tokens
     out = np.zeros_like(q)
     for h in range(heads):
-        keys, key_params = _rows(store, store.keys, store.key_params, layer, h // shared, end)
-        values, value_params = _rows(store, store.values, store.value_params, layer, h // shared, end)
+        keys, key_params = rows_of(store, store.keys, store.key_params, layer, h // shared, end)
+        values, value_params = rows_of(store, store.values, store.value_params, layer, h // shared, end)
         for t in range(tokens):
             n = start + t + 1
-            scores = _scores(q[t, h], keys[:n], key_params[:n]) * scale
+            scores = scores_of(q[t, h], keys[:n], key_params[:n]) * scale
             weights = exp_non_positive(scores - scores.max())
             out[t, h] = _context(weights, values[:n], value_params[:n])[: store.head_dim]
     return out
 
 
-def _rows(
+def rows_of(
     store: CacheStore,
     rows: npt.NDArray[Any],
     params: npt.NDArray[np.uint16],
@@ -71,7 +78,7 @@ def _rows(
 ) -> tuple[Floats, Floats]:
     """One head's first `end` tokens: codes as floats [end, D], scale and offset [end, 2]."""
     pages = -(-end // PAGE)
-    stored = rows[layer, :pages, head].reshape(pages * PAGE, -1)[:end]
+    stored = rows[layer, :pages, head].reshape(pages * PAGE, rows.shape[-1])[:end]
     if store.format.is_float:
         exact = np.tile(np.array([1, 0], np.float32), (end, 1))
         return floats_stored(store.format, stored)[:, : store.head_dim], exact
@@ -79,7 +86,7 @@ def _rows(
     return codes, from_bf16(params[layer, :pages, head].reshape(pages * PAGE, 2)[:end])
 
 
-def _scores(q: Floats, codes: Floats, params: Floats) -> Floats:
+def scores_of(q: Floats, codes: Floats, params: Floats) -> Floats:
     """[n] scores before the softmax scale."""
     return lane_dot(q, codes) * params[:, 0] + params[:, 1] * lane_sum(q)
 

@@ -1,0 +1,131 @@
+"""Caches with exact newest tokens: right against float64, equal bits on both backends and however tokens come."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nearbank.errors import NearbankError
+from nearbank.formats import from_bf16
+from nearbank.kernels.reference.quantise import quantise_tokens
+from nearbank.kernels.window import SCHEMES, Channels, WindowedKVCache
+
+BACKENDS = ["numpy", "numba"]
+
+
+def tensors(tokens, heads, kv_heads, dim, seed=0):
+    rng = np.random.default_rng(seed)
+    spread = rng.lognormal(0, 1, size=(1, kv_heads, dim))  # channels of very different size, as keys have
+    q = rng.normal(size=(tokens, heads, dim)).astype(np.float32)
+    k, v = ((rng.normal(size=(tokens, kv_heads, dim)) * spread + spread).astype(np.float32) for _ in "kv")
+    return q, k, v
+
+
+def rounded(x, top):
+    """Along the last axis, as the cache rounds."""
+    codes, scales, offsets = quantise_tokens(np.ascontiguousarray(x), top)
+    return (
+        from_bf16(offsets)[..., None].astype(np.float64)
+        + from_bf16(scales)[..., None].astype(np.float64) * codes
+    )
+
+
+def expected(scheme, q, k, v, top, scale):
+    """The last query's context in float64, from the papers' words; exact when `top` is None."""
+    n, group = len(k), scheme.key_group
+    keys_end, values_end = scheme.rounded_until(n)
+    keys, values = k.astype(np.float64), v.astype(np.float64)
+    if top is None:
+        return attended(q[-1], keys, values, scale)
+    values[:values_end] = rounded(v, top)[:values_end]
+    if not group:
+        keys[:keys_end] = rounded(k, top)[:keys_end]
+    for first in range(0, keys_end if group else 0, group or 1):
+        part = k[first : first + group].transpose(1, 2, 0)
+        keys[first : first + group] = rounded(part, top).transpose(2, 0, 1)
+    return attended(q[-1], keys, values, scale)
+
+
+def attended(q, keys, values, scale):
+    """Softmax attention of one token's heads, in float64."""
+    out = []
+    for h in range(len(q)):
+        head = h // (len(q) // keys.shape[1])
+        scores = keys[:, head] @ q[h].astype(np.float64) * scale
+        weights = np.exp(scores - scores.max())
+        out.append(weights @ values[:, head] / weights.sum())
+    return np.array(out)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["int8", "int4", "int2"])
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+@pytest.mark.parametrize("tokens", [1, 31, 32, 33, 100, 290])
+def test_the_newest_are_exact_and_the_rest_rounded(scheme, name, tokens, backend):
+    q, k, v = tensors(tokens, 4, 2, 24, tokens)
+    cache = WindowedKVCache(1, 2, 24, tokens, name, scheme, backend=backend)
+    cache.append(0, k, v)
+    right = expected(SCHEMES[scheme], q, k, v, cache.format.high, 24**-0.5)
+    np.testing.assert_allclose(cache.attend(0, q[-1:])[0], right, rtol=0, atol=1e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    scheme=st.sampled_from(list(SCHEMES)), name=st.sampled_from(["int8", "int4", "int2"]), dim=st.integers(1, 70),
+    before=st.sampled_from([0, 1, 31, 60, 255, 256]), tokens=st.integers(1, 40), shared=st.integers(1, 2),
+    two_dimensional=st.booleans(), seed=st.integers(0, 999),
+)  # fmt: skip
+def test_backends_and_arrival_do_not_change_the_bits(
+    scheme, name, dim, before, tokens, shared, two_dimensional, seed
+):
+    q, k, v = tensors(before + tokens, 2 * shared, 2, dim, seed)
+    channels = Channels.of(k, v) if two_dimensional else None
+    results = []
+    for backend in BACKENDS:
+        cache = WindowedKVCache(1, 2, dim, before + tokens, name, scheme, channels, backend)
+        cache.append(0, k[:before], v[:before])
+        if backend == "numpy":
+            cache.append(0, k[before:], v[before:])
+            results.append(cache.attend(0, q[before:]))
+            continue
+        one_by_one = []
+        for t in range(before, before + tokens):
+            cache.append(0, k[t : t + 1], v[t : t + 1])
+            one_by_one.append(cache.attend(0, q[t : t + 1])[0])
+        results.append(np.array(one_by_one))
+    np.testing.assert_array_equal(*results)
+
+
+def test_channel_scales_help_where_channels_differ():
+    """WKVQuant's claim, on keys whose channels differ in size: the static dimension lowers the error."""
+    q, k, v = tensors(200, 4, 2, 64, 9)
+    exact = expected(SCHEMES["past"], q, k, v, None, 64**-0.5)
+    errors = []
+    for channels in (None, Channels.of(k, v)):
+        cache = WindowedKVCache(1, 2, 64, 200, "int4", "past", channels)
+        cache.append(0, k, v)
+        errors.append(np.abs(cache.attend(0, q[-1:])[0] - exact).mean())
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_memory_is_that_of_pages_and_window():
+    cache = WindowedKVCache(2, 2, 128, 512, "int4", "kivi")
+    _, k, v = tensors(100, 2, 2, 128)
+    cache.append(0, k, v)
+    cache.append(0, k[:1], v[:1])
+    exact = 2 * 2 * (32 + 1 + 8) * 128 * 4 + 2 * 2 * 8 * 128 * 4
+    codes = 2 * 2 * 512 * 2 * 64
+    params = 2 * 512 * 2 * 4 + 2 * (512 // 32) * 2 * 128 * 4
+    assert cache.nbytes == exact + codes + params
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(NearbankError, match="known: past, kivi"):
+        WindowedKVCache(1, 1, 8, 4, "int4", "future")
+    with pytest.raises(NearbankError, match="rounds to integers"):
+        WindowedKVCache(1, 1, 8, 4, "fp32")
+    cache = WindowedKVCache(1, 1, 8, 4)
+    with pytest.raises(NearbankError, match="capacity of 4"):
+        cache.append(0, np.ones((5, 1, 8), np.float32), np.ones((5, 1, 8), np.float32))
