@@ -23,6 +23,8 @@ from nearbank.sim.standard import Effect, Row
 
 _K = TypeVar("_K")
 _KEPT_NODES = 20_000
+_FAR = 1 << 58
+_WIDEST = 1 << 28
 
 
 class _FaultError(Exception):
@@ -35,7 +37,7 @@ class Piece:
 
     node: Node
     rows: Ints
-    commands: frozenset[str]
+    commands: frozenset[tuple[str, str]]
     meets: bool
     moves_rows: bool
     bank_depths: frozenset[int]
@@ -58,7 +60,7 @@ class Compiler:
     units: dict[str, int] = field(default_factory=dict)
     jobs: dict[tuple[str, str], int] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=lambda: {"": 0})
-    bodies: dict[frozenset[str], int] = field(default_factory=dict)
+    bodies: dict[frozenset[tuple[str, str]], int] = field(default_factory=dict)
     slots: dict[tuple[str, str], int] = field(default_factory=dict)
     _pieces: dict[tuple[int, int], Piece] = field(default_factory=dict)
 
@@ -74,30 +76,26 @@ class Compiler:
         """The program's tables; `NearbankError` names program, stream and node of the first fault."""
         if len(self._pieces) > _KEPT_NODES:
             self._pieces.clear()
-        parts: list[Ints] = []
-        entries = []
-        commands: frozenset[str] = frozenset()
-        row = 0
-        for number, stream in enumerate(program.streams):
-            pieces = self._stream_pieces(program, number)
-            rows = np.concatenate([*(p.rows for p in pieces), _HALT])
-            self._check_addresses(program, number, rows)
-            commands = commands.union(*(p.commands for p in pieces))
-            entries.append(row)
-            parts.append(rows)
-            row += len(rows)
-            self._check_channels(program, number, stream.channels)
+        streams = [self._stream_pieces(program, number) for number in range(len(program.streams))]
+        parts = [np.concatenate([*(p.rows for p in pieces), _HALT]) for pieces in streams]
         _check_meetings(program, parts)
+        entries = np.cumsum([0, *(len(part) for part in parts)])[:-1]
         rows = parts[0] if len(parts) == 1 else np.concatenate([*parts, _HALT])
-        return Code(rows, tuple(entries), commands)
+        commands = frozenset(name for pieces in streams for piece in pieces for name, _ in piece.commands)
+        return Code(rows, tuple(entries.tolist()), commands)
 
     def _stream_pieces(self, program: Program, number: int) -> list[Piece]:
-        pieces = []
+        self._check_channels(program, number, program.streams[number].channels)
+        pieces: list[Piece] = []
         for place, node in enumerate(program.streams[number].body):
             try:
-                pieces.append(self._piece(node, 0))
+                known = (id(node), 0) in self._pieces
+                piece = self._piece(node, 0)
             except _FaultError as fault:
                 raise NearbankError(f"program {program.name}, stream {number}, node {place}: {fault}") from None
+            pieces.append(piece)
+            if not known:
+                self._check_addresses(program, number, pieces)
         return pieces
 
     def _piece(self, node: Node, depth: int) -> Piece:
@@ -108,9 +106,7 @@ class Compiler:
         return known
 
     def _leaf(self, node: Node, depth: int) -> Piece:
-        row = np.zeros((1, vm.WIDTH), dtype=np.int64)
-        row[0, vm.COUNTS :] = 1
-        row[0, vm.DEPTH] = depth
+        row = _blank(depth)
         if isinstance(node, Command):
             return self._command(node, depth, row)
         row[0, vm.MEETS] = 1
@@ -145,7 +141,8 @@ class Compiler:
             _put(row, vm.ROW, vm.ROW_STRIDES, node.row, depth, f"{node.name} row")
         _put(row, vm.COLUMN, vm.COLUMN_STRIDES, node.column, depth, f"{node.name} column")
         depths = frozenset(d for d, stride in enumerate(node.bank.strides) if stride) if banked else frozenset()
-        return Piece(node, row, frozenset([node.name]), False, spec.effect is not Effect.NONE, depths)
+        row[0, vm.LOW : vm.HIGH] = row[0, vm.HIGH :] = row[0, vm.BANK : vm.BANK_STRIDES]
+        return Piece(node, row, frozenset([(node.name, node.format)]), False, spec.effect is not Effect.NONE, depths)
 
     def _check_alignment(self, node: Command) -> None:
         reach = self.book.reach[node.name]
@@ -162,14 +159,14 @@ class Compiler:
         pieces = [self._piece(child, depth + 1) for child in node.body]
         meets = any(p.meets for p in pieces)
         moves_rows = any(p.moves_rows for p in pieces)
-        commands = frozenset[str]().union(*(p.commands for p in pieces))
+        commands = frozenset[tuple[str, str]]().union(*(p.commands for p in pieces))
         bank_depths = frozenset[int]().union(*(p.bank_depths for p in pieces))
         body = -1 if depth in bank_depths else _number(self.bodies, commands)
         rows = np.concatenate([_blank(depth), *(p.rows for p in pieces), _blank(depth)])
         flags = (depth, int(meets), int(moves_rows))
         rows[0, : vm.HAS_BANK] = vm.LOOP, node.count, 0, 0, *flags
         rows[-1, : vm.HAS_BANK] = vm.END, node.count, len(rows) - 2, body, *flags
-        rows[1:-1, vm.COUNTS + depth] = node.count
+        _widen(rows[1:-1], depth, node.count - 1)
         return Piece(node, rows, commands, meets, moves_rows, bank_depths)
 
     def _check_channels(self, program: Program, number: int, channels: tuple[int, ...]) -> None:
@@ -184,26 +181,23 @@ class Compiler:
         if not channels:
             raise NearbankError(f"program {program.name}, stream {number}: no channels")
 
-    def _check_addresses(self, program: Program, number: int, rows: Ints) -> None:
+    def _check_addresses(self, program: Program, number: int, pieces: list[Piece]) -> None:
+        """The last of the stream's pieces so far: all its addresses exist."""
+        rows = pieces[-1].rows
         organization = self.book.machine.organization
         sizes = (("bank", self.book.banks), ("row", organization.rows), ("column", organization.columns))
-        spans = np.maximum(rows[:, vm.COUNTS :] - 1, 0)
         for k, (what, size) in enumerate(sizes):
-            strides = rows[:, vm.BANK_STRIDES + k * vm.MAX_DEPTH :][:, : vm.MAX_DEPTH]
-            # In floating point, since a product of stride and count may not fit 64 bits; exact below 2^53.
-            reach = strides.astype(np.float64) * spans
-            low = rows[:, vm.BANK + k] + np.minimum(reach, 0).sum(axis=1)
-            high = rows[:, vm.BANK + k] + np.maximum(reach, 0).sum(axis=1)
-            sizes_by_row = self._sizes(what, size, rows)
-            bad = np.flatnonzero((low < 0) | (high >= sizes_by_row))
+            low, high = rows[:, vm.LOW + k], rows[:, vm.HIGH + k]
+            limits = self._sizes(what, size, rows)
+            bad = np.flatnonzero((low < 0) | (high >= limits))
             if len(bad):
                 at = int(bad[0])
                 value = low[at] if low[at] < 0 else high[at]
                 name = list(self.book.specs)[rows[at, vm.A]]
-                place, _ = locate(program, number, at)
+                place, _ = locate(program, number, at + sum(len(p.rows) for p in pieces[:-1]))
                 raise NearbankError(
-                    f"program {program.name}, stream {number}, node {place}: {name} {what} {value:.0f}; "
-                    f"the machine has {what}s 0 to {sizes_by_row[at] - 1}"
+                    f"program {program.name}, stream {number}, node {place}: {name} {what} {value}; "
+                    f"the machine has {what}s 0 to {limits[at] - 1}"
                 )
 
     def _sizes(self, what: str, size: int, rows: Ints) -> Ints:
@@ -218,9 +212,18 @@ class Compiler:
 
 def _blank(depth: int) -> Ints:
     row = np.zeros((1, vm.WIDTH), dtype=np.int64)
-    row[0, vm.COUNTS :] = 1
     row[0, vm.DEPTH] = depth
     return row
+
+
+def _widen(rows: Ints, depth: int, last: int) -> None:
+    """Let the lowest and highest addresses take in a loop around the rows whose counter goes up to `last`."""
+    strides = rows[:, vm.BANK_STRIDES + depth : vm.LOW : vm.MAX_DEPTH]
+    if last >= 1 << 32 and last * int(np.abs(strides).max(initial=0)) >= _FAR:
+        raise _FaultError(f"an address moves over more than 2^58 in a loop of {last + 1} rounds")
+    moved = strides * last
+    rows[:, vm.LOW : vm.HIGH] += np.minimum(moved, 0)
+    rows[:, vm.HIGH :] += np.maximum(moved, 0)
 
 
 _HALT = _blank(0)
@@ -231,8 +234,8 @@ def _put(row: Ints, base: int, strides: int, index: Index, depth: int, what: str
     if len(index.strides) > depth and any(index.strides[depth:]):
         raise _FaultError(f"{what} depends on a loop at depth {len(index.strides) - 1}, but it stands at depth {depth}")
     values = (index.base, *index.strides)
-    if any(not -(1 << 62) < v < 1 << 62 for v in values):
-        raise _FaultError(f"{what} is beyond 2^62")
+    if any(not -_WIDEST < v < _WIDEST for v in values):
+        raise _FaultError(f"{what} is beyond 2^28")
     row[0, base] = index.base
     kept = index.strides[:depth]
     row[0, strides : strides + len(kept)] = kept
@@ -249,6 +252,8 @@ def _check_duration(node: Start) -> None:
 
 def _check_meetings(program: Program, parts: list[Ints]) -> None:
     """All streams hold the same meetings, in the same loops."""
+    if len(parts) == 1:
+        return
     skeletons = [_skeleton(rows) for rows in parts]
     for number, skeleton in enumerate(skeletons[1:], start=1):
         if not np.array_equal(skeleton, skeletons[0]):

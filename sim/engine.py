@@ -25,6 +25,7 @@ from nearbank.sim.layout import (
     Ints,
     Layout,
     Lists,
+    binding_limits,
     command_table,
     fixed_list,
     layout,
@@ -77,9 +78,10 @@ class Player:
         self._compiler = Compiler(self._book)
         self._skips = int(fast_forward)
         self._used: frozenset[str] = _refresh_commands(self._book)
-        self._bodies = 0
+        self._known = (0, 0)
         self._tables = self._make_tables()
         self._lanes: tuple[tuple[int, ...], ...] = (tuple(range(machine.organization.channels)),)
+        self._grouped: tuple[tuple[int, ...], ...] = ()
         self._memory = self._first_memory()
         self._shared = _shared(16, 16)
         self._ends: list[int] = []
@@ -115,8 +117,9 @@ class Player:
         self._regroup(program)
         self._grow()
         used = self._used | code.commands
-        if used != self._used or len(self._compiler.bodies) != self._bodies:
-            self._used = used
+        known = (len(self._compiler.bodies), len(self._compiler.units))
+        if used != self._used or known != self._known:
+            self._used, self._known = used, known
             self._tables = self._make_tables()
         return code
 
@@ -136,8 +139,12 @@ class Player:
 
     def _regroup(self, program: Program) -> None:
         """Split the lanes so that all channels of one follow one stream, or none; those without come last."""
-        owner = {channel: i for i, stream in enumerate(program.streams) for channel in stream.channels}
-        idle = len(program.streams)
+        channels = tuple(stream.channels for stream in program.streams)
+        if channels == self._grouped:
+            return
+        self._grouped = channels
+        owner = {channel: i for i, group in enumerate(channels) for channel in group}
+        idle = len(channels)
         groups: dict[tuple[int, int], list[int]] = {}
         for number, lane in enumerate(self._lanes):
             for channel in lane:
@@ -163,10 +170,9 @@ class Player:
 
     def _make_tables(self) -> Ints:
         """All tables behind their header; see the constants in `sim.vm`."""
-        self._bodies = len(self._compiler.bodies)
         pulls, pushes = pull_lists(self._layout, self._used), push_lists(self._layout, self._used)
         pulls.rows[:, vm.PULL_REASON] += vm.UNIT_REASON + vm.MAX_UNITS
-        written, fixed = self._body_lists()
+        written, fixed, counted = self._body_lists()
         latency = self._book.latency
         data = [(self._layout.channel_entry[n], latency[n]) for n in sorted(self._used) if latency[n]]
         tables = {
@@ -179,6 +185,8 @@ class Player:
             vm.WRITTEN: written.rows,
             vm.FIXED_START: fixed.start,
             vm.FIXED: fixed.rows,
+            vm.COUNTED_START: counted.start,
+            vm.COUNTED: counted.rows,
             vm.DATA: np.array(data, dtype=np.int64),
         }
         header = self._header(len(data))
@@ -222,11 +230,23 @@ class Player:
         header[vm.SNAP] = header[vm.COUNTER] + vm.MAX_DEPTH
         header[vm.SNAP_STRIDE] = vm.S_SIZE + counters + book.banks + self._layout.size
 
-    def _body_lists(self) -> tuple[Lists, Lists]:
-        bodies = list(self._compiler.bodies)
-        written = [written_list(self._layout, self._used, body) for body in bodies]
-        fixed = [fixed_list(self._layout, self._used, body) for body in bodies]
-        return lists(written, 2), lists(fixed, 2)
+    def _body_lists(self) -> tuple[Lists, Lists, Lists]:
+        """Per loop body: entries it writes, entries it only reads, counters it moves."""
+        bodies = [(body, frozenset(name for name, _ in body)) for body in self._compiler.bodies]
+        written = [written_list(self._layout, self._used, names) for _, names in bodies]
+        fixed = [fixed_list(self._layout, self._used, names) for _, names in bodies]
+        counted = [self._counted(body, names) for body, names in bodies]
+        return lists(written, 2), lists(fixed, 2), lists(counted, 1)
+
+    def _counted(self, body: frozenset[tuple[str, str]], names: frozenset[str]) -> list[tuple[int]]:
+        """Counters that a round without a refresh may move; in such a round, waits are those for known units."""
+        slots, reasons = self._compiler.slots, vm.FIXED_COUNTERS + len(self._compiler.slots)
+        moved = [vm.ROW_HITS, vm.ROW_MISSES, vm.OPEN_CYCLES, reasons + vm.END_REASON]
+        moved += [vm.FIXED_COUNTERS + slots[command] for command in sorted(body)]
+        moved += [reasons + vm.UNIT_REASON + unit for unit in self._compiler.units.values()]
+        limits = binding_limits(self._layout, self._used, names)
+        moved += [reasons + vm.UNIT_REASON + vm.MAX_UNITS + limit for limit in limits]
+        return [(index,) for index in moved]
 
     def _first_memory(self) -> Ints:
         t = self._tables

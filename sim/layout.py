@@ -193,6 +193,12 @@ def fixed_list(result: Layout, used: frozenset[str], body: frozenset[str]) -> li
     return sorted(ages.items())
 
 
+def binding_limits(result: Layout, used: frozenset[str], body: frozenset[str]) -> list[int]:
+    """The rules that may hold a command of the body up."""
+    pulls = (pull for name in body for pull in result.pulls[name])
+    return sorted({pull.limit for pull in pulls if used & result.owners[pull.base]})
+
+
 def _horizons(result: Layout, used: frozenset[str]) -> list[int]:
     """For every entry the greatest age at which anything may still depend on it."""
     ages = [0] * result.size

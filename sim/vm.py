@@ -22,15 +22,16 @@ MAX_DEPTH = 8
 BANK_STRIDES = 12
 ROW_STRIDES = BANK_STRIDES + MAX_DEPTH
 COLUMN_STRIDES = ROW_STRIDES + MAX_DEPTH
-COUNTS = COLUMN_STRIDES + MAX_DEPTH
-WIDTH = COUNTS + MAX_DEPTH
+LOW = COLUMN_STRIDES + MAX_DEPTH  # least and greatest bank, row and column over the loops around
+HIGH = LOW + 3
+WIDTH = HIGH + 3
 
 # --- t: scalars, then offsets of tables in t, then offsets in a lane's memory -----------------------------------------
 (BANKS, TCK_PS, INTERVAL, REGION, PRECHARGE, REFRESH, ACTIVATE, ACTIVATE_ALL, HORIZON, SKIPS) = range(10)
 (COMMANDS, PULL_START, PULLS, PUSH_START, PUSHES, WRITTEN_START, WRITTEN, FIXED_START, FIXED) = range(10, 19)
-(DATA, DATA_COUNT) = range(19, 21)
-(LAST, ROWS, COUNT, COUNT_SIZE, SLOTS, REASONS, COUNTER, SNAP, SNAP_STRIDE) = range(21, 30)
-T_SIZE = 30
+(COUNTED_START, COUNTED, DATA, DATA_COUNT) = range(19, 23)
+(LAST, ROWS, COUNT, COUNT_SIZE, SLOTS, REASONS, COUNTER, SNAP, SNAP_STRIDE) = range(23, 32)
+T_SIZE = 32
 
 REACH, NEED, EFFECT, LATENCY, COMMAND_WIDTH = range(5)
 PULL_BASE, PULL_DELAY, PULL_BANKED, PULL_REASON, PULL_SHIFT, PULL_FLIP, PULL_STRIDE, PULL_WIDTH = range(8)
@@ -270,8 +271,9 @@ def _store(t, m, depth, body, moves_rows, label):  # type: ignore[no-untyped-def
     m[s + S_UNIT] = m[FLOOR_UNIT] if now - m[PREVIOUS] > 1 else -1
     m[s + S_LABEL] = label
     s += S_SIZE
-    for i in range(t[COUNT_SIZE]):
-        m[s + i] = m[t[COUNT] + i]
+    for k in range(t[t[COUNTED_START] + body], t[t[COUNTED_START] + body + 1]):
+        i = t[t[COUNTED] + k]
+        m[_at(s + i)] = m[_at(t[COUNT] + i)]
     s += t[COUNT_SIZE]
     if moves_rows:
         for b in range(t[BANKS]):
@@ -328,8 +330,9 @@ def _advance(t, m, depth, body, moves_rows, rounds, period):  # type: ignore[no-
     for k in range(t[t[WRITTEN_START] + body], t[t[WRITTEN_START] + body + 1]):
         m[t[LAST] + t[t[WRITTEN] + 2 * k]] += shift
     s = t[SNAP] + depth * t[SNAP_STRIDE] + S_SIZE
-    for i in range(t[COUNT_SIZE]):
-        m[t[COUNT] + i] += (m[t[COUNT] + i] - m[s + i]) * rounds
+    for k in range(t[t[COUNTED_START] + body], t[t[COUNTED_START] + body + 1]):
+        i = t[t[COUNTED] + k]
+        m[_at(t[COUNT] + i)] += (m[_at(t[COUNT] + i)] - m[_at(s + i)]) * rounds
     s += t[COUNT_SIZE]
     if moves_rows:
         for b in range(t[BANKS]):
