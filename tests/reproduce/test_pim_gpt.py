@@ -20,7 +20,7 @@ FEW = Options(
     models=("gpt2-small", "gpt3-xl"),
     tokens=3,
     sensitivity_models=("gpt2-small",),
-    sensitivity_tokens=2,
+    sensitivity_steps=2,
     token_counts=(2, 4),
     axes=(AXES[0], replace(AXES[1], values=(8, 16))),
     quick=True,

@@ -31,6 +31,7 @@ def test_a_key_changes_with_everything_that_decides_the_outcome() -> None:
         replace(POINT, prompt=2),
         replace(POINT, weights="ternary"),
         replace(POINT, kv="int8"),
+        replace(POINT, stride=2),
     ]
     keys = {POINT.key, *(point.key for point in others)}
     assert len(keys) == 1 + len(others)
@@ -49,6 +50,26 @@ def test_an_outcome_is_that_of_the_replay_and_survives_the_file(tmp_path: Path) 
     assert outcome.non_vmm_share == pytest.approx(other / row.time_ns, rel=1e-3)
     Parts(tmp_path).keep(POINT, outcome)
     assert Parts(tmp_path).find(POINT) == outcome
+
+
+def test_names_and_unused_context_share_an_outcome(tmp_path: Path) -> None:
+    other = replace(POINT, shape=replace(TINY, name="other", context=999))
+    assert other.key == POINT.key
+    outcome = simulate(POINT, lambda done: None)
+    Parts(tmp_path).keep(POINT, outcome)
+    assert Parts(tmp_path).find(other) == replace(outcome, model="other")
+    assert simulate(other, lambda done: None).time_ns == outcome.time_ns
+
+
+def test_a_stride_plays_whole_steps_of_the_run() -> None:
+    run = replace(POINT, tokens=48)
+    steps = list(run.workload().steps())
+    played = list(replace(run, stride=8).workload().steps())
+    assert played == steps[4::8]
+    assert replace(run, stride=8).workload().max_context == run.workload().max_context
+    spread, whole = (simulate(p, lambda done: None) for p in (replace(run, stride=8), run))
+    assert spread.tokens == 6
+    assert spread.ns_per_token == pytest.approx(whole.ns_per_token, rel=0.02)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Point]:

@@ -24,7 +24,7 @@ def figure(name: str, results: Results) -> Figure:
     """The named figure of `FIGURES`."""
     from matplotlib.figure import Figure
 
-    fig = Figure(figsize=(9, 4.2), layout="constrained")
+    fig = Figure(figsize=(9, 4.6), layout="constrained")
     FIGURES[name](results, fig)
     return fig
 
@@ -50,6 +50,7 @@ def speedups(results: Results, fig: Figure) -> None:
         _band(ax, column)
         _bars(ax, {"eager": eager, "roofline": bare}, (EAGER, ROOFLINE))
         ax.set_yscale("log")
+        ax.set_ylim(bottom=1)
         _finish(ax, "times faster", f"Speedup over the {name}")
 
 
@@ -67,6 +68,7 @@ def energy(results: Results, fig: Figure) -> None:
         claim = next(c for c in CLAIMS if c.column == column)
         right.axhspan(claim.low, claim.high, color=colour, alpha=0.15)
     right.set_yscale("log")
+    right.set_ylim(bottom=10)
     _finish(right, "times less energy", "Energy ratios (bands: published)")
 
 
@@ -109,11 +111,19 @@ def sensitivities(results: Results, fig: Figure) -> None:
         for model in models:
             rows = [r for r in results.sensitivities if (r["axis"], r["model"]) == (axis, model) and r["relative_time"]]
             ax.plot([r["value"] for r in rows], [r["relative_time"] for r in rows], "o-", color=colours[model])
-        ax.set_xscale("log", base=2)
-        ax.set_yscale("log", base=2)
+        values = sorted({row["value"] for row in results.sensitivities if row["axis"] == axis})
+        ax.set_xscale("log")
+        ax.set_xticks(values, [str(value) for value in values], rotation=40, fontsize=8)
+        ax.minorticks_off()
+        if axis == "channels":
+            ax.set_yscale("log")
+        else:
+            ax.set_ylim(bottom=0)
         ax.set_xlabel(f"{axis} ({unit})" if unit else axis)
         ax.set_ylabel("relative time per token")
         ax.grid(alpha=0.3)
+    for ax in places:  # the grid may have one place more than there are axes
+        ax.set_visible(False)
     fig.legend([_line(colours[m]) for m in models], models, loc="outside lower center", ncols=len(models) or 1)
 
 
@@ -151,7 +161,7 @@ def _stacked(ax: Axes, parts: Mapping[str, Mapping[str, float]], unit: str, titl
 def _finish(ax: Axes, unit: str, title: str) -> None:
     ax.set_ylabel(unit)
     ax.set_title(title)
-    ax.legend(fontsize=8, ncols=2, frameon=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), fontsize=8, ncols=4, frameon=False)
 
 
 FIGURES: Mapping[str, Callable[[Results, Figure], None]] = {

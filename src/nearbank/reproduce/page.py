@@ -122,8 +122,9 @@ def _sensitivities(results: Results) -> list[str]:
     """One table per axis, models side by side."""
     axes = dict.fromkeys((row["axis"], row["unit"]) for row in results.sensitivities)
     opening = (
-        f"One value of the machine is changed at a time, in {results.sensitivity_tokens} tokens; relative times are to "
-        "the published machine (1 GHz, 8 channels, 16 lanes, 2 KiB, 16 Gb/s), those of the token count to the "
+        f"One value of the machine is changed at a time, for {results.tokens} tokens. {results.sensitivity_steps} "
+        "steps, spread evenly over the run, are played command by command, and their mean is shown. Relative times "
+        "are to the published machine (1 GHz, 8 channels, 16 lanes, 2 KiB, 16 Gb/s), those of the token count to the "
         "shortest run. Fewer channels have more rows per bank, so that the models fit. Where a token count is beyond "
         "a model's context, a shape with a longer one stands in; its name ends in the count."
     )

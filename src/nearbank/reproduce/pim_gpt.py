@@ -57,18 +57,18 @@ TOKEN_AXIS = "tokens"
 
 @dataclass(frozen=True)
 class Options:
-    """What to run. Sensitivities but for the token count run `sensitivity_tokens` tokens, base point included."""
+    """What to run. Sensitivities play `sensitivity_steps` steps, spread evenly over the run; base points too."""
 
     models: tuple[str, ...] = tuple(CONFIGS)
     tokens: int = 1024
     sensitivity_models: tuple[str, ...] = ("gpt2-small", "gpt3-xl")
-    sensitivity_tokens: int = 256
+    sensitivity_steps: int = 128
     token_counts: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
     axes: tuple[Axis, ...] = AXES
     quick: bool = False
 
 
-QUICK = Options(tokens=32, sensitivity_tokens=8, token_counts=(16, 32, 64), quick=True)
+QUICK = Options(tokens=32, sensitivity_steps=8, token_counts=(16, 32, 64), quick=True)
 
 
 def reproduce_pim_gpt(options: Options, folder: Path, stage: Stage) -> Results:
@@ -87,7 +87,7 @@ def reproduce_pim_gpt(options: Options, folder: Path, stage: Stage) -> Results:
         quick=options.quick,
         prompt=1,
         tokens=options.tokens,
-        sensitivity_tokens=options.sensitivity_tokens,
+        sensitivity_steps=options.sensitivity_steps,
         rows=rows,
         details=details,
         sensitivities=list(_sensitivities(options, study)),
@@ -111,10 +111,14 @@ def points_of(options: Options) -> dict[str, Point]:
         for axis in options.axes:
             for value in axis.values:
                 machine = base if value == axis.today else axis.change(base, value)
-                points[_name(model, axis.name, value)] = Point(shape, machine, options.sensitivity_tokens)
+                points[_name(model, axis.name, value)] = _spread(shape, machine, options.tokens, options)
         for count in options.token_counts:
-            points[_name(model, TOKEN_AXIS, count)] = Point(_long_enough(shape, count), base, count)
+            points[_name(model, TOKEN_AXIS, count)] = _spread(_long_enough(shape, count), base, count, options)
     return points
+
+
+def _spread(shape: Shape, machine: Machine, tokens: int, options: Options) -> Point:
+    return Point(shape, machine, tokens, stride=max(tokens // options.sensitivity_steps, 1))
 
 
 def _slow_name(model: str) -> str:
@@ -219,7 +223,7 @@ def _sensitivities(options: Options, study: Study) -> Iterator[dict[str, Any]]:
                         "model": model,
                         "shape": found.model,
                         "value": value,
-                        "tokens": found.tokens,
+                        "steps": found.tokens,
                         "time_ns_per_token": found.ns_per_token,
                         "relative_time": None if base is None else found.ns_per_token / base.ns_per_token,
                         "row_hit_rate": found.row_hit_rate,

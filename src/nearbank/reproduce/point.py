@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import islice
 from typing import Any
 
 from nearbank import __version__
@@ -33,7 +34,11 @@ PRODUCTS = ("qkv", "proj", "fc1", "fc2", "lm_head", "score", "context")
 
 @dataclass(frozen=True)
 class Point:
-    """What to simulate: a prompt of `prompt` tokens and `tokens` new ones."""
+    """What to simulate: a prompt of `prompt` tokens and `tokens` new ones, or every `stride`-th step of that.
+
+    With a stride each step that is played is whole, at the context it has in the run; the others are left out, and
+    the mean over the steps stands for the mean over the run.
+    """
 
     shape: Shape
     machine: Machine
@@ -41,11 +46,14 @@ class Point:
     prompt: int = 1
     weights: str = "bf16"
     kv: str = "bf16"
+    stride: int = 1
 
     @property
     def key(self) -> str:
-        """A name that no other point has."""
-        about = asdict(self) | {"machine": self.machine.digest, "version": __version__, "source": source_digest()}
+        """A name that points with another outcome do not have: the model's name and its longest context decide none."""
+        shape = asdict(self.shape) | {"name": None, "context": None}
+        about = asdict(self) | {"shape": shape, "machine": self.machine.digest}
+        about |= {"version": __version__, "source": source_digest()}
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
 
     def workload(self) -> Workload:
@@ -53,14 +61,17 @@ class Point:
         check_counts(self.shape, self.prompt, self.tokens)
 
         def steps() -> Iterator[Step]:
-            return sketch(self.shape, self.prompt, self.tokens, weights=self.weights, kv=self.kv)
+            every = sketch(self.shape, self.prompt, self.tokens, weights=self.weights, kv=self.kv)
+            return islice(every, self.stride // 2, None, self.stride)
 
-        return Workload(describe(self.shape), self.prompt, self.tokens, self.weights, self.kv, steps)
+        played = len(range(self.stride // 2, self.tokens, self.stride))
+        before = self.prompt + self.tokens - played  # so that the cache has room for the whole run
+        return Workload(describe(self.shape), before, played, self.weights, self.kv, steps)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a point cost; totals of the whole run. `bound_ns` is the row-aware bound per token, `seconds` our own."""
+    """What a point cost, in all steps that were played. `bound_ns`: the row-aware bound; `seconds`: our own time."""
 
     model: str
     machine: str

@@ -26,7 +26,7 @@ class Results:
     quick: bool
     prompt: int
     tokens: int
-    sensitivity_tokens: int
+    sensitivity_steps: int
     rows: list[dict[str, Any]]
     details: dict[str, dict[str, Any]]
     sensitivities: list[dict[str, Any]]

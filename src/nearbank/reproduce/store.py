@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nearbank.errors import NearbankError
@@ -25,12 +25,13 @@ class Parts:
     folder: Path
 
     def path(self, point: Point) -> Path:
-        return self.folder / f"{point.shape.name}-{point.key}.json"
+        return self.folder / f"{point.key}.json"
 
     def find(self, point: Point) -> Outcome | None:
         """The outcome, if an earlier run left it here."""
         try:
-            return Outcome(**json.loads(self.path(point).read_text(encoding="utf-8")))
+            found = Outcome(**json.loads(self.path(point).read_text(encoding="utf-8")))
+            return replace(found, model=point.shape.name)
         except (OSError, ValueError, TypeError):
             return None
 
