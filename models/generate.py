@@ -12,6 +12,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from nearbank.errors import NearbankError
+from nearbank.models.energy import read_counters, spent_uj
 from nearbank.models.execution import Pass, Row, Tokens
 from nearbank.models.model import Model
 from nearbank.models.operations import OUTSIDE, elementwise
@@ -35,12 +36,16 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished generation of one sequence. `step_ns`: the prompt's pass, then one entry per further token."""
+    """A finished generation of one sequence. `step_ns`: the prompt's pass, then one entry per further token.
+
+    energy_uj: of the processor packages from the first pass to the last, None where the machine has no counters.
+    """
 
     text: str
     tokens: tuple[int, ...]
     prompt_tokens: int
     step_ns: tuple[int, ...] = field(repr=False)
+    energy_uj: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -77,18 +82,21 @@ def generate(
     """
     numbers = prompt_numbers(model, prompt)
     results = []
+    before = read_counters()
     for result in steps(model, [numbers], tokens, sampling):
         results.append(result)
         if progress is not None:
             progress(len(results), tokens)
-    return collect(model, len(numbers), results)
+    return collect(model, len(numbers), results, spent_uj(before, read_counters()))
 
 
-def collect(model: Model, prompt_tokens: int, results: Sequence[StepResult], sequence: int = 0) -> Generation:
-    """The generation of one sequence from the results of all passes."""
-    chosen = tuple(result.tokens[sequence] for result in results)
+def collect(
+    model: Model, prompt_tokens: int, results: Sequence[StepResult], energy_uj: int | None = None
+) -> Generation:
+    """The generation of the first sequence from the results of all passes."""
+    chosen = tuple(result.tokens[0] for result in results)
     text = model.decode(chosen) if model.tokenizer is not None else ""
-    return Generation(text, chosen, prompt_tokens, tuple(result.time_ns for result in results))
+    return Generation(text, chosen, prompt_tokens, tuple(result.time_ns for result in results), energy_uj)
 
 
 def prompt_numbers(model: Model, prompt: str | Sequence[int]) -> Tokens:

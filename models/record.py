@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nearbank import __version__
+from nearbank.models.energy import read_counters, spent_uj
 from nearbank.models.generate import GREEDY, Generation, Progress, StepResult, collect, prompt_numbers, steps
 from nearbank.models.model import Model
 from nearbank.models.sampling import Sampling
@@ -32,13 +33,15 @@ def record(
     numbers = prompt_numbers(model, prompt)
     passes = steps(model, [numbers], tokens, sampling, record=True)
     results = []
+    before = read_counters()
     with TraceWriter(path, header(model, len(numbers), tokens, sampling)) as writer:
         for result in passes:
             _write(writer, result)
             results.append(StepResult(result.index, result.phase, result.tokens, result.time_ns))
             if progress is not None:
                 progress(len(results), tokens)
-    return collect(model, len(numbers), results)
+        energy = spent_uj(before, read_counters())
+    return collect(model, len(numbers), results, energy)
 
 
 def _write(writer: TraceWriter, result: StepResult) -> None:
