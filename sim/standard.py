@@ -90,7 +90,8 @@ class Standard:
     """Commands and rules by name; `refresh` and `precharge_all` name the commands a controller refreshes with.
 
     `refresh_bank` refreshes one bank at a time, for machines with that refresh policy. Commands in `row_bus` have a
-    command bus of their own (HBM), so that one of them and one of the others may issue in the same cycle.
+    command bus of their own (HBM), so that one of them and one of the others may issue in the same cycle. In a
+    standard that counts half clocks only the commands in `any_edge` may issue in even cycles.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Standard:
     refresh: str
     refresh_bank: str = ""
     row_bus: tuple[str, ...] = ()
+    any_edge: tuple[str, ...] = ()
 
     def command(self, name: str) -> CommandSpec:
         """The command of that name; `NearbankError` lists the known ones."""

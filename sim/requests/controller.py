@@ -129,6 +129,8 @@ def _run_per_bank(
     _check_sizes(per_bank.LONGEST_BANK_QUEUE, bank_queue=policy.bank_queue)
     if policy.row_policy == "timeout":
         raise NearbankError("policy: row_policy timeout needs queues: shared")
+    if standard_named(machine.standard).any_edge:
+        raise NearbankError(f"policy: queues per_bank do not know the half clocks of {machine.standard}; use shared")
     org = machine.organization
     states = per_bank.new_per_bank_states(org.channels)
     setup = _common_setup(machine, policy) | {
@@ -167,6 +169,7 @@ def _common_setup(machine: Machine, policy: Policy) -> dict[str, int]:
         "read_size": policy.read_queue,
         "write_size": policy.write_queue,
         "two_buses": int(bool(standard_named(machine.standard).row_bus)),
+        "half_clocks": int(bool(standard_named(machine.standard).any_edge)),
         "refresh": _REFRESH[kind],
         "refresh_interval": machine.cycles(interval) if isinstance(interval, str) else 0,
         "units": org.banks // unit,

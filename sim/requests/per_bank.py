@@ -44,6 +44,7 @@ SETUP_FIELDS = [
         "write_idle",
         "hit_cap",
         "two_buses",
+        "half_clocks",
         "refresh",
         "refresh_interval",  # between the refreshes of two units
         "units",

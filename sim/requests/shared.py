@@ -32,7 +32,7 @@ from nearbank.sim.requests.state import BANK_FIELDS, FAR, do_command
 
 LONGEST_QUEUE = 1024
 READS, WRITES, OPENED = 0, 1, 2  # the queues; OPENED holds requests a row was opened for
-ANY_BUS, COLUMN_BUS, ROW_BUS = 0, 1, 2
+ANY_BUS, COLUMN_BUS, ROW_BUS, SECOND_HALF = 0, 1, 2, 3  # SECOND_HALF: of a clock, for precharges alone
 NO_REFRESH, ALL_BANKS, PER_BANK = 0, 1, 2
 _ENTRY = (3, LONGEST_QUEUE + 1)
 
@@ -48,6 +48,7 @@ SETUP_FIELDS = [
         "drain_below",  # stop with fewer than this
         "keep_hits",
         "two_buses",
+        "half_clocks",
         "refresh",
         "refresh_interval",
         "units",  # ranges of banks refreshed together
@@ -174,6 +175,9 @@ def _tick(state, requests, log, cycle):  # type: ignore[no-untyped-def]
     """One cycle; returns the first later cycle at which a command may be ready."""
     if cycle == state.next_refresh:
         _queue_refreshes(state)
+    if state.half_clocks and cycle % 2 == 0:
+        _slot(state, requests, log, cycle, SECOND_HALF)
+        return cycle + 1
     if not state.two_buses:
         return _slot(state, requests, log, cycle, ANY_BUS)
     columns = _slot(state, requests, log, cycle, COLUMN_BUS)
@@ -196,13 +200,13 @@ def _queue_refreshes(state):  # type: ignore[no-untyped-def]
 def _slot(state, requests, log, cycle, bus):  # type: ignore[no-untyped-def]
     """Fill one place on a command bus, if any candidate is ready."""
     soonest = FAR
-    if bus != ROW_BUS and state.size[OPENED]:
+    if bus < ROW_BUS and state.size[OPENED]:
         place, soonest = _oldest_opened(state, cycle)
         if place >= 0:
             _serve(state, requests, log, cycle, OPENED, place)
             return cycle + 1
     if state.waiting:
-        return soonest if bus == COLUMN_BUS else min(soonest, _refresh(state, log, cycle))
+        return soonest if bus == COLUMN_BUS else min(soonest, _refresh(state, log, cycle, bus))
     queue = _queue_to_serve(state)
     place, when = _oldest_ready(state, cycle, queue, bus)
     if place >= 0:
@@ -274,7 +278,9 @@ def _ready_when(state, queue, place, slot, bus):  # type: ignore[no-untyped-def]
     """When the request's next command is ready; FAR if not on this bus or before something else happens."""
     bank, row = state.bank[queue, slot], state.row[queue, slot]
     open_row = state.open_row[bank]
-    if (bus == ROW_BUS and open_row == row) or (bus == COLUMN_BUS and open_row != row):
+    if (bus >= ROW_BUS and open_row == row) or (bus == COLUMN_BUS and open_row != row):
+        return FAR
+    if bus == SECOND_HALF and open_row < 0:
         return FAR
     command = _needed(open_row, row, state.write[queue, slot])
     if command == PRE and (state.opened[bank] or (state.keep_hits and _hit_before(state, queue, place, bank))):
@@ -376,7 +382,7 @@ def _remove(state, queue, place):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _refresh(state, log, cycle):  # type: ignore[no-untyped-def]
+def _refresh(state, log, cycle, bus):  # type: ignore[no-untyped-def]
     """Bring the first waiting refresh forward: close its banks, then refresh them."""
     unit = state.refreshes[state.head]
     first, count, command, close = unit, 1, REFPB, PRE
@@ -388,7 +394,7 @@ def _refresh(state, log, cycle):  # type: ignore[no-untyped-def]
             if state.opened[bank]:
                 return FAR  # a request waits for this row; it goes first
     when = ready_cycle_of_all(state, command, first, count)
-    if when > cycle:
+    if when > cycle or (bus == SECOND_HALF and command != close):
         return when
     do_command(state, log, command, state.channel, first, count, -1, -1, cycle)
     _look_again(state, first, first + count)
