@@ -4,14 +4,16 @@ Two faces. The functions of `nearbank.kernels.backends.Backend` take and return 
 `DeviceCache` and what they are made of take CuPy arrays, torch CUDA tensors or anything with
 `__cuda_array_interface__`, run on the caller's stream, wait for nothing and return arrays of the caller's kind.
 
-A first call of a kernel compiles it for the GPU at hand; CuPy keeps the result on disk for later processes.
+A first call of a kernel compiles it for the GPU at hand and keeps the machine code on disk for later processes.
 """
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -25,7 +27,8 @@ from nearbank.kernels.cuda import cubin, host, layout
 from nearbank.kernels.cuda.cache import AttendScratch, DevicePages
 from nearbank.kernels.cuda.device import device_problem
 from nearbank.kernels.cuda.host import FloatRows, StagedRows, Tiles
-from nearbank.kernels.cuda.sources import Kernel, source_of
+from nearbank.kernels.cuda.sources import Kernel
+from nearbank.kernels.levels import Levels
 from nearbank.kernels.packed import PackedMatrix, as_format
 
 Floats = npt.NDArray[np.float32]
@@ -46,6 +49,7 @@ class CupyRuntime:
         self.multiprocessors = int(properties["multiProcessorCount"])
         self.capability = 10 * int(properties["major"]) + int(properties["minor"])
         self._kernels: dict[Kernel, Callable[..., None]] = {}
+        self._wide: bool | None = None
 
     def asarray(self, array: Any) -> Any:
         """A copy on the device (an array already there is itself)."""
@@ -62,6 +66,35 @@ class CupyRuntime:
     def zeros(self, shape: Any, dtype: Any) -> Any:
         """Zeroed device memory."""
         return self._allocated(_bytes_of(shape, dtype), lambda: self.xp.zeros(shape, dtype))
+
+    def has_wide(self) -> bool:
+        """Whether the warpgroup kernel may serve: on Hopper, once it gave the same bits as the common one.
+
+        NEARBANK_WIDE=0 in the environment turns it off.
+        """
+        if self._wide is None:
+            self._wide = False  # while the common kernel is asked
+            wanted = self.capability == 90 and os.environ.get("NEARBANK_WIDE") != "0"
+            self._wide = wanted and self._wide_agrees()
+        return self._wide
+
+    def _wide_agrees(self) -> bool:
+        rng = np.random.default_rng(0)
+        for spec in ("ternary", "int8"):
+            packed = PackedMatrix.quantise(rng.standard_normal((300, 1000)).astype(np.float32), spec)
+            tiles, x = host.upload(self, packed), self.asarray(rng.standard_normal((300, 1000)).astype(np.float32))
+            common, wide = (host.quantise(self, x, 0, tiles.shape, into=self._staged(tiles, w)) for w in (False, True))
+            if not bool((host.matmul(self, common, tiles) == host.matmul(self, wide, tiles)).all()):
+                warnings.warn(
+                    f"{self.name}: the warpgroup kernel disagrees with the common one and is not used",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return False
+        return True
+
+    def _staged(self, tiles: Tiles, in_steps: bool) -> StagedRows:
+        return replace(host.staging(self, 300, tiles.shape), in_steps=in_steps)
 
     def _allocated(self, size: int, make: Callable[[], Any]) -> Any:
         try:
@@ -81,11 +114,9 @@ class CupyRuntime:
         return self._kernels[kernel]
 
     def _compiled(self, kernel: Kernel) -> Callable[..., None]:
-        module = self.xp.RawModule(
-            code=source_of(kernel.file), options=cubin.OPTIONS, name_expressions=(kernel.expression,)
-        )
+        path, name = cubin.stored(kernel, cubin.arch_of(self.capability))
         with self.xp.cuda.Device(self.device):
-            function = module.get_function(kernel.expression)
+            function = self.xp.RawModule(path=str(path)).get_function(name)
         allowed = [STATIC_SHARED_LIMIT]
 
         def launch(grid: tuple[int, ...], threads: int, shared_bytes: int, arguments: tuple[Any, ...]) -> None:
@@ -151,6 +182,18 @@ def matmul_codes(codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[
     runtime = _runtime_of(state)
     rows = host.stage(runtime, runtime.asarray(codes), runtime.asarray(scales), state.shape)
     return runtime.asnumpy(host.matmul(runtime, rows, state))
+
+
+def matmul_low(
+    codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[np.int32], state: Tiles, levels: Levels
+) -> Floats:
+    """Activations of few levels: one bit times one bit on its own instruction, all else as int8."""
+    runtime = _runtime_of(state)
+    one_bit = levels.name in ("binary", "uint1") and state.row_ones is not None and state.shape.groups == 1
+    if not one_bit or runtime.capability < host.TENSOR_CORES:
+        return matmul_codes(codes, scales, sums, state)
+    given = runtime.asarray(codes), runtime.asarray(scales)
+    return runtime.asnumpy(host.matmul_bits(runtime, *given, state, levels.name == "binary"))
 
 
 def matmul_floats(x: Floats, state: Tiles | FloatRows) -> Floats:
@@ -244,7 +287,10 @@ def callers_stream(one: Given) -> Iterator[None]:
     import torch
 
     device = int(one.array.device.id)
-    with cupy.cuda.Device(device), cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device):
+    with (
+        cupy.cuda.Device(device),
+        cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device),
+    ):
         yield
 
 

@@ -182,7 +182,11 @@ def prepare(packed: PackedMatrix) -> DeviceWeights:
     fmt, (rows, cols) = packed.format, packed.shape
     if fmt.is_float:
         numbers = np.array([32, 1, 0, cols], np.int32)
-        scales, codes, weights = np.ones((1, 1), np.float32), np.zeros((rows, 0), np.uint8), packed.dequantise()
+        scales, codes, weights = (
+            np.ones((1, 1), np.float32),
+            np.zeros((rows, 0), np.uint8),
+            packed.dequantise(),
+        )
     else:
         stored = packed.packed
         if fmt.name == "ternary-b3":

@@ -6,6 +6,8 @@ what a kernel became.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +21,7 @@ from nearbank.errors import NearbankError
 from nearbank.kernels.cuda.sources import Kernel, source_of
 
 OPTIONS = ("--std=c++17",)
-_OPCODE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", re.MULTILINE)
+_OPCODE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]+)", re.MULTILINE)
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 
@@ -61,6 +63,38 @@ def _resources(log: str, name: str) -> tuple[int, int, int, int]:
         if part.startswith(f"'{name}'") and stack and registers:
             return int(stack[1]), int(stack[2]), int(stack[3]), int(registers[1])
     raise NearbankError(f"the assembler said nothing of {name}; its log began: {log[:200]}")
+
+
+def arch_of(capability: int) -> str:
+    """The architecture for a compute capability × 10; Hopper's with its own instructions."""
+    return "sm_90a" if capability == 90 else f"sm_{capability}"
+
+
+def stored(kernel: Kernel, arch: str) -> tuple[Path, str]:
+    """A file with the kernel's machine code and the kernel's name in it; compiled when it is not there yet.
+
+    Files lie in NEARBANK_CACHE, else in the user's cache folder, named by a hash of all that made them.
+    """
+    from cupy.cuda import nvrtc
+
+    made_of = (source_of(kernel.file), kernel.expression, arch, *OPTIONS, str(nvrtc.getVersion()))
+    key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:32]
+    base = os.environ.get("NEARBANK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "nearbank"
+    folder = Path(base).expanduser() / "cubins"
+    code, name = folder / f"{key}.cubin", folder / f"{key}.name"
+    if not (code.exists() and name.exists()):
+        compiled = compile_kernel(kernel, arch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, data in ((code, compiled.cubin), (name, compiled.name.encode())):
+            _write_whole(path, data)
+    return code, name.read_text()
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """So that another process sees all of the file or none."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(data)
+    Path(file.name).replace(path)
 
 
 def disassembler() -> str | None:

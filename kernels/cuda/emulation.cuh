@@ -63,7 +63,7 @@ inline dim3 thread_index, block_index, block_size, grid_size;
 inline std::vector<Fiber> fibers;
 inline std::vector<Warp> warps;
 inline Block block;
-inline std::vector<uint64_t> shared;
+inline std::vector<uint4> shared;
 inline Fiber* current;
 inline jmp_buf scheduler;
 inline char error[256];
@@ -201,7 +201,7 @@ inline void step(unsigned index) {
 }
 
 inline void begin_block(unsigned threads) {
-    std::memset(shared.data(), 0xA5, shared.size() * 8);
+    std::memset(shared.data(), 0xA5, shared.size() * 16);
     block = Block{0, 0, threads, 0};
     warps.assign(threads / 32, Warp{});
     for (Fiber& fiber : fibers) {
@@ -248,7 +248,7 @@ inline int launch(void (*kernel)(void**), const unsigned* grid, unsigned threads
     error[0] = 0;
     grid_size = {grid[0], grid[1], grid[2]};
     block_size = {threads, 1, 1};
-    shared.assign(shared_bytes / 8 + 2, 0);
+    shared.assign(shared_bytes / 16 + 2, uint4{});
     if (fibers.size() != threads) {
         for (Fiber& fiber : fibers) std::free(fiber.stack);
         fibers = std::vector<Fiber>(threads);

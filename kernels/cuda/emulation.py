@@ -122,6 +122,10 @@ class EmulatedRuntime:
 
         return launch
 
+    def has_wide(self) -> bool:
+        """Hopper's warpgroup instructions are emulated too."""
+        return self.capability == 90
+
     def _check_guards(self, kernel: Kernel) -> None:
         for before, after in self._guarded:
             if (before != 0xA5).any() or (after != 0xA5).any():

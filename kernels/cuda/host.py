@@ -6,7 +6,7 @@ A `Runtime` is a device: it owns memory and starts kernels. Nothing here waits f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,8 @@ GROUP_SUM_BYTES = 48 * 1024
 GEMV_TOKENS = 16  # up to here weights are the traffic; above, blocks of tokens share them
 GEMM_TOKENS = 1 << 20  # per launch: 65 535 blocks of 64 tokens would be the hardware's limit
 GEMM_STAGES = 3
+WIDE_TOKENS = 128  # from here the warpgroup kernel's blocks are at least half full
+WIDE_SHARED_BYTES = 4 * 256 * 128 + 1024
 TENSOR_CORES, DOT_PRODUCTS = 80, 61  # lowest compute capability (× 10) of each path
 
 
@@ -36,6 +38,7 @@ class Runtime(Protocol):
     def empty(self, shape: Any, dtype: Any) -> Any: ...
     def zeros(self, shape: Any, dtype: Any) -> Any: ...
     def kernel(self, kernel: Kernel) -> Callable[..., None]: ...
+    def has_wide(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,14 @@ class Tiles:
     words: Any
     scales: Any
     zeros: Any
+    row_ones: Any  # binary weights, one scale per row: how many are +1 in each row
     partial: Any = field(repr=False)
     arrived: Any = field(repr=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes of device memory, scratch included."""
-        arrays = (self.words, self.scales, self.zeros, self.partial, self.arrived)
+        arrays = (self.words, self.scales, self.zeros, self.row_ones, self.partial, self.arrived)
         return sum(int(a.nbytes) for a in arrays if a is not None)
 
 
@@ -64,6 +68,7 @@ class StagedRows:
     codes: Any
     scales: Any
     sums: Any
+    in_steps: bool = False  # ordered for `launch_wide`, which alone can read it then
 
 
 def upload(runtime: Runtime, packed: PackedMatrix) -> Tiles:
@@ -77,6 +82,7 @@ def upload(runtime: Runtime, packed: PackedMatrix) -> Tiles:
         runtime.asarray(tiles),
         runtime.asarray(packed.scales),
         None if packed.zeros is None else runtime.asarray(packed.zeros),
+        runtime.asarray(_ones_in_rows(packed)) if packed.format.name == "binary" else None,
         runtime.zeros(row_blocks * layout.ROW_BLOCK * GEMV_TOKENS, np.int32),
         runtime.zeros(row_blocks, np.int32),
     )
@@ -97,7 +103,7 @@ def quantise(
     rows = staging(runtime, x.shape[0], shape) if into is None else into
     arguments = (
         *(x, rows.codes, rows.scales, rows.sums),
-        *map(np.int32, (shape.cols, shape.width, shape.padded, shape.groups)),
+        *_sizes(shape, rows),
         *(gain, bias, np.float32(epsilon)),
     )
     runtime.kernel(sources.quantise(norm, kind))((x.shape[0],), 256, 1024, arguments)
@@ -107,9 +113,14 @@ def quantise(
 def stage(runtime: Runtime, codes: Any, scales: Any, shape: layout.Shape) -> StagedRows:
     """Bring the caller's int8 codes [M, cols] into the padded layout."""
     rows = staging(runtime, codes.shape[0], shape)
-    sizes = map(np.int32, (shape.cols, shape.width, shape.padded, shape.groups))
-    runtime.kernel(sources.STAGE_CODES)((codes.shape[0],), 256, 1024, (codes, rows.codes, rows.sums, *sizes))
-    return StagedRows(rows.codes, scales, rows.sums)
+    arguments = (codes, rows.codes, rows.sums, *_sizes(shape, rows))
+    runtime.kernel(sources.STAGE_CODES)((codes.shape[0],), 256, 1024, arguments)
+    return replace(rows, scales=scales)
+
+
+def _sizes(shape: layout.Shape, rows: StagedRows) -> tuple[np.int32, ...]:
+    bits = shape.bits if rows.in_steps else 0
+    return tuple(map(np.int32, (shape.cols, shape.width, shape.padded, shape.groups, bits)))
 
 
 def staging(runtime: Runtime, tokens: int, shape: layout.Shape) -> StagedRows:
@@ -118,14 +129,21 @@ def staging(runtime: Runtime, tokens: int, shape: layout.Shape) -> StagedRows:
         runtime.empty((tokens, shape.columns), np.int8),
         runtime.empty(tokens, np.float32),
         runtime.empty((tokens, shape.groups), np.int32),
+        takes_wide(runtime, tokens, shape),
     )
+
+
+def takes_wide(runtime: Runtime, tokens: int, shape: layout.Shape) -> bool:
+    """Whether the warpgroup kernel serves this product: many tokens, one group, Hopper."""
+    fits = tokens >= WIDE_TOKENS and shape.groups == 1 and shape.bits in sources.WIDE_BITS
+    return fits and runtime.has_wide()
 
 
 def matmul(runtime: Runtime, rows: StagedRows, tiles: Tiles, y: Any = None) -> Any:
     """Staged activations [M, K] times packed weights → y [M, N] float32."""
     tokens = rows.codes.shape[0]
     y = runtime.empty((tokens, tiles.shape.rows), np.float32) if y is None else y
-    plan = _plan_for(runtime, tiles, tokens)
+    plan = Plan(GEMM_TOKENS, launch_wide) if rows.in_steps else _plan_for(runtime, tiles, tokens)
     for first, count in _token_slices(tokens, plan.most_tokens):
         part = slice(first, first + count)
         epilogue = epilogue_of(tiles, rows.scales[part], rows.sums[part], y[part], count)
@@ -210,6 +228,14 @@ def launch_gemm(runtime: Runtime, codes: Any, tiles: Tiles, tokens: int, epilogu
     kernel(grid, THREADS, shared, (tiles.words, codes, *map(np.int32, sizes), *epilogue))
 
 
+def launch_wide(runtime: Runtime, codes: Any, tiles: Tiles, tokens: int, epilogue: tuple[Any, ...]) -> None:
+    """Blocks of 128 rows and 256 tokens."""
+    sizes = (np.int32(tiles.shape.columns), np.int32(tiles.shape.row_tiles))
+    grid = (-(-tiles.shape.rows // 128), -(-tokens // 256))
+    kernel = runtime.kernel(sources.gemm_wide(tiles.shape.bits))
+    kernel(grid, THREADS, WIDE_SHARED_BYTES, (tiles.words, codes, *sizes, *epilogue))
+
+
 def _gemm_grid(tiles: Tiles, tokens: int, chosen: tuple[int, int]) -> tuple[int, int]:
     return -(-tiles.shape.rows // (64 * chosen[0])), -(-tokens // (16 * chosen[1]))
 
@@ -260,17 +286,14 @@ def _floats_by_codes(runtime: Runtime, x: Any, tiles: Tiles, y: Any, grid: tuple
     kernel(grid, THREADS, 0, (tiles.words, x, y, tiles.scales, tiles.zeros, *map(np.int32, sizes)))
 
 
-def count_ones(packed: PackedMatrix) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Ones in each row of a binary matrix; `matmul_bits` needs them for signed activations."""
+def _ones_in_rows(packed: PackedMatrix) -> np.ndarray[Any, np.dtype[np.int32]]:
     return np.asarray(packed.quantised().codes.sum(axis=1, dtype=np.int32))
 
 
-def matmul_bits(
-    runtime: Runtime, codes: Any, scales: Any, tiles: Tiles, row_ones: Any, signed: bool, y: Any = None
-) -> Any:
+def matmul_bits(runtime: Runtime, codes: Any, scales: Any, tiles: Tiles, signed: bool, y: Any = None) -> Any:
     """One-bit activations codes [M, K] int8, −1 and 1 (signed) or 0 and 1, times binary weights → y [M, N] float32.
 
-    A row with any other code comes out as NaN. row_ones: `count_ones` on the device.
+    A row with any other code comes out as NaN.
     """
     if tiles.format.name != "binary" or tiles.shape.groups != 1:
         raise NearbankError(
@@ -287,7 +310,7 @@ def matmul_bits(
     runtime.kernel(sources.pack_bits(signed))((tokens,), THREADS, 8, (codes, scales, bits, checked, ones, *sizes))
     blocks = 1 if tokens <= 8 else 4
     numbers = (rows, tokens, 0 if tiles.format.scaling.per == "tensor" else 1)
-    arguments = (tiles.words, bits, tiles.scales, checked, ones, row_ones, y, *sizes, *map(np.int32, numbers))
+    arguments = (tiles.words, bits, tiles.scales, checked, ones, tiles.row_ones, y, *sizes, *map(np.int32, numbers))
     grid = (-(-rows // 16), -(-tokens // (8 * blocks)))
     runtime.kernel(sources.binary_gemm(blocks, signed))(grid, THREADS, WARPS * 128 * blocks * 4, arguments)
     return y

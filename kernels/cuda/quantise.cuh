@@ -88,8 +88,16 @@ NB_INLINE void sum_groups(const int8_t* codes, int* sums, int groups, int padded
     }
 }
 
-NB_INLINE bool split_padded(int at, int cols, int width, int padded, int& k) {
-    const int group = at / padded, inside = at - group * padded;
+// Where position `at` of a row "in steps" comes from: within the columns of one block of weights (see gemv.cuh), position 32 i + 16 h + 4 t + byte holds column (columns / 4) t + 8 i + 4 h + byte, so that 32
+// neighbours are what one matrix step multiplies. bits 0: in plain order.
+NB_INLINE int in_steps(int at, int bits) {
+    if (bits == 0) return at;
+    const int columns = 256 / bits, inside = at % columns;
+    return at - inside + inside % 16 / 4 * (columns / 4) + inside / 32 * 8 + inside % 32 / 16 * 4 + inside % 4;
+}
+
+NB_INLINE bool split_padded(int position, int cols, int width, int padded, int bits, int& k) {
+    const int at = in_steps(position, bits), group = at / padded, inside = at - group * padded;
     k = group * width + inside;
     return inside < width && k < cols;
 }
@@ -97,7 +105,7 @@ NB_INLINE bool split_padded(int at, int cols, int width, int padded, int& k) {
 // x [M, cols] → codes int8 [M, groups · padded], scales [M] (NaN where the row is not finite), sums [M, groups].
 template <int NORM, int KIND>
 __global__ void __launch_bounds__(kRowThreads)
-quantise_rows(const void* x, int8_t* codes, float* scales, int* sums, int cols, int width, int padded, int groups,
+quantise_rows(const void* x, int8_t* codes, float* scales, int* sums, int cols, int width, int padded, int groups, int bits,
               const float* gain, const float* bias, float epsilon) {
     NB_SHARED(float, lanes);
     const int64_t row = static_cast<int64_t>(blockIdx.x) * cols;
@@ -116,7 +124,7 @@ quantise_rows(const void* x, int8_t* codes, float* scales, int* sums, int cols, 
     for (int at = threadIdx.x; at < length; at += kRowThreads) {
         float code = 0.0f;
         int k;
-        if (split_padded(at, cols, width, padded, k) && scale > 0.0f) {
+        if (split_padded(at, cols, width, padded, bits, k) && scale > 0.0f) {
             const float ratio = __fdiv_rn(normed_value<NORM, KIND>(x, row, k, norm, gain, bias), scale);
             code = round_even(min(max(ratio, -127.0f), 127.0f));
         }
@@ -129,13 +137,14 @@ quantise_rows(const void* x, int8_t* codes, float* scales, int* sums, int cols, 
 
 // int8 codes [M, cols] that the caller made, into the padded layout with their sums.
 __global__ void __launch_bounds__(kRowThreads)
-stage_codes(const int8_t* codes, int8_t* staged, int* sums, int cols, int width, int padded, int groups) {
+stage_codes(const int8_t* codes, int8_t* staged, int* sums, int cols, int width, int padded, int groups,
+            int bits) {
     const int length = groups * padded;
     const int8_t* row = codes + static_cast<int64_t>(blockIdx.x) * cols;
     int8_t* out = staged + static_cast<int64_t>(blockIdx.x) * length;
     for (int at = threadIdx.x; at < length; at += kRowThreads) {
         int k;
-        out[at] = split_padded(at, cols, width, padded, k) ? row[k] : static_cast<int8_t>(0);
+        out[at] = split_padded(at, cols, width, padded, bits, k) ? row[k] : static_cast<int8_t>(0);
     }
     __syncthreads();
     sum_groups(out, sums + static_cast<int64_t>(blockIdx.x) * groups, groups, padded);

@@ -66,6 +66,14 @@ def gemm(bits: int, rows: int, tokens: int, grouped: bool) -> Kernel:
     return Kernel("gemm.cuh", f"gemm<{bits}, {rows}, {tokens}, {str(grouped).lower()}>")
 
 
+WIDE_BITS = (2, 4, 8)
+
+
+def gemm_wide(bits: int) -> Kernel:
+    """Many tokens on Hopper, one scale per row; sm_90a alone."""
+    return Kernel("gemm_wide.cuh", f"gemm_wide<{bits}>")
+
+
 def floats_by_floats(kind: int) -> Kernel:
     """Float activations, float weights. kind as in `quantise`."""
     return Kernel("floats.cuh", f"floats_by_floats<{kind}>")
@@ -126,6 +134,7 @@ def all_kernels() -> tuple[Kernel, ...]:
         *(gemv_dot4(b) for b in bits),
         *(gemm(b, *tile, False) for b in bits for tile in GEMM_TILES),
         *(gemm(b, *tile, True) for b in bits for tile in GEMM_TILES[: 1 if b == 8 else 2]),
+        *(gemm_wide(b) for b in WIDE_BITS),
         *(floats_by_floats(kind) for kind in range(3)),
         *(floats_by_codes(b) for b in bits),
         *(pack_bits(signed) for signed in (False, True)),

@@ -83,14 +83,14 @@ def bound_of(twin, q, scale, fmt):
 
 def stored(twin):
     """K and V [kv heads, tokens, dim] by the format's own dequantiser: unit queries see K, V is seen alike."""
-    from nearbank.kernels.reference.attention import _rows
+    from nearbank.kernels.reference.attention import rows_of
 
     out = []
     for rows, params in (
         (twin.store.keys, twin.store.key_params),
         (twin.store.values, twin.store.value_params),
     ):
-        heads = [_rows(twin.store, rows, params, 1, head, twin.length(1)) for head in range(twin.kv_heads)]
+        heads = [rows_of(twin.store, rows, params, 1, head, twin.length(1)) for head in range(twin.kv_heads)]
         # Padded magnitudes: |scale|·code + |offset| is what the sums really add.
         out.append(np.stack([np.abs(p[:, :1] * c) + np.abs(p[:, 1:]) for c, p in heads]))
     return out

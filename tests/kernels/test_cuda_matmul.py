@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="emulating CUDA needs
 BITS = (1, 2, 4, 8)
 SPECS = ("ternary", "binary", "int8", "int4", "int2", "ternary-b3", "binary-tensor", "ternary-g32", "int4-g48",
          "int8-g100", "int8-g1", "binary-g300")  # fmt: skip
-MATRIX_FILES = ("quantise.cuh", "gemv.cuh", "gemm.cuh", "floats.cuh", "bits.cuh")
+MATRIX_FILES = ("quantise.cuh", "gemv.cuh", "gemm.cuh", "gemm_wide.cuh", "floats.cuh", "bits.cuh")
 KERNELS = tuple(kernel for kernel in sources.all_kernels() if kernel.file in MATRIX_FILES)
 
 
@@ -67,17 +67,31 @@ def test_integer_products_have_the_bits_of_the_definition(
     np.testing.assert_array_equal(host.matmul(runtime, staged, tiles), expected)  # scratch was left clean
 
 
-@pytest.mark.parametrize("spec", ["ternary", "int4", "int8", "binary", "int8-g64"])
+@pytest.mark.parametrize("spec", ["ternary", "int4", "binary", "int8-g64"])
 @pytest.mark.parametrize("multiprocessors", [1, 1000])
 def test_many_tokens(runtime, spec, multiprocessors):
+    runtime.multiprocessors = multiprocessors  # one chooses the large block, many the small one
+    check_many_tokens(runtime, spec, 135, wide=False)
+
+
+@pytest.mark.parametrize("spec", ["ternary", "int8", "int4-row"])
+def test_many_tokens_on_warpgroup_instructions(runtime, spec):
+    check_many_tokens(runtime, spec, 259, wide=True)
+
+
+def check_many_tokens(runtime, spec, tokens, wide):
     rng = np.random.default_rng(3)
     packed = codes_of(spec, 140, 330, rng, 0)
-    x = rng.standard_normal((135, 330)).astype(np.float32)
-    runtime.multiprocessors = multiprocessors  # one chooses the large block, many the small one
+    x = rng.standard_normal((tokens, 330)).astype(np.float32)
+    runtime.capability = 90 if wide else 89
     tiles = host.upload(runtime, packed)
-    got = host.matmul(runtime, host.quantise(runtime, runtime.asarray(x), 0, tiles.shape), tiles)
+    staged = host.quantise(runtime, runtime.asarray(x), 0, tiles.shape)
+    assert staged.in_steps == wide
     codes, scales, sums = reference.quantise_rows(x)
-    np.testing.assert_array_equal(got, reference.matmul_codes(codes, scales, sums, reference.prepare(packed)))
+    expected = reference.matmul_codes(codes, scales, sums, reference.prepare(packed))
+    np.testing.assert_array_equal(host.matmul(runtime, staged, tiles), expected)
+    again = host.stage(runtime, runtime.asarray(codes), runtime.asarray(scales), tiles.shape)
+    np.testing.assert_array_equal(host.matmul(runtime, again, tiles), expected)
 
 
 def test_a_long_row_is_shared_by_many_blocks(runtime):
@@ -114,8 +128,8 @@ def test_one_bit_activations(runtime, rows, cols, tokens, signed, spec, seed):
     packed = codes_of(spec, rows, cols, rng, 0)
     codes = (rng.integers(0, 2, (tokens, cols)) * (2 if signed else 1) - signed).astype(np.int8)
     scales = rng.random(tokens).astype(np.float32)
-    tiles, ones = host.upload(runtime, packed), runtime.asarray(host.count_ones(packed))
-    got = host.matmul_bits(runtime, runtime.asarray(codes), runtime.asarray(scales), tiles, ones, signed)
+    tiles = host.upload(runtime, packed)
+    got = host.matmul_bits(runtime, runtime.asarray(codes), runtime.asarray(scales), tiles, signed)
     expected = reference.matmul_codes(codes, scales, codes.sum(axis=1, dtype=np.int32), reference.prepare(packed))
     np.testing.assert_array_equal(got, expected)
 
@@ -124,7 +138,7 @@ def test_a_row_with_other_than_one_bit_codes_is_nan(runtime):
     packed = codes_of("binary", 3, 40, np.random.default_rng(6), 0)
     codes = np.ones((2, 40), np.int8)
     codes[1, 7] = 0
-    args = host.upload(runtime, packed), runtime.asarray(host.count_ones(packed)), True
+    args = host.upload(runtime, packed), True
     got = host.matmul_bits(runtime, runtime.asarray(codes), runtime.asarray(np.ones(2, np.float32)), *args)
     assert np.isfinite(got[0]).all()
     assert np.isnan(got[1]).all()
