@@ -49,13 +49,13 @@ def _rows(quick: bool, threads: int, progress: Callable[[str], None]) -> list[di
     rows = []
     for case in all_cases(quick, threads):
         progress(f"{case.kernel} {case.format} {case.n} × {case.k}, {case.backend}, {threads} threads")
-        rows.append(row_of(case, limit, repeats=40 if quick else 100))
+        taken_us = time_us(case.call, case.operands(), repeats=40 if quick else 100)
+        rows.append(row_of(case, limit, taken_us))
     return rows
 
 
-def row_of(case: Case, limit_gb_per_s: float, repeats: int) -> dict[str, Any]:
-    """Time one case."""
-    taken_us = time_us(case.call, case.operands(), repeats)
+def row_of(case: Case, limit_gb_per_s: float, taken_us: float) -> dict[str, Any]:
+    """A case and its time as a row of the results."""
     speed = case.nbytes / taken_us / 1000
     return {
         "kernel": case.kernel,

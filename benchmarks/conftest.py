@@ -1,0 +1,67 @@
+"""What the CPU benchmarks share: the machine's bandwidth, timing a case, and the file of results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nearbank.kernels import set_threads, thread_count
+from nearbank.kernels.bench.bandwidth import read_gb_per_s
+from nearbank.kernels.bench.cases import Case
+from nearbank.kernels.bench.run import machine, row_of, versions
+from nearbank.kernels.bench.timing import PERCENTILE
+from nearbank.kernels.threads import usable_cores
+
+RESULTS = Path(__file__).parent / "results" / "cpu.json"
+ROWS: list[dict[str, object]] = []
+
+
+@pytest.fixture(params=sorted({1, len(usable_cores())}), scope="session", ids=lambda n: f"{n}-threads")
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """One thread, then all."""
+    before = thread_count()
+    set_threads(request.param)
+    yield request.param
+    set_threads(before)
+
+
+@pytest.fixture(scope="session")
+def limit(threads: int) -> float:
+    """The machine's read bandwidth with so many threads, GB/s."""
+    return read_gb_per_s()
+
+
+@pytest.fixture
+def timed(benchmark: object, limit: float) -> Callable[[Case], dict[str, object]]:
+    """Time a case over its operands in turn, keep its row for the file of results, and return it."""
+
+    def run(case: Case, rounds: int = 100) -> dict[str, object]:
+        operands = case.operands()
+        turn = cycle(operands)
+        rounds = max(rounds, len(operands))
+        benchmark.pedantic(lambda: case.call(next(turn)), rounds=rounds, warmup_rounds=len(operands))  # type: ignore[attr-defined]
+        if benchmark.disabled:  # type: ignore[attr-defined]
+            return {}
+        times_s = benchmark.stats.stats.data  # type: ignore[attr-defined]
+        row = row_of(case, limit, float(np.percentile(times_s, PERCENTILE)) * 1e6)
+        benchmark.extra_info.update(row)  # type: ignore[attr-defined]
+        ROWS.append(row)
+        return row
+
+    return run
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write what this run measured, with what made it."""
+    if not ROWS:
+        return
+    RESULTS.parent.mkdir(exist_ok=True)
+    date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    result = {"machine": machine(), "versions": versions(), "date": date, "rows": ROWS}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")

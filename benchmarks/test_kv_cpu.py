@@ -1,0 +1,23 @@
+"""The KV cache on the CPU: decode attention over 1 k to 128 k tokens, and appending a token."""
+
+from __future__ import annotations
+
+import pytest
+
+from nearbank.kernels.bench.cases import KV_FORMATS, append_case, attend_case, numpy_attend_case
+
+
+@pytest.mark.parametrize("tokens", [1024, 8192, 32768, 131072])
+@pytest.mark.parametrize("fmt", KV_FORMATS)
+def test_attend(timed, threads, fmt, tokens):
+    timed(attend_case(fmt, tokens, threads), rounds=30)
+
+
+@pytest.mark.parametrize("tokens", [1024, 8192])
+def test_attend_in_numpy(timed, threads, tokens):
+    timed(numpy_attend_case(tokens, threads), rounds=20)
+
+
+@pytest.mark.parametrize("fmt", KV_FORMATS)
+def test_append(timed, threads, fmt):
+    timed(append_case(fmt, 8192, threads))
