@@ -180,7 +180,7 @@ class MappedDecoder:
         y = sums.result() * self._scale
         if sums.matrix.scales:
             y = y * sums.scales()
-        elif self.weights.matrices[self._label][self._layer].scales is not None:
+        elif not sums.grouped and self.weights.matrices[self._label][self._layer].scales is not None:
             y = y * np.asarray(self.weights.matrices[self._label][self._layer].scales).reshape(-1)
         if self._label in self.weights.biases:
             y = y + self.weights.biases[self._label][self._layer]

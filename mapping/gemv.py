@@ -13,10 +13,11 @@ from nearbank.formats import Quantised, format_named, to_bf16
 from nearbank.mapping.functional import BankMemory, Bytes, Floats, Moment, execute
 from nearbank.mapping.loading import chunks_of, load_matrix, output_index
 from nearbank.mapping.matmul import label_of, matmul
-from nearbank.mapping.matrix_placement import MatrixPlacement
+from nearbank.mapping.matrix_placement import Chunks, MatrixPlacement
 from nearbank.mapping.sweep import READ, RESULT, VECTOR
 from nearbank.mapping.target import Target
 from nearbank.sim.program import Builder, Node, Program, Stream, Wait
+from nearbank.units import ceil_div
 
 
 def program_of(name: str, channels: int, write: Callable[[Builder, int], None]) -> Program:
@@ -51,53 +52,92 @@ def vector_bytes_of(fmt: str, vector: npt.NDArray[np.generic]) -> Bytes:
 class MatrixSums:
     """The ASIC's side of one matrix product: it holds the vector, and adds up the results of the chunks.
 
-    `totals` [outputs per bank, channels, banks] are the sums so far; `scales` are what was read from the rows.
+    `totals` [outputs per bank, channels, banks] are the sums so far; `scale_bytes` are what was read from the rows.
+    With scales per group, the results of a chunk wait until it ends, and are then scaled group by group.
     """
 
     matrix: MatrixPlacement
     target: Target
     vector: Bytes
-    chunk: int = 0
-    totals: Floats = field(default_factory=lambda: np.zeros(0))
     scale_bytes: dict[int, Bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         t = self.target
         self._kinds = list(chunks_of(self.matrix))
-        self._arrived = 0
-        self.totals = np.zeros((t.outputs_of(0, self.matrix.n), t.channels, t.banks))
+        self._chunk = 0
+        self.totals: Floats = np.zeros((t.outputs_of(0, self.matrix.n), t.channels, t.banks))
+        self._parts: dict[int, Floats] = {}
+
+    @property
+    def grouped(self) -> bool:
+        """True when every group of inputs has scales of its own."""
+        return format_named(self.matrix.use.format).scaling.per == "group"
 
     def send(self, channels: tuple[int, ...], data: int) -> Bytes:
         """A burst of the vector. Chunks follow each other in bursts of their own; zeros follow each."""
         size = self.target.column_bytes
         burst = np.zeros(size, dtype=np.uint8)
-        first, width = self._chunk_at(data - VECTOR)
+        first, width = self._begin_chunk(data - VECTOR)
         start = first * self.matrix.input_bytes
         offset = (data - VECTOR - self.target.bursts(start)) * size
         part = self.vector[start + offset : min(start + offset + size, start + width * self.matrix.input_bytes)]
         burst[: len(part)] = part
         return np.broadcast_to(burst, (len(channels), size)).copy()
 
-    def _chunk_at(self, burst: int) -> tuple[int, int]:
-        """(first input, width) of the chunk that a burst of the vector belongs to."""
-        bytes_each = self.matrix.input_bytes
-        started = [(f, w) for _, f, w, _ in self._kinds if self.target.bursts(f * bytes_each) <= burst]
-        return started[-1]
+    def _begin_chunk(self, burst: int) -> tuple[int, int]:
+        """(first input, width) of the chunk that a burst of the vector belongs to; the chunk before it is closed."""
+        starts = [self.target.bursts(first * self.matrix.input_bytes) for _, first, _, _ in self._kinds]
+        chunk = max(i for i, start in enumerate(starts) if start <= burst)
+        if chunk != self._chunk:
+            self._close_chunk()
+            self._chunk = chunk
+        return self._kinds[chunk][1:3]
 
     def receive(self, command: str, channels: tuple[int, ...], data: int, burst: Floats | Bytes) -> None:
+        """Accumulators, or scales from the rows."""
+        where = list(channels)
         if command == "RD":
-            for channel, values in zip(channels, burst, strict=True):
-                whole = self.scale_bytes.setdefault(
-                    data - READ, np.zeros((self.target.channels, burst.shape[1]), np.uint8)
-                )
-                whole[channel] = values
+            empty = np.zeros((self.target.channels, burst.shape[1]), np.uint8)
+            self.scale_bytes.setdefault(data - READ, empty)[where] = burst
             return
-        output, part = divmod(data - RESULT, self.target.read_bursts)
-        width = burst.shape[1]
-        self.totals[output, list(channels), part * width : (part + 1) * width] += burst
+        output, turn = divmod(data - RESULT, self.target.read_bursts)
+        span = slice(turn * burst.shape[1], (turn + 1) * burst.shape[1])
+        if self.grouped:
+            room = np.zeros((self.target.channels, self.target.banks))
+            self._parts.setdefault(output, room)[where, span] = burst
+        else:
+            self.totals[output, where, span] += burst
+
+    def _close_chunk(self) -> None:
+        """Add scale · (sum − zero · Σx) of every group of the chunk at hand."""
+        if not self._parts:
+            return
+        chunks, first, width, _ = self._kinds[self._chunk]
+        group = format_named(self.matrix.use.format).scaling.group
+        inputs = self.vector[first : first + width].view(np.int8).astype(np.int64)
+        totals = [inputs[i : i + group].sum() for i in range(0, width, group)]
+        for index, sums in self._parts.items():
+            output, part = divmod(index, chunks.parts)
+            scale, zero = self._group_scale(chunks, output, part)
+            self.totals[output] += scale * (sums - zero * totals[part])
+        self._parts.clear()
+        self.scale_bytes.clear()
+
+    def _group_scale(self, chunks: Chunks, output: int, part: int) -> tuple[Floats, Floats]:
+        """Scale and zero [channels, banks] of one group of one output, from the bytes at the end of its row."""
+        banks, size = self.target.banks, self.target.column_bytes
+        row, place = divmod(output, chunks.packing.per_row)
+        first = place * 5 * chunks.parts
+        columns = [
+            np.stack([self.scale_bytes[(row * chunks.scale_columns + c) * banks + k] for k in range(banks)], axis=1)
+            for c in range(first // size, ceil_div(first + 5 * chunks.parts, size))
+        ]
+        found = np.concatenate(columns, axis=2)[:, :, first % size :]  # [channels, banks, bytes]
+        scale = np.ascontiguousarray(found[:, :, 4 * part : 4 * part + 4]).view(np.float32)[:, :, 0]
+        return scale.astype(np.float64), found[:, :, 4 * chunks.parts + part].astype(np.float64)
 
     def scales(self) -> npt.NDArray[np.float32]:
-        """The scales [n] that were read, in the order of the outputs."""
+        """The scales per row [n] that were read, in the order of the outputs."""
         bursts = [self.scale_bytes[i] for i in range(len(self.scale_bytes))]
         flat = np.concatenate(bursts, axis=1)  # [channels, bytes]
         each = self.target.outputs_of(0, self.matrix.n)
@@ -106,7 +146,8 @@ class MatrixSums:
         return used.reshape(t.channels, each, t.banks).transpose(1, 0, 2).reshape(-1)[: self.matrix.n]
 
     def result(self) -> Floats:
-        """The sums [n], in the order of the outputs."""
+        """The sums [n], in the order of the outputs; scaled where scales are per group."""
+        self._close_chunk()
         result = np.zeros(self.totals.size)
         result[output_index(self.target, self.matrix.n).reshape(-1)] = self.totals.reshape(-1)
         return result[: self.matrix.n]
@@ -148,7 +189,7 @@ def run_gemv(
     sums = MatrixSums(matrix, target, vector_bytes_of(matrix.input_format, vector))
     execute(gemv_program(matrix, target), memory, _GemvUnit(sums))
     fmt = format_named(matrix.use.format)
-    if fmt.is_float:
+    if fmt.is_float or sums.grouped:
         return sums.result()
     scales = sums.scales() if matrix.scales else np.asarray(weights.scales).reshape(-1)
     return np.asarray(sums.result() * scales)

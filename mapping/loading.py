@@ -31,20 +31,20 @@ def load_matrix(memory: BankMemory, matrix: MatrixPlacement, weights: Quantised,
         raise NearbankError(
             f"{matrix.name}: weights are {list(weights.codes.shape)}; placed are [{matrix.n}, {matrix.k}]"
         )
-    if fmt.scaling.per == "group":
-        raise NearbankError(f"{matrix.name}: scales per group cannot be executed yet; use scales per row or tensor")
     offset = layer * matrix.region.stride
     for chunks, first, width, row in chunks_of(matrix):
-        packed = _packed(fmt, weights.codes[:, first : first + width], matrix, width)
+        packed = _packed(fmt, weights.codes[:, first : first + width], chunks.packing.columns * matrix.use.values)
         _write_outputs(memory, chunks, _dealt(packed, memory.target), row + offset)
+        if chunks.scale_columns:
+            _write_group_scales(memory, chunks, weights, first // fmt.scaling.group, row + offset)
     if matrix.scales and weights.scales is not None:
         _write_scales(memory, matrix, weights.scales, matrix.scales.first_row + offset)
 
 
-def _packed(fmt: Format, codes: Codes, matrix: MatrixPlacement, width: int) -> Bytes:
-    """uint8[n, column bytes · columns]: outputs filled up to whole columns with the format's neutral code."""
-    padded = np.full((len(codes), matrix.use.columns(width) * matrix.use.values), fmt.zero, dtype=codes.dtype)
-    padded[:, :width] = codes
+def _packed(fmt: Format, codes: Codes, width: int) -> Bytes:
+    """Outputs [n, bytes] filled up to `width` values, whole columns, with the format's neutral code."""
+    padded = np.full((len(codes), width), fmt.zero, dtype=codes.dtype)
+    padded[:, : codes.shape[1]] = codes
     return fmt.pack(padded)
 
 
@@ -75,6 +75,21 @@ def _write_scales(memory: BankMemory, matrix: MatrixPlacement, scales: npt.NDArr
         row, column = divmod(columns, target.columns)
         part = flat[:, burst * target.column_bytes : (burst + 1) * target.column_bytes]
         memory.column(first_row + row, column)[:, bank, : part.shape[1]] = part
+
+
+def _write_group_scales(memory: BankMemory, chunks: Chunks, weights: Quantised, group: int, first_row: int) -> None:
+    """At the end of each row, output after output: the scales of its groups, then their zeros."""
+    assert weights.scales is not None
+    assert weights.zeros is not None
+    taken = slice(group, group + chunks.parts)
+    scales = np.ascontiguousarray(weights.scales[:, taken], dtype=np.float32).view(np.uint8)
+    per_output = np.concatenate([scales, weights.zeros[:, taken]], axis=1)
+    dealt = _dealt(per_output, memory.target)
+    first_byte = chunks.packing.row_columns * memory.target.column_bytes
+    for output in range(len(dealt)):
+        row, place = divmod(output, chunks.packing.per_row)
+        start = first_byte + place * per_output.shape[1]
+        memory.row(first_row + row)[:, :, start : start + per_output.shape[1]] = dealt[output]
 
 
 def output_index(target: Target, n: int) -> npt.NDArray[np.int64]:

@@ -94,7 +94,7 @@ def _read_columns(b: Builder, target: Target, row: Address, columns: int, data: 
 
 
 def _sweep_of(matrix: MatrixPlacement, chunks: Chunks, target: Target) -> Sweep:
-    steps, bursts = matrix.use.steps_for(chunks.width), target.read_bursts
+    steps, bursts = chunks.steps(matrix.use), target.read_bursts
     return Sweep(
         chunks.packing,
         matrix.use.mac_format,
@@ -109,10 +109,9 @@ def _sweep_of(matrix: MatrixPlacement, chunks: Chunks, target: Target) -> Sweep:
     )
 
 
-def _send(b: Builder, matrix: MatrixPlacement, first: Address, width: int, target: Target) -> None:
+def _send(b: Builder, matrix: MatrixPlacement, chunks: Chunks, first: Address, target: Target) -> None:
     """The vector of a chunk, with zeros up to the last lane of the last column, where padded weights lie."""
-    use = matrix.use
-    padded = use.columns(width) * use.steps_for(width) * use.lanes
+    padded = chunks.packing.columns * chunks.steps(matrix.use) * matrix.use.lanes
     send_vector(b, target.bursts(padded * matrix.input_bytes), VECTOR + first)
 
 
@@ -130,7 +129,7 @@ def _chunks(
     stride = target.bursts(chunks.width * matrix.input_bytes)
     with b.loop(count) as chunk:
         if outputs.here:
-            _send(b, matrix, first + chunk * stride, chunks.width, target)
+            _send(b, matrix, chunks, first + chunk * stride, target)
             row = rows(chunks.first_row) + chunk * chunks.rows
             sweep(b, _sweep_of(matrix, chunks, target), row, outputs.here, RESULT)
         work = _sum_work(matrix, chunks, outputs.most * target.banks * target.channels)
@@ -163,14 +162,16 @@ def _last_chunk(
     size = periods * each
     pieces = outputs.least // size
     if outputs.here:
-        _send(b, matrix, first, chunks.width, target)
+        _send(b, matrix, chunks, first, target)
     with b.loop(pieces) as i:
         result = RESULT + i * (size * plan.output_stride)
-        sweep(b, plan, row + i * (periods * period_rows), size, result)
+        scales = READ + i * (periods * plan.period_scales)
+        sweep(b, plan, row + i * (periods * period_rows), size, result, scales)
         _hand_over(b, matrix, chunks, size, target, follow)
     if outputs.most > pieces * size:
-        rest = RESULT + pieces * size * plan.output_stride
-        sweep(b, plan, row + pieces * periods * period_rows, outputs.here - pieces * size, rest)
+        to = RESULT + pieces * size * plan.output_stride
+        left = READ + pieces * periods * plan.period_scales
+        sweep(b, plan, row + pieces * periods * period_rows, outputs.here - pieces * size, to, left)
         _hand_over(b, matrix, chunks, outputs.most - pieces * size, target, follow)
 
 

@@ -34,6 +34,10 @@ class Chunks:
     scale_columns: int
     first_row: int = 0
 
+    def steps(self, use: ColumnUse) -> int:
+        """MAC commands per column: fewer where an output does not fill its only column."""
+        return use.steps if self.packing.columns > 1 else use.steps_for(self.width)
+
 
 @dataclass(frozen=True, slots=True)
 class MatrixPlacement:
@@ -125,7 +129,7 @@ def _chunk(n: int, first: int, width: int, count: int, fmt: Format, use: ColumnU
 
 def _with_scales(fmt: Format, use: ColumnUse, width: int, target: Target) -> tuple[Packing, int]:
     """Whole outputs per row, and the columns at the row's end for the scales of their groups."""
-    columns = use.columns(width)
+    columns = ceil_div(width, fmt.scaling.group) * use.columns(fmt.scaling.group)
     scale_bytes = fmt.scaling.bytes_for(1, width)
     per_row = max(target.columns // columns, 1)
     while per_row > 1 and per_row * columns + target.bursts(per_row * scale_bytes) > target.columns:

@@ -66,29 +66,39 @@ class Sweep:
         return self.part_columns - self.skip if self.used is None else self.used
 
     @property
+    def period_scales(self) -> int:
+        """Bursts of scales read in one period of the packing."""
+        return self.packing.period[1] * self.scale_columns * self.banks
+
+    @property
     def simple(self) -> bool:
         """One part, one query, whole outputs: what may also cross rows."""
         whole = self.used_columns == self.packing.columns
         return self.parts == self.queries == 1 and whole and not self.scale_columns
 
 
-def sweep(b: Builder, plan: Sweep, row: Address, outputs: int, result: Address) -> None:
-    """Append the commands that multiply and read the first `outputs` outputs from row address `row` on."""
+def sweep(b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address = READ) -> None:
+    """Append the commands that multiply and read the first `outputs` outputs from row address `row` on.
+
+    `result` and `scales` are where their results and the scales in their rows go.
+    """
     each, rows = plan.packing.period
     full, rest = divmod(outputs, each)
     with b.loop(full) as period:
-        _period(b, plan, row + period * rows, each, result + period * (each * plan.output_stride))
-    _period(b, plan, row + full * rows, rest, result + full * each * plan.output_stride)
+        to = result + period * (each * plan.output_stride)
+        _period(b, plan, row + period * rows, each, to, scales + period * plan.period_scales)
+    rest_to = result + full * each * plan.output_stride
+    _period(b, plan, row + full * rows, rest, rest_to, scales + full * plan.period_scales)
 
 
-def _period(b: Builder, plan: Sweep, row: Address, outputs: int, result: Address) -> None:
+def _period(b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address) -> None:
     if not outputs:
         return
     if plan.simple:
         for offset, runs in plan.packing.visits(outputs):
             _visit(b, plan, row + offset, runs, result)
     else:
-        _nested_visit(b, plan, row, outputs, result)
+        _nested_visit(b, plan, row, outputs, result, scales)
 
 
 @contextmanager
@@ -138,7 +148,7 @@ def _whole_outputs(b: Builder, plan: Sweep, row: Address, whole: list[Run], resu
         read_result(b, plan.bursts, result + (first.output + i) * plan.output_stride)
 
 
-def _nested_visit(b: Builder, plan: Sweep, row: Address, outputs: int, result: Address) -> None:
+def _nested_visit(b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address) -> None:
     """A row of whole outputs of several parts or queries, or of which not all columns are used."""
     alone = outputs * plan.parts * plan.queries == 1 and not plan.scale_columns
     b.command("ACT16", row=row)
@@ -150,7 +160,7 @@ def _nested_visit(b: Builder, plan: Sweep, row: Address, outputs: int, result: A
             target = result + o * plan.output_stride + p * plan.part_stride + q * plan.query_stride
             read_result(b, plan.bursts, target)
     with b.loop(plan.scale_columns) as c, b.loop(plan.banks) as bank:
-        b.command("RD", bank=bank, row=row, column=plan.packing.row_columns + c, data=READ + c * plan.banks + bank)
+        b.command("RD", bank=bank, row=row, column=plan.packing.row_columns + c, data=scales + c * plan.banks + bank)
     b.command("PREA")
     if alone:
         read_result(b, plan.bursts, result)

@@ -103,6 +103,7 @@ class Plain:
         ("pim-gpt-ternary", "ternary", "bf16", 0.005),
         ("pim-gpt-ternary", "ternary-tensor", "int8", 0.005),
         ("pim-gpt-ternary", "binary", "int4", 0.005),
+        ("pim-gpt-ternary", "int4-g64", "int2", 0.005),
     ],
 )
 def test_a_prompt_and_three_tokens_equal_the_plain_decoder(

@@ -62,6 +62,12 @@ def test_integer_products_are_exact(fmt: str, n: int, k: int, seed: int) -> None
     assert relative_error(n, k, fmt, EXACT, seed) < 1e-6
 
 
+@given(fmt=st.sampled_from(["int4", "int2", "int4-g64", "int2-g256"]), **SHAPES)
+@settings(max_examples=12, deadline=None)
+def test_products_with_scales_and_zeros_per_group(fmt: str, n: int, k: int, seed: int) -> None:
+    assert relative_error(n, k, fmt, EXACT, seed) < 1e-5
+
+
 @given(**SHAPES)
 @settings(max_examples=10, deadline=None)
 def test_bf16_products_differ_by_float32_rounding(n: int, k: int, seed: int) -> None:
