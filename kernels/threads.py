@@ -1,15 +1,16 @@
 """Worker threads for compiled functions that release the GIL, each pinned to a core.
 
-The calling thread takes the last part itself and is never pinned. The number of threads is the process's
-choice: `set_threads`, or NEARBANK_THREADS, or every core the process may run on.
+Work is cut in a few parts per thread, and every thread takes the next part when it has finished one. The
+calling thread starts at once and is never pinned; a worker that wakes late simply takes fewer parts. How many
+threads is the process's choice: `set_threads`, or NEARBANK_THREADS, or every core the process may run on.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import pairwise
 from queue import SimpleQueue
 
@@ -17,6 +18,7 @@ from nearbank.errors import NearbankError
 
 # Below this much memory touched per thread, waking another thread costs more than it saves.
 BYTES_WORTH_A_THREAD = 256 * 1024
+PARTS_PER_THREAD = 4
 
 
 def usable_cores() -> list[int]:
@@ -26,13 +28,37 @@ def usable_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-@dataclass
 class Job:
-    """One part of the work, and what became of it."""
+    """run(first, last) over parts of `items`, shared by the threads that call `work`."""
 
-    run: Callable[[], None]
-    done: threading.Event = field(default_factory=threading.Event)
-    error: BaseException | None = None
+    def __init__(self, run: Callable[[int, int], None], items: int, parts: int) -> None:
+        edges = [items * i // parts for i in range(parts + 1)]
+        self._run = run
+        self._left = list(pairwise(edges))[::-1]  # list.pop hands each part out once
+        self._finished: list[BaseException | None] = []
+        self._parts = parts
+
+    def work(self) -> None:
+        """Take parts until none is left."""
+        while True:
+            try:
+                first, last = self._left.pop()
+            except IndexError:
+                return
+            error: BaseException | None = None
+            try:
+                self._run(first, last)
+            except BaseException as raised:  # handed to the caller of `wait`
+                error = raised
+            self._finished.append(error)
+
+    def wait(self) -> None:
+        """Return when all parts are finished; raise what one of them raised."""
+        while len(self._finished) < self._parts:
+            time.sleep(0)  # microseconds at most: every part has been taken
+        for error in self._finished:
+            if error is not None:
+                raise error
 
 
 class Workers:
@@ -41,68 +67,56 @@ class Workers:
     def __init__(self) -> None:
         self._queues: list[SimpleQueue[Job]] = []
         self._owner = os.getpid()
-        self._busy = threading.Lock()
-        self.count = int(os.environ.get("NEARBANK_THREADS", "0")) or len(usable_cores())
+        self._starting = threading.Lock()
+        self.count = _threads_wanted()
 
-    def resize(self, count: int) -> None:
-        """Use `count` threads from now on, the caller's among them."""
-        if count < 1:
-            raise NearbankError(f"{count} threads; expected 1 or more")
-        self.count = count
+    def share(self, job: Job, helpers: int) -> None:
+        """Do the job here, with the help of so many workers."""
+        for queue in self._started(helpers):
+            queue.put(job)
+        job.work()
+        job.wait()
 
-    def run_all(self, parts: list[Callable[[], None]]) -> None:
-        """Run all parts, the last one here. One caller at a time; another one runs its parts by itself."""
-        if len(parts) == 1 or not self._busy.acquire(blocking=False):
-            for part in parts:
-                part()
-            return
-        try:
-            jobs = [self._send(i, part) for i, part in enumerate(parts[:-1])]
-            try:
-                parts[-1]()
-            finally:
-                for job in jobs:
-                    job.done.wait()
-        finally:
-            self._busy.release()
-        for job in jobs:
-            if job.error is not None:
-                raise job.error
-
-    def _send(self, index: int, part: Callable[[], None]) -> Job:
-        if self._owner != os.getpid():  # a fork copies no threads
-            self._queues, self._owner = [], os.getpid()
-        while len(self._queues) <= index:
-            self._start()
-        job = Job(part)
-        self._queues[index].put(job)
-        return job
+    def _started(self, helpers: int) -> list[SimpleQueue[Job]]:
+        with self._starting:
+            if self._owner != os.getpid():  # a fork copies no threads
+                self._queues, self._owner = [], os.getpid()
+            while len(self._queues) < helpers:
+                self._start()
+            return self._queues[:helpers]
 
     def _start(self) -> None:
         queue: SimpleQueue[Job] = SimpleQueue()
-        core = usable_cores()[(len(self._queues) + 1) % len(usable_cores())]
+        cores = usable_cores()
+        core = cores[(len(self._queues) + 1) % len(cores)]
         self._queues.append(queue)
         threading.Thread(target=_serve, args=(queue, core), daemon=True, name="nearbank-cpu").start()
+
+
+def _threads_wanted() -> int:
+    given = os.environ.get("NEARBANK_THREADS")
+    if given is None:
+        return len(usable_cores())
+    if not given.isdecimal() or int(given) < 1:
+        raise NearbankError(f"NEARBANK_THREADS={given}; expected a number of threads, 1 or more")
+    return int(given)
 
 
 def _serve(queue: SimpleQueue[Job], core: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     while True:
-        job = queue.get()
-        try:
-            job.run()
-        except BaseException as error:  # handed to the caller, who raises it
-            job.error = error
-        job.done.set()
+        queue.get().work()
 
 
 _workers = Workers()
 
 
 def set_threads(count: int) -> None:
-    """Threads that kernels may use from now on."""
-    _workers.resize(count)
+    """Threads that kernels may use from now on, the caller's among them."""
+    if count < 1:
+        raise NearbankError(f"{count} threads; expected 1 or more")
+    _workers.count = count
 
 
 def thread_count() -> int:
@@ -111,11 +125,9 @@ def thread_count() -> int:
 
 
 def in_parts(run: Callable[[int, int], None], items: int, work: int) -> None:
-    """run(first, last) over `items`, split among threads when `work` bytes make that worth it."""
+    """run(first, last) over `items`, shared among threads when `work` bytes make that worth it."""
     count = max(1, min(_workers.count, items, work // BYTES_WORTH_A_THREAD))
-    edges = [items * i // count for i in range(count + 1)]
-    _workers.run_all([_part(run, a, b) for a, b in pairwise(edges)])
-
-
-def _part(run: Callable[[int, int], None], first: int, last: int) -> Callable[[], None]:
-    return lambda: run(first, last)
+    if count == 1:
+        run(0, items)
+        return
+    _workers.share(Job(run, items, min(items, count * PARTS_PER_THREAD)), count - 1)

@@ -14,7 +14,7 @@ from numba import njit
 from nearbank.kernels.cpu.dense import Dense, matmul_dense, prepare_dense
 from nearbank.kernels.cpu.dot import dot, pairs
 from nearbank.kernels.cpu.dot_bits import multiply_bits, sums_of_codes, words_of
-from nearbank.kernels.cpu.paths import PATHS, Path, Portable, chosen_path
+from nearbank.kernels.cpu.paths import PATHS, Avx512Vnni, Path, Portable, chosen_path, cpu_features
 from nearbank.kernels.cpu.tiles import ROWS, Tiles, tile
 from nearbank.kernels.cpu.weighted import matmul_tiles_floats
 from nearbank.kernels.levels import Levels
@@ -117,12 +117,17 @@ def matmul_codes(
     return y
 
 
+def _counting_wins(path: Path) -> bool:
+    """One bit: always. Two bits: where a vector's bits are counted in one instruction and VNNI is not at hand."""
+    return path.bits == 1 or (not isinstance(path, Avx512Vnni) and "avx512vpopcntdq" in cpu_features())
+
+
 def matmul_low(
     codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[np.int32], state: CpuMatrix, levels: Levels
 ) -> Floats:
     """`matmul_codes` for activations of 1 or 2 bits: counts bits where the weights have as many."""
     tiles = state.tiles
-    if levels.bits != tiles.bits or state.code_sums is None:
+    if levels.bits != tiles.bits or state.code_sums is None or not _counting_wins(state.path):
         return matmul_codes(codes, scales, sums, state)
     unsigned = ((codes - np.int8(levels.low)) // np.int8(levels.step)).astype(np.uint8)
     words = words_of(tiles.spread_columns(unsigned), tiles.bits)
