@@ -17,7 +17,7 @@ from nearbank.mapping import asic
 from nearbank.mapping.asic import Work
 from nearbank.mapping.attention import Attention, Span, append_keys, attend
 from nearbank.mapping.cache_placement import heads_at_work, score_bytes, vector_bytes
-from nearbank.mapping.matmul import Follow, Rows, label_of, matmul
+from nearbank.mapping.matmul import Follow, Rows, matmul
 from nearbank.mapping.placement import Placement, place
 from nearbank.mapping.sweep import Address
 from nearbank.mapping.target import Target, target_of
@@ -301,6 +301,3 @@ def _check_sram(model: ModelDescription, target: Target, placement: Placement) -
     need = max(score_bytes(heads, cache.max_context, cache.input_bytes), scales) + vector_bytes(model)
     what = f"{heads} heads' scores at {cache.max_context} tokens and the vectors of one token"
     target.asic.check_sram(need, what, "use a shorter context")
-
-
-__all__ = ["MappingOptions", "Plan", "label_of", "plan"]
