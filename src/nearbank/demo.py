@@ -15,7 +15,7 @@ from typing import Any
 from nearbank import __version__
 from nearbank.baselines.processor import load_processor
 from nearbank.baselines.roofline import modelled_rows
-from nearbank.kernels.cpu.threads import thread_count
+from nearbank.kernels.threads import thread_count
 from nearbank.models import Generation, Model, Sampling, load_model, record
 from nearbank.replay import Replay, record_timeline, replay
 from nearbank.report import MachineRow, Report, Section

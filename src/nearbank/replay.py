@@ -8,7 +8,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from nearbank.formats import format_named
-from nearbank.mapping import MappingOptions, Plan, bounds, bytes_off_chip, describe, plan
+from nearbank.mapping import MappingOptions, Plan, bank_hit_rate, bounds, bytes_off_chip, describe, plan
 from nearbank.report import MachineRow
 from nearbank.sim.energy import energy
 from nearbank.sim.engine import Player
@@ -111,7 +111,7 @@ def _row(load: Workload, machine: Machine, result: SimResult, formats: tuple[str
         time_ns=ceil_div(result.time_ps, 1000),
         cycles=result.cycles,
         energy_by_component_pj=_picojoules(result, machine),
-        row_hit_rate=result.row_hit_rate,
+        row_hit_rate=bank_hit_rate(result.commands(), machine.organization.banks),
         bytes_off_chip=sum(moved.values()),
         time_by_part_ns=_nanoseconds(result.label_cycles, result),
         utilisation=_utilisation(machine, result, sum(moved.values())),
