@@ -2,14 +2,15 @@
 
 int4        each token and head rounded when it is appended; attention sees only rounded values
 int4-past   past-only quantisation (WKVQuant, arXiv 2402.12065): a token attends its own K and V exactly
-int4-kivi   KIVI (arXiv 2402.02750): keys per channel over 32 tokens, values per token over 32 channels, the last
-            32 tokens exact
+int4-kivi   KIVI (arXiv 2402.02750): keys per channel over 32 tokens, values per token; keys of an unfinished
+            group and values of the last 32 tokens exact
 int4-2d     two-dimensional quantisation (WKVQuant): a shift and a scale per channel, fitted to calibration text
             (`nearbank.models.kv_fit`), then plain rounding per token
 int4-wkv    WKVQuant: int4-2d and int4-past together
 
-with any cache format in place of int4 (all but the plain one need an integer one). The plain ones run in the kernels'
-cache, the others in `nearbank.models.plain_cache`, which is for measuring quality, not for speed.
+with any cache format in place of int4 (all but the plain one need an integer one). Plain, past-only and KIVI caches
+are the kernels'; the fitted ones, and any with sliding windows or soft-capped scores, are
+`nearbank.models.plain_cache`'s, which is for measuring quality, not for speed.
 """
 
 from __future__ import annotations
@@ -71,10 +72,7 @@ class KvScheme:
 
     def rounded_values(self, values: Floats) -> Floats:
         """Values [G, n, E] as stored."""
-        if self.method != "kivi":
-            return rounded(values, self.format)
-        width = min(KIVI_GROUP, values.shape[2])
-        return _asymmetric(values.reshape(*values.shape[:2], -1, width), self.format).reshape(values.shape)
+        return rounded(values, self.format)
 
     def rounded_until(self, end: int) -> tuple[int, int]:
         """How many of the first tokens a query at position `end` − 1 sees rounded: (of keys, of values)."""
@@ -89,11 +87,11 @@ class KvScheme:
 
     def bytes_per_token(self, kv_heads: int, head_dim: int) -> int:
         """Bytes of K and V of one token in one layer, scales and offsets included, exact tails left out."""
+        per_token = self.format.for_cache().bytes_for(1, head_dim)
         if self.method != "kivi":
-            return 2 * kv_heads * self.format.for_cache().bytes_for(1, head_dim)
-        groups = -(-head_dim // KIVI_GROUP)  # of values; keys spread theirs over 32 tokens
-        keys = self.format.row_bytes(head_dim) + -(-head_dim * PARAM_BYTES // KIVI_GROUP)
-        return kv_heads * (keys + self.format.row_bytes(head_dim) + groups * PARAM_BYTES)
+            return 2 * kv_heads * per_token
+        spread = -(-head_dim * PARAM_BYTES // KIVI_GROUP)  # a scale and an offset per channel and 32 tokens
+        return kv_heads * (per_token + self.format.row_bytes(head_dim) + spread)
 
 
 @lru_cache

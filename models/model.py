@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nearbank.errors import NearbankError
-from nearbank.kernels import KVCache, thread_count
+from nearbank.kernels import KVCache, WindowedKVCache, thread_count
 from nearbank.models.execution import Cache, Floats, Linear, Pass
 from nearbank.models.kv import ChannelFit, kv_scheme
 from nearbank.models.plain_cache import PlainCache
@@ -80,9 +80,11 @@ class Model:
         sizes = (shape.layers, shape.kv_heads, shape.head_dim, capacity)
         scheme = kv_scheme(self.kv)
         slides = any(window is not None and window < capacity for window in shape.windows)
-        if slides or shape.softcap is not None or scheme.method != "plain":
+        if slides or shape.softcap is not None or scheme.needs_fit:
             return PlainCache(*sizes, scheme, shape.windows, shape.softcap, self.kv_fit)
-        return KVCache(*sizes, self.kv, self.backend)
+        if scheme.method == "plain":
+            return KVCache(*sizes, self.kv, self.backend)
+        return WindowedKVCache(*sizes, scheme.format, scheme.method, backend=self.backend)
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Token numbers of a text."""

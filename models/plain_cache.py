@@ -1,5 +1,5 @@
-"""A KV cache in plain NumPy for what the kernels' cache does not do: sliding windows, soft-capped scores, and the
-methods of `nearbank.models.kv` that keep part of the past exact.
+"""A KV cache in plain NumPy for what the kernels' caches do not do: sliding windows, soft-capped scores, and channels
+fitted layer by layer. Tests hold the kernels' caches against it.
 
 It holds exact and rounded values side by side as float32; what a format would store is counted, not allocated.
 """

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.models.random_gpt import random_model
 
-from nearbank.kernels import KVCache
+from nearbank.kernels import KVCache, WindowedKVCache
 from nearbank.models.execution import Cache
 from nearbank.models.kv import KIVI_GROUP, ChannelFit, kv_scheme
 from nearbank.models.kv_fit import fit_channels, load_fit, save_fit
@@ -97,6 +97,16 @@ def test_kivi_rounds_keys_per_channel_and_values_per_token() -> None:
     np.testing.assert_allclose(scheme.rounded_values(values), values, rtol=0.01)
 
 
+@pytest.mark.parametrize("name", ["int8-past", "int4-past", "int4-kivi", "int2-kivi"])
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_the_kernels_windowed_cache_equals_the_plain_one(name: str, backend: str) -> None:
+    scheme = kv_scheme(name)
+    kernel = WindowedKVCache(1, 2, 32, 90, scheme.format, scheme.method, backend=backend)
+    lengths = [50, 1, 1, 20, 13]
+    for ours, theirs in zip(filled(PlainCache(1, 2, 32, 90, scheme), lengths), filled(kernel, lengths), strict=True):
+        np.testing.assert_allclose(theirs, ours, atol=2e-6)
+
+
 @pytest.mark.parametrize("name", ["fp32", "bf16", "int8", "int4", "int2"])
 def test_allocated_bytes_equal_the_arithmetic(name: str) -> None:
     layers, kv_heads, head_dim, tokens = 3, 2, 64, 512
@@ -108,7 +118,7 @@ def test_bytes_by_hand() -> None:
     """64 values: 4 bit = 32 bytes and 4 of scale and offset, for K and for V; KIVI spreads K's over 32 tokens."""
     assert kv_scheme("int4").bytes_per_token(1, 64) == 2 * (32 + 4)
     assert kv_scheme("int2-past").bytes_per_token(3, 64) == 3 * 2 * (16 + 4)
-    assert kv_scheme("int2-kivi").bytes_per_token(1, 64) == (16 + 64 * 4 // 32) + (16 + 2 * 4)
+    assert kv_scheme("int2-kivi").bytes_per_token(1, 64) == (16 + 64 * 4 // 32) + (16 + 4)
 
 
 @pytest.mark.parametrize("name", ["int3", "ternary", "int4-", "int4-future", "bf16-past", "kivi"])
