@@ -27,6 +27,9 @@ unit: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-only
 
+bench-gpu: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/gpu.py
+
 # The README's picture is the second table of the demo.
 figures: $(VENV)/.installed-core
 	$(BIN)/nearbank demo --out build/demo
@@ -45,7 +48,7 @@ $(VENV)/.installed-core: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(PIP) --editable '.[dev,models]'
+	$(PIP) --editable '.[dev,models,gpu-checks]'
 	touch $@ $(VENV)/.installed-core
 
 clean:
