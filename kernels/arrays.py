@@ -24,6 +24,11 @@ def is_torch(x: Any) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def on_gpu(x: Any) -> bool:
+    """True for CUDA tensors of torch and for arrays of CuPy and its like."""
+    return bool(x.is_cuda) if is_torch(x) else hasattr(x, "__cuda_array_interface__")
+
+
 def taken(x: Any, name: str) -> tuple[Array, Callable[[Array], Any]]:
     """(x as a NumPy array, how to hand a result back as the caller's kind of array), without copies.
 
@@ -34,7 +39,7 @@ def taken(x: Any, name: str) -> tuple[Array, Callable[[Array], Any]]:
         return x, _as_it_is
     if is_torch(x):
         return _from_torch(x, name), sys.modules["torch"].from_numpy
-    if hasattr(x, "__cuda_array_interface__"):
+    if on_gpu(x):
         raise _elsewhere(name, type(x).__name__, "a GPU")
     if hasattr(x, "__dlpack__"):
         return _from_dlpack(x, name), _as_it_is

@@ -303,12 +303,14 @@ def linear(
     epsilon: float = 1e-5,
     out: Any = None,
     workspace: StagedRows | None = None,
+    activations: str = "auto",
 ) -> Any:
     """x [M, K] on the GPU → x · Wᵀ [M, N] float32 on the GPU, on the caller's stream, without waiting.
 
     Integer weights: rows of x (fp32, fp16, bf16) are rounded to int8 in one kernel together with the norm ("rms",
-    "layer", with float32 gain and bias [K]). Float weights: x must be float32, without a norm. A row of x with NaN
-    or infinity comes out as NaN. `workspace` (`make_workspace`) and `out` let a captured graph be played again.
+    "layer", with float32 gain and bias [K]); activations "fp32" keeps x instead. Float weights keep x too. Where x is
+    kept it must be float32, without a norm. A row of x with NaN or infinity comes out as NaN. `workspace`
+    (`make_workspace`) and `out` let a captured graph be played again.
     """
     rows = given(x, "x")
     cols = weights.shape[1] if isinstance(weights, FloatRows) else weights.shape.cols
@@ -319,9 +321,9 @@ def linear(
     target = None if out is None else given(out, "out").array
     with callers_stream(rows):
         array = runtime.xp.ascontiguousarray(rows.array)
-        if isinstance(weights, FloatRows):
+        if isinstance(weights, FloatRows) or activations == "fp32":
             if rows.kind != "fp32" or norm is not None:
-                raise NearbankError(f"float weights take float32 x without a norm; x is {rows.kind}, norm is {norm}")
+                raise NearbankError(f"x is kept only as float32 and without a norm; it is {rows.kind}, norm is {norm}")
             return rows.returned(host.matmul_floats(runtime, array, weights, target))
         gains, biases = (None if vector is None else _vector(vector, cols, runtime) for vector in (gain, bias))
         kinds = host.KIND[rows.kind], weights.shape, NORMS[norm]

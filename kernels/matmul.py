@@ -11,7 +11,7 @@ import numpy.typing as npt
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.kernels.activations import Floats, Rows, checked_rows, quantise_rows
-from nearbank.kernels.arrays import taken
+from nearbank.kernels.arrays import on_gpu, taken
 from nearbank.kernels.backends import backend_named, resolve
 from nearbank.kernels.levels import checked_levels
 from nearbank.kernels.packed import PackedMatrix
@@ -38,10 +38,14 @@ def prepare(packed: PackedMatrix, backend: str = "auto") -> Matrix:
 def linear(x: Any, matrix: Matrix, activations: str = "auto") -> Any:
     """x [M, K] float → x · Wᵀ [M, N] float32: a torch tensor for a torch tensor, else a NumPy array.
 
+    With weights prepared for the backend "cupy", x may lie on the GPU: y stays there, nothing is copied or waited for.
+
     activations: "int8" rounds each row of x to int8 and multiplies integers; "fp32" keeps x.
     "auto" is "int8" for integer weights and "fp32" for float weights.
     """
     chosen = _activations_for(matrix, activations)
+    if on_gpu(x) and matrix.backend == "cupy":
+        return _linear_on_gpu(x, matrix, chosen)
     given, handed_back = taken(x, "x")
     rows = checked_rows(given)
     _check_width(rows.shape, matrix)
@@ -74,6 +78,12 @@ def linear_codes(codes: npt.NDArray[np.int8], scales: Floats, matrix: Matrix, le
         return _multiply(rows, matrix)
     y: Floats = low(rows.codes, rows.scales, rows.sums, matrix.state, chosen)
     return y
+
+
+def _linear_on_gpu(x: Any, matrix: Matrix, activations: str) -> Any:
+    from nearbank.kernels import cupy_backend  # needs CuPy, which these weights show to be there
+
+    return cupy_backend.linear(x, matrix.state, activations=activations)
 
 
 def _multiply(rows: Rows, matrix: Matrix) -> Floats:

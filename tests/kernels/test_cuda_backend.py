@@ -87,3 +87,21 @@ def test_device_arrays_stay_on_the_device():
     twin.append(0, k, v)
     found = cupy.asnumpy(cache.attend(0, cupy.asarray(q[-2:])))
     np.testing.assert_allclose(found, twin.attend(0, q[-2:]), atol=1e-3)
+
+
+def test_torch_tensors_stay_on_the_device():
+    if problem_of("cupy"):
+        pytest.skip(f"backend cupy: {problem_of('cupy')}")
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch has no CUDA")
+    rng = np.random.default_rng(3)
+    packed = PackedMatrix.quantise(rng.standard_normal((130, 300)).astype(np.float32), "ternary")
+    x = torch.randn(3, 300, device="cuda")
+    for given in (x, x.bfloat16(), x.half()):
+        y = linear(given, prepare(packed, "cupy"))
+        assert y.is_cuda
+        expected = linear(given.float().cpu().numpy(), prepare(packed, "numpy"))
+        np.testing.assert_array_equal(y.cpu().numpy(), expected)
+    with pytest.raises(NearbankError, match="Move it to the CPU, or use"):
+        linear(x, prepare(packed, "numba"))
