@@ -245,6 +245,8 @@ def _command(t, m, record, lane, code, pc):  # type: ignore[no-untyped-def]
         if refreshes > _MANY_REFRESHES:
             return STUCK
         _refresh(t, m, record, lane)
+    if cycle >= t[HORIZON]:
+        return OVERFLOW
     if t[_at(t[COMMANDS] + command * COMMAND_WIDTH + NEED)] != ROW_ANY:
         status = _access(t, m, command, bank, row)
         if status != FINE:
