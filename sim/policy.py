@@ -25,7 +25,7 @@ class Policy(BaseModel):
 
     `keep_hits` (shared): a request may not close a row that an older request still hits.
     `write_high`, `write_low` (shared): fractions of the write queue at which draining writes starts and ends.
-    `write_idle` (per_bank): with all banks' queues empty, draining starts above so many writes; it starts when full, too.
+    `write_idle` (per_bank): with all banks' queues empty, draining starts above so many writes; else when full.
     `row_policy`: "open" leaves rows open; "closed" closes a row with its `row_cap`-th column access; "timeout" closes
     a row that had no column access for `row_timeout` cycles.
     `mapping`: two-letter fields from the most significant on: ro, ba, bg, ra, pc, co, ch. "ba" without "bg" stands for

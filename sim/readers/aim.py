@@ -114,7 +114,9 @@ class _Reader:
         channels = self._channels(number, values["mask"])
         last = values.get("row", 0) + (values.get("count", 1) - 1) // self.machine.organization.columns
         if last >= self.machine.organization.rows:
-            raise bad_line(self.path, number, f"{name} ends in row {last}", f"rows below {self.machine.organization.rows}")
+            raise bad_line(
+                self.path, number, f"{name} ends in row {last}", f"rows below {self.machine.organization.rows}"
+            )
         return aim.COMMANDS.index(command), values.get("count", 1), channels, values.get("bank", -1), row
 
     def _access(self, number: int, kind: str, region: str, words: list[str]) -> tuple[int, int, int, int, int]:
@@ -126,7 +128,13 @@ class _Reader:
             self.function = values["data"]
         if region != "MEM":
             return aim.NOTHING, 0, 0, -1, -1
-        return aim.COMMANDS.index("RD" if kind == "R" else "WR"), 1, 1 << values["channel"], values["bank"], values["row"]
+        return (
+            aim.COMMANDS.index("RD" if kind == "R" else "WR"),
+            1,
+            1 << values["channel"],
+            values["bank"],
+            values["row"],
+        )
 
     def _values(self, number: int, name: str, fields: tuple[str, ...], words: list[str]) -> dict[str, int]:
         if len(words) != len(fields):
@@ -152,6 +160,7 @@ class _Reader:
 def play_aim(machine: Machine, program: NDArray[np.int64], record: int = 0) -> AimResult:
     """Play instructions on a machine with the AiM commands; `record` keeps that many issued commands."""
     states = _states(machine)
+    _check_commands(machine, program)
     host, log = np.zeros(5, np.int64), np.zeros((6, max(record, 0)), np.int64)
     if not aim.run_aim(states, np.ascontiguousarray(program), host, log):
         raise NearbankError(f"machine {machine.name}: instruction {int(host[aim.AT])} never gets done")
@@ -164,6 +173,17 @@ def play_aim(machine: Machine, program: NDArray[np.int64], record: int = 0) -> A
         row_hits=int(states["row_hits"].sum()),
         issued=_issued(host, log) if record else None,
     )
+
+
+def _check_commands(machine: Machine, program: NDArray[np.int64]) -> None:
+    """Refuse instructions whose command the machine's standard does not have."""
+    names = {spec.name for spec in standard_named(machine.standard).commands}
+    used = {int(number) for number in np.unique(program[:, aim.COMMAND]) if number < len(aim.COMMANDS)}
+    lacking = sorted(aim.COMMANDS[number] for number in used if aim.COMMANDS[number] not in names)
+    if lacking:
+        raise NearbankError(
+            f"machine {machine.name}: standard {machine.standard} has no {lacking[0]}; the trace uses it"
+        )
 
 
 def _issued(host: NDArray[np.int64], log: NDArray[np.int64]) -> Commands:
@@ -201,7 +221,9 @@ def _fill(state: Record, machine: Machine) -> None:
         if spec.name in aim.COMMANDS:
             number = aim.COMMANDS.index(spec.name)
             state["latency"][number] = max(delay_cycles(spec.latency, cycles), 1)
-            state["below"][number] = 1 if _channel_only(standard_named(machine.standard).rules, spec.name) else state["banks"]
+            state["below"][number] = (
+                1 if _channel_only(standard_named(machine.standard).rules, spec.name) else state["banks"]
+            )
 
 
 def _channel_only(rules: object, name: str) -> bool:

@@ -77,7 +77,7 @@ def _format_of(path: Path, number: int, words: list[str]) -> str:
         return "aim"
     if words[0] in ("LD", "ST", "R", "W"):
         return "ramulator"
-    if len(words) == 3 and words[1].isalpha() or (len(words) == 3 and words[1].startswith("P_")):
+    if len(words) == 3 and (words[1].isalpha() or words[1].startswith("P_")):
         return "dramsim3"
     raise NearbankError(f"{path}, line {number}: not a known trace; expected {', '.join(FORMATS)}, or say which")
 

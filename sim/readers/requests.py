@@ -70,7 +70,9 @@ def read_ramulator(path: Path, machine: Machine, policy: Policy, most: int = MOS
 
 def _address_of(path: Path, number: int, vector: str, where: AddressMap) -> int:
     """The address of a vector of channel, pseudo-channel or rank, bank group, bank, row, column (in order)."""
-    fields = [name for name in ("ch", "pc", "ra", "bg", "ba", "ro", "co") if where.width[name] or name not in ("pc", "ra")]
+    fields = [
+        name for name in ("ch", "pc", "ra", "bg", "ba", "ro", "co") if where.width[name] or name not in ("pc", "ra")
+    ]
     values = vector.split(",")
     if len(values) == len(fields) + 1 and "ra" not in fields:
         fields.insert(1, "ra")  # traces name the rank even if there is but one
@@ -97,9 +99,7 @@ def _read(path: Path, parse: Callable[[int, list[str]], _Request], most: int, ex
         cycles.append(cycle)
     if not addresses:
         raise NearbankError(f"{path}: holds no request; expected lines with {expected}")
-    return Trace(
-        np.frombuffer(addresses, np.uint64), np.frombuffer(writes, np.bool_), np.frombuffer(cycles, np.int64)
-    )
+    return Trace(np.frombuffer(addresses, np.uint64), np.frombuffer(writes, np.bool_), np.frombuffer(cycles, np.int64))
 
 
 def write_dramsim3(path: Path, trace: Trace) -> None:

@@ -32,7 +32,7 @@ def _open(path: Path) -> IO[bytes]:
     """The file's bytes; compressed ones are told by their first two bytes, whatever the name."""
     with path.open("rb") as file:
         compressed = file.read(2) == _GZIP
-    return io.BufferedReader(gzip.open(path)) if compressed else path.open("rb")  # type: ignore[arg-type]
+    return io.BufferedReader(gzip.open(path)) if compressed else path.open("rb")
 
 
 def _decoded(path: Path, number: int, raw: bytes) -> str:

@@ -6,6 +6,8 @@ AiM commands in order, opening and closing rows as they need, and ordinary reads
 the two kinds do not mix in its queues. Cycles in which nothing can happen are skipped, exactly.
 """
 
+# ruff: noqa: SIM102, SIM109, SIM110  (compiled code: plain comparisons and loops)
+
 import numpy as np
 from numba import njit
 
@@ -15,8 +17,8 @@ COMMANDS = (
     "ACT", "PRE", "ACT16", "PREA", "RD", "WR", "WRBK", "WRGB", "MACSB", "MACAB", "RDMAC", "WRBIAS", "AF", "RDAF",
     "EWMUL", "RDCP", "WRCP", "TMOD", "REFab",
 )  # fmt: skip
-ACT, PRE, ACT16, PREA, RD, WR, WRBK, WRGB, MACSB, MACAB, RDMAC, WRBIAS, AF, RDAF, EWMUL, RDCP, WRCP, TMOD, REFAB = range(
-    len(COMMANDS)
+ACT, PRE, ACT16, PREA, RD, WR, WRBK, WRGB, MACSB, MACAB, RDMAC, WRBIAS, AF, RDAF, EWMUL, RDCP, WRCP, TMOD, REFAB = (
+    range(len(COMMANDS))
 )
 SYNC, NOTHING = len(COMMANDS), len(COMMANDS) + 1  # instructions without a command: wait for all, and nothing at all
 

@@ -68,7 +68,11 @@ def set_clocks(
     rules = [rule for rule in standard.rules if _applies(rule, machine)]
     used = [scope for scope in _SCOPES if any(_scope(rule) is scope for rule in rules)]
     never, alone = set(_known(unused, commands)), machine.organization.ranks == 1
-    rows = [r for r in _strongest(rules, machine, used, commands) if not never & {r.earlier, r.later} and not (alone and r.others)]
+    rows = [
+        r
+        for r in _strongest(rules, machine, used, commands)
+        if not never & {r.earlier, r.later} and not (alone and r.others)
+    ]
     _check_sizes(state, machine, rows)
     path = _paths(machine.organization, used)
     state["levels"] = len(used)
@@ -77,7 +81,7 @@ def set_clocks(
     state["first"] = np.searchsorted([row.earlier for row in rows], np.arange(len(commands) + 1))
     state["rings"] = _NEVER
     rings = sorted({row.rule for row in rows if row.window > 1})
-    columns = {"keep": [_is_first(row, rows) for row in rows]}
+    columns: dict[str, list[int]] = {"keep": [int(_is_first(row, rows)) for row in rows]}
     columns["ring"] = [rings.index(row.rule) if row.window > 1 else -1 for row in rows]
     columns |= {name: [getattr(row, name) for row in rows] for name in ("level", "later", "delay", "others", "window")}
     for name, values in columns.items():
@@ -130,7 +134,7 @@ def _strongest(rules: Sequence[Rule], machine: Machine, used: list[Scope], comma
                 window_of = number if rule.window > 1 else -1
                 key = (earlier, used.index(_scope(rule)), later, int(rule.others), rule.window, window_of)
                 best[key] = max(best.get(key, 0), delay)
-    return sorted(_Row(*key, delay) for key, delay in best.items())  # type: ignore[arg-type]
+    return sorted(_Row._make((*key, delay)) for key, delay in best.items())
 
 
 def _known(names: Sequence[str], commands: Sequence[str]) -> list[int]:
@@ -158,7 +162,7 @@ def _paths(organization: Organization, used: list[Scope]) -> Ints:
 
 def _siblings(state: Record, organization: Organization, used: list[Scope], path: Ints) -> Ints:
     """The other ranks on the same bus, for every node of the rank level; -1 elsewhere."""
-    result = np.full_like(state["siblings"], -1)
+    result: Ints = np.full(state["siblings"].shape, -1, np.int64)
     if Scope.RANK not in used or organization.ranks == 1:
         return result
     ranks = np.unique(path[:, used.index(Scope.RANK)]).reshape(-1, organization.ranks)

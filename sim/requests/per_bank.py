@@ -6,10 +6,12 @@ drained) to its bank's queue. After that the front end hands one request to its 
 Cycles in which nothing can happen are skipped, exactly. Requests for a block that is already waited for are merged.
 """
 
+# ruff: noqa: SIM102  (compiled code: plain comparisons and loops)
+
 import numpy as np
 from numba import njit
 
-from nearbank.sim.requests import state as S
+from nearbank.sim.requests import state as fields
 from nearbank.sim.requests.clocks import (
     ACT,
     CLOCK_FIELDS,
@@ -99,8 +101,8 @@ def run_per_bank(states, requests, taken_at, log, drain):  # type: ignore[no-unt
         for channel in range(len(states)):
             if states[channel].wake <= cycle:
                 _tick(states[channel], requests, taken_at, log, cycle, drain and taken == total)
-        if taken < total and requests[S.ARRIVAL, taken] <= cycle:
-            if _take(states[requests[S.CHANNEL, taken]], requests, taken_at, taken, cycle):
+        if taken < total and requests[fields.ARRIVAL, taken] <= cycle:
+            if _take(states[requests[fields.CHANNEL, taken]], requests, taken_at, taken, cycle):
                 taken += 1
         cycle = max(cycle + 1, _next_cycle(states, requests, taken, total))
 
@@ -112,7 +114,7 @@ def _busy_until(states, drain):  # type: ignore[no-untyped-def]
     for channel in range(len(states)):
         if states[channel].reads_waiting or (drain and states[channel].writes_waiting):
             return FAR
-        last = max(last, states[channel].counters[S.LAST_DONE])
+        last = max(last, states[channel].counters[fields.LAST_DONE])
     return last
 
 
@@ -120,8 +122,8 @@ def _busy_until(states, drain):  # type: ignore[no-untyped-def]
 def _next_cycle(states, requests, taken, total):  # type: ignore[no-untyped-def]
     """The first cycle in which a channel or the front end may do something."""
     cycle = FAR
-    if taken < total and _has_place(states[requests[S.CHANNEL, taken]], requests[S.WRITE, taken]):
-        cycle = requests[S.ARRIVAL, taken]
+    if taken < total and _has_place(states[requests[fields.CHANNEL, taken]], requests[fields.WRITE, taken]):
+        cycle = requests[fields.ARRIVAL, taken]
     for channel in range(len(states)):
         cycle = min(cycle, states[channel].wake)
     return cycle
@@ -135,10 +137,10 @@ def _has_place(state, write):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _take(state, requests, taken_at, number, cycle):  # type: ignore[no-untyped-def]
     """Put a request in its queue, or merge it with one for the same block."""
-    write = requests[S.WRITE, number]
+    write = requests[fields.WRITE, number]
     if not _has_place(state, write):
         return False
-    state.counters[S.LAST_ACCEPTED] = cycle
+    state.counters[fields.LAST_ACCEPTED] = cycle
     taken_at[0, number] = cycle + 1
     other = _waiting(state, requests, number, WRITES)
     if other >= 0:  # a waiting write answers the read, or takes the place of the earlier one
@@ -155,7 +157,7 @@ def _take(state, requests, taken_at, number, cycle):  # type: ignore[no-untyped-
     queue = WRITES if write else READS
     state.queue[queue, state.size[queue]] = number
     state.size[queue] += 1
-    state.waited[queue, requests[S.BLOCK, number] % _HASH] += 1
+    state.waited[queue, requests[fields.BLOCK, number] % _HASH] += 1
     _count_waiting(state, write, 1)
     state.wake = cycle + 1
     return True
@@ -172,23 +174,23 @@ def _count_waiting(state, write, change):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _answer(state, write, cycle, latency):  # type: ignore[no-untyped-def]
     """The front end hears of the end of a request."""
-    state.counters[S.WRITES_DONE if write else S.READS_DONE] += 1
-    state.counters[S.READ_CYCLES] += 0 if write else latency
-    state.counters[S.LAST_DONE] = max(state.counters[S.LAST_DONE], cycle)
+    state.counters[fields.WRITES_DONE if write else fields.READS_DONE] += 1
+    state.counters[fields.READ_CYCLES] += 0 if write else latency
+    state.counters[fields.LAST_DONE] = max(state.counters[fields.LAST_DONE], cycle)
 
 
 @njit(cache=True)
 def _waiting(state, requests, number, queue):  # type: ignore[no-untyped-def]
     """The waiting read (or write) of the request's block, or -1."""
-    block, bank = requests[S.BLOCK, number], requests[S.BANK, number]
+    block, bank = requests[fields.BLOCK, number], requests[fields.BANK, number]
     if state.waited[queue, block % _HASH] == 0:
         return -1
     for place in range(state.size[queue]):
-        if requests[S.BLOCK, state.queue[queue, place]] == block:
+        if requests[fields.BLOCK, state.queue[queue, place]] == block:
             return state.queue[queue, place]
     for place in range(state.length[bank]):
         other = state.line[bank, place]
-        if requests[S.BLOCK, other] == block and (requests[S.WRITE, other] != 0) == (queue == WRITES):
+        if requests[fields.BLOCK, other] == block and (requests[fields.WRITE, other] != 0) == (queue == WRITES):
             return other
     return -1
 
@@ -223,7 +225,7 @@ def _issue_one(state, requests, taken_at, log, cycle):  # type: ignore[no-untype
         column = _serve(state, requests, taken_at, log, bank, place, cycle)
     if state.two_buses:
         bank, place = _bank_in_turn(state, requests, cycle)
-        if bank >= 0 and column != (state.open_row[bank] == requests[S.ROW, state.line[bank, place]]):
+        if bank >= 0 and column != (state.open_row[bank] == requests[fields.ROW, state.line[bank, place]]):
             _serve(state, requests, taken_at, log, bank, place, cycle)
     return True
 
@@ -294,8 +296,8 @@ def _first_ready(state, requests, bank, cycle):  # type: ignore[no-untyped-def]
     soonest, hits = FAR, 0
     for place in range(state.length[bank]):
         number = state.line[bank, place]
-        if requests[S.ROW, number] != row or _waits_for_read(state, requests, bank, place):
-            hits += requests[S.ROW, number] == row
+        if requests[fields.ROW, number] != row or _waits_for_read(state, requests, bank, place):
+            hits += requests[fields.ROW, number] == row
             continue
         hits += 1
         when = ready_cycle(state, _column_command(state, requests, number), bank)
@@ -313,7 +315,7 @@ def _first_ready(state, requests, bank, cycle):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _may_close(state, requests, bank, hits, cycle):  # type: ignore[no-untyped-def]
     """Whether the first in line may close the open row: it needs another, and no hit waits or enough were served."""
-    if requests[S.ROW, state.line[bank, 0]] == state.open_row[bank]:
+    if requests[fields.ROW, state.line[bank, 0]] == state.open_row[bank]:
         return False
     return (hits == 0 or state.used[bank] >= state.hit_cap) and ready_cycle(state, PRE, bank) <= cycle
 
@@ -322,18 +324,18 @@ def _may_close(state, requests, bank, hits, cycle):  # type: ignore[no-untyped-d
 def _waits_for_read(state, requests, bank, place):  # type: ignore[no-untyped-def]
     """Whether a write stands behind a read of the same block."""
     number = state.line[bank, place]
-    if not requests[S.WRITE, number]:
+    if not requests[fields.WRITE, number]:
         return False
     for before in range(place):
         other = state.line[bank, before]
-        if not requests[S.WRITE, other] and requests[S.BLOCK, other] == requests[S.BLOCK, number]:
+        if not requests[fields.WRITE, other] and requests[fields.BLOCK, other] == requests[fields.BLOCK, number]:
             return True
     return False
 
 
 @njit(cache=True)
 def _column_command(state, requests, number):  # type: ignore[no-untyped-def]
-    if requests[S.WRITE, number]:
+    if requests[fields.WRITE, number]:
         return WRA if state.closed else WR
     return RDA if state.closed else RD
 
@@ -342,14 +344,16 @@ def _column_command(state, requests, number):  # type: ignore[no-untyped-def]
 def _serve(state, requests, taken_at, log, bank, place, cycle):  # type: ignore[no-untyped-def]
     """Issue the command a request in line needs; whether it was its column access."""
     number = state.line[bank, place]
-    row, open_row = requests[S.ROW, number], state.open_row[bank]
+    row, open_row = requests[fields.ROW, number], state.open_row[bank]
     column = open_row == row
     command = _column_command(state, requests, number) if column else (ACT if open_row < 0 else PRE)
     if column:
-        state.counters[S.HITS if state.used[bank] else (S.CONFLICTS if state.conflict[bank] else S.MISSES)] += 1
+        state.counters[
+            fields.HITS if state.used[bank] else (fields.CONFLICTS if state.conflict[bank] else fields.MISSES)
+        ] += 1
     elif command == PRE:
         state.conflict[bank] = 1
-    do_command(state, log, command, state.channel, bank, 1, row, requests[S.COLUMN, number], cycle)
+    do_command(state, log, command, state.channel, bank, 1, row, requests[fields.COLUMN, number], cycle)
     state.soon[bank] = 0
     if column:
         if state.closed:
@@ -362,14 +366,14 @@ def _serve(state, requests, taken_at, log, bank, place, cycle):  # type: ignore[
 def _finish(state, requests, taken_at, bank, place, cycle):  # type: ignore[no-untyped-def]
     """The column access has issued: answer the read and those merged with it, and take it out of the line."""
     number = state.line[bank, place]
-    write = requests[S.WRITE, number]
-    state.waited[WRITES if write else READS, requests[S.BLOCK, number] % _HASH] -= 1
+    write = requests[fields.WRITE, number]
+    state.waited[WRITES if write else READS, requests[fields.BLOCK, number] % _HASH] -= 1
     _count_waiting(state, write, -1)
     if not write:
         done, more = cycle + state.read_latency, taken_at[1, number]
         _answer(state, write, done, done - taken_at[0, number])
-        state.counters[S.READS_DONE] += more
-        state.counters[S.READ_CYCLES] += more * done - taken_at[2, number]
+        state.counters[fields.READS_DONE] += more
+        state.counters[fields.READ_CYCLES] += more * done - taken_at[2, number]
     for at in range(place, state.length[bank] - 1):
         state.line[bank, at] = state.line[bank, at + 1]
     state.length[bank] -= 1
@@ -386,7 +390,7 @@ def _move_one(state, requests, empty_writes):  # type: ignore[no-untyped-def]
     queue = WRITES if state.draining > 0 else READS
     for place in range(state.size[queue]):
         number = state.queue[queue, place]
-        bank = requests[S.BANK, number]
+        bank = requests[fields.BANK, number]
         if state.length[bank] >= state.bank_size:
             continue
         if queue == WRITES:

@@ -66,17 +66,20 @@ class _Controller:
     def run(self, trace: Trace) -> Outcome:
         place = address_map(self.policy.mapping, self.machine.organization).place(trace.addresses)
         columns = (place.bank, place.row, place.block, trace.writes, trace.arrivals)
-        todo = [tuple(int(x) for x in request) for request in zip(*columns, strict=True)]
+        todo = list(zip(*(column.tolist() for column in columns), strict=True))
         cycle = 0
         while todo or self.reads or self.writes or self.opened:
-            if todo and todo[0][4] <= cycle and self._take(*todo[0][:4], cycle):
+            if todo and self._take(todo[0], cycle):
                 self.out.last_accepted = cycle
                 todo.pop(0)
             cycle += 1
             self._tick(cycle)
         return self.out
 
-    def _take(self, bank: int, row: int, block: int, write: int, cycle: int) -> bool:
+    def _take(self, request: tuple[int, ...], cycle: int) -> bool:
+        bank, row, block, write, arrival = request
+        if arrival > cycle:
+            return False
         if any(w.block == block for w in self.writes):
             self.out.latency += 0 if write else 1
             self.out.last_done = max(self.out.last_done, cycle + 1)

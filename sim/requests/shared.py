@@ -8,10 +8,12 @@ of the reads (or of the writes while draining). Here cycles in which nothing can
 candidate has a first cycle at which it is ready, and nothing moves before the least of them.
 """
 
+# ruff: noqa: SIM102, SIM110  (compiled code: plain comparisons and loops)
+
 import numpy as np
 from numba import njit
 
-from nearbank.sim.requests import state as S
+from nearbank.sim.requests import state as fields
 from nearbank.sim.requests.clocks import (
     ACT,
     CLOCK_FIELDS,
@@ -92,8 +94,8 @@ def run_shared(states, requests, log, drain):  # type: ignore[no-untyped-def]
         state.wake = state.next_refresh
     total, taken, cycle = requests.shape[1], 0, 0
     while taken < total or (drain and not _are_empty(states)):
-        if taken < total and requests[S.ARRIVAL, taken] <= cycle:
-            if _take(states[requests[S.CHANNEL, taken]], requests, taken, cycle):
+        if taken < total and requests[fields.ARRIVAL, taken] <= cycle:
+            if _take(states[requests[fields.CHANNEL, taken]], requests, taken, cycle):
                 taken += 1
                 if taken == total and not drain:
                     return
@@ -109,8 +111,8 @@ def run_shared(states, requests, log, drain):  # type: ignore[no-untyped-def]
 def _next_cycle(states, requests, taken, total):  # type: ignore[no-untyped-def]
     """The next cycle in which a channel or the front end may do something."""
     cycle = FAR
-    if taken < total and _has_place(states[requests[S.CHANNEL, taken]], requests, taken):
-        cycle = requests[S.ARRIVAL, taken] + 1
+    if taken < total and _has_place(states[requests[fields.CHANNEL, taken]], requests, taken):
+        cycle = requests[fields.ARRIVAL, taken] + 1
     for channel in range(len(states)):
         cycle = min(cycle, states[channel].wake)
     return cycle
@@ -132,7 +134,7 @@ def _is_empty(state):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _has_place(state, requests, number):  # type: ignore[no-untyped-def]
     """Whether the request would be taken now (a read or write of a queued write's block always is)."""
-    queue = WRITES if requests[S.WRITE, number] else READS
+    queue = WRITES if requests[fields.WRITE, number] else READS
     limit = state.write_size if queue == WRITES else state.read_size
     return state.size[queue] < limit or _queued_write(state, requests, number)
 
@@ -141,7 +143,7 @@ def _has_place(state, requests, number):  # type: ignore[no-untyped-def]
 def _queued_write(state, requests, number):  # type: ignore[no-untyped-def]
     """Whether a write of the request's block waits in the write queue."""
     for place in range(state.size[WRITES]):
-        if requests[S.BLOCK, state.number[WRITES, state.order[WRITES, place]]] == requests[S.BLOCK, number]:
+        if requests[fields.BLOCK, state.number[WRITES, state.order[WRITES, place]]] == requests[fields.BLOCK, number]:
             return True
     return False
 
@@ -151,22 +153,22 @@ def _take(state, requests, number, cycle):  # type: ignore[no-untyped-def]
     """Put a request in its queue. A queued write of the same block answers a read and absorbs a write at once."""
     if not _has_place(state, requests, number):
         return False
-    write = requests[S.WRITE, number]
-    state.counters[S.LAST_ACCEPTED] = cycle
+    write = requests[fields.WRITE, number]
+    state.counters[fields.LAST_ACCEPTED] = cycle
     if state.size[WRITES] and _queued_write(state, requests, number):
-        state.counters[S.WRITES_DONE if write else S.READS_DONE] += 1
-        state.counters[S.READ_CYCLES] += 0 if write else 1
-        state.counters[S.LAST_DONE] = max(state.counters[S.LAST_DONE], cycle + 1)
+        state.counters[fields.WRITES_DONE if write else fields.READS_DONE] += 1
+        state.counters[fields.READ_CYCLES] += 0 if write else 1
+        state.counters[fields.LAST_DONE] = max(state.counters[fields.LAST_DONE], cycle + 1)
         return True
     queue = WRITES if write else READS
     slot = state.order[queue, state.size[queue]]
-    state.bank[queue, slot], state.row[queue, slot] = requests[S.BANK, number], requests[S.ROW, number]
+    state.bank[queue, slot], state.row[queue, slot] = requests[fields.BANK, number], requests[fields.ROW, number]
     state.write[queue, slot], state.arrived[queue, slot] = write, cycle
     state.number[queue, slot], state.seen[queue, slot], state.soon[queue, slot] = number, 0, 0
     state.size[queue] += 1
     state.wake = cycle + 1
-    if state.open_row[requests[S.BANK, number]] == requests[S.ROW, number]:
-        state.hits[queue, requests[S.BANK, number]] += 1
+    if state.open_row[requests[fields.BANK, number]] == requests[fields.ROW, number]:
+        state.hits[queue, requests[fields.BANK, number]] += 1
     return True
 
 
@@ -309,10 +311,10 @@ def _serve(state, requests, log, cycle, queue, place):  # type: ignore[no-untype
     bank, row, number = state.bank[queue, slot], state.row[queue, slot], state.number[queue, slot]
     open_row = state.open_row[bank]
     if not state.seen[queue, slot]:
-        state.counters[S.HITS if open_row == row else (S.CONFLICTS if open_row >= 0 else S.MISSES)] += 1
+        state.counters[fields.HITS if open_row == row else (fields.CONFLICTS if open_row >= 0 else fields.MISSES)] += 1
         state.seen[queue, slot] = 1
     command = _with_precharge(state, _needed(open_row, row, state.write[queue, slot]), bank, queue)
-    do_command(state, log, command, state.channel, bank, 1, row, requests[S.COLUMN, number], cycle)
+    do_command(state, log, command, state.channel, bank, 1, row, requests[fields.COLUMN, number], cycle)
     if command != RD and command != WR:
         _look_again(state, bank, bank + 1)
     if open_row == row:
@@ -363,9 +365,9 @@ def _finish(state, cycle, queue, place, slot):  # type: ignore[no-untyped-def]
         state.opened[state.bank[queue, slot]] -= 1
     write = state.write[queue, slot]
     done = cycle + (state.write_latency if write else state.read_latency)
-    state.counters[S.WRITES_DONE if write else S.READS_DONE] += 1
-    state.counters[S.READ_CYCLES] += 0 if write else done - state.arrived[queue, slot]
-    state.counters[S.LAST_DONE] = max(state.counters[S.LAST_DONE], done)
+    state.counters[fields.WRITES_DONE if write else fields.READS_DONE] += 1
+    state.counters[fields.READ_CYCLES] += 0 if write else done - state.arrived[queue, slot]
+    state.counters[fields.LAST_DONE] = max(state.counters[fields.LAST_DONE], done)
     _remove(state, queue, place)
 
 

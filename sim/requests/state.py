@@ -1,5 +1,7 @@
 """What both compiled schedulers share: requests, banks, counters and the command log."""
 
+# ruff: noqa: SIM109  (compiled code: plain comparisons and loops)
+
 import numpy as np
 from numba import njit
 

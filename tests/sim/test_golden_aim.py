@@ -68,7 +68,14 @@ def test_gemv_takes_the_same_cycles(row: dict[str, int], tmp_path: Path) -> None
     got = replay_file(trace, "gddr6-aim-peer")
     assert got.cycles == row["cycles"]
     assert got.requests == row["instructions"]
-    names = {"ACT16": "ACT16", "MAC16": "MACAB", "PREA": "PREA", "WRGB": "WRGB", "WRMAC16": "WRBIAS", "RDMAC16": "RDMAC"}
+    names = {
+        "ACT16": "ACT16",
+        "MAC16": "MACAB",
+        "PREA": "PREA",
+        "WRGB": "WRGB",
+        "WRMAC16": "WRBIAS",
+        "RDMAC16": "RDMAC",
+    }
     assert {peer: got.commands.get(ours, 0) for peer, ours in names.items()} == {peer: row[peer] for peer in names}
 
 
@@ -91,7 +98,13 @@ def timeline(path: Path) -> list[tuple[int, str, int, int, int, int]]:
     assert issued is not None
     rows = zip(issued.cycle, issued.channel, issued.name, issued.bank, issued.row, issued.column, strict=True)
     return [
-        (int(cycle), PEER_NAMES.get(name, name), *(divmod(int(bank), 4) if bank >= 0 else (-1, -1)), int(row), int(column))
+        (
+            int(cycle),
+            PEER_NAMES.get(name, name),
+            *(divmod(int(bank), 4) if bank >= 0 else (-1, -1)),
+            int(row),
+            int(column),
+        )
         for cycle, channel, name, bank, row, column in rows
         if channel == 0
     ]
@@ -139,8 +152,7 @@ def test_all_cent_blocks_are_within_one_percent() -> None:
 
 def test_honest_timing_costs_more(tmp_path: Path) -> None:
     """The same GEMV with refresh and every rule on."""
-    lines = [line for line in gemv_lines(4096, 4096, 2, 1)]
-    trace = write(tmp_path / "gemv.txt", lines)
+    trace = write(tmp_path / "gemv.txt", gemv_lines(4096, 4096, 2, 1))
     honest = replay_file(trace, "gddr6-aim")
     assert honest.commands["REFab"] > 0
     assert honest.commands["MACAB"] == replay_file(trace, "gddr6-aim-peer").commands["MACAB"]

@@ -57,7 +57,9 @@ def test_dramsim3(row: dict[str, str]) -> None:
     # Eight channels at their activation window: the order in which commands share a cycle differs in details.
     assert off(got.cycles, row["cycles"]) < 0.005
     assert off(got.row_hits, row["row_hits"]) < (0.001 if "stream" in row["trace"] else 0.05)
-    assert all(off(got.commands[name], row[column]) < 0.001 for name, column in expected.items() if int(row[column]) > 999)
+    assert all(
+        off(got.commands[name], row[column]) < 0.001 for name, column in expected.items() if int(row[column]) > 999
+    )
 
 
 def ramulator_rows() -> list[dict[str, int | str]]:
@@ -71,7 +73,11 @@ def test_ramulator_exactly(row: dict[str, int | str]) -> None:
     addresses = stream if row["trace"] == "stream" else at_random(1 << 30, block, count)
     got: RequestResult = serve(load_machine(str(row["name"]).lower()), Trace.at_once(addresses), until="accepted")
     assert got.cycles == row["cycles"]
-    assert (got.row_hits, got.row_misses, got.row_conflicts) == (row["row_hits"], row["row_misses"], row["row_conflicts"])
+    assert (got.row_hits, got.row_misses, got.row_conflicts) == (
+        row["row_hits"],
+        row["row_misses"],
+        row["row_conflicts"],
+    )
     peer = dict(line.split(", ") for line in str(row["cmds"]).splitlines())
     names = {"PREpb": "PRE", "PREab": "PREA"}
     assert got.commands == {names.get(name, name): int(n) for name, n in peer.items() if int(n)}

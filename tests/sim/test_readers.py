@@ -1,0 +1,174 @@
+"""Reading traces: what is written is read again, and what is broken is named in one line."""
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nearbank.errors import NearbankError
+from nearbank.sim.machine import load_machine
+from nearbank.sim.policy import POLICIES
+from nearbank.sim.readers import (
+    read_dramsim3,
+    read_ramulator,
+    replay_file,
+    write_dramsim3,
+    write_ramulator,
+)
+from nearbank.sim.requests import Trace
+
+GEMV = (
+    "AiM WR_GB 4 0 0x80000000\nAiM WR_BIAS 0 0x80000000\nAiM MAC_ABK 4 0x80000000 7\nAiM RD_MAC 0 0x80000000\nAiM EOC\n"
+)
+
+
+def file(folder: Path, text: str | bytes, name: str = "trace.txt") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def some_trace() -> Trace:
+    rng = np.random.default_rng(0)
+    addresses = rng.integers(0, 1 << 20, 500).astype(np.uint64) * np.uint64(64)
+    return Trace(addresses, rng.random(500) < 0.5, np.sort(rng.integers(0, 1000, 500)))
+
+
+def test_dramsim3_traces_come_back_as_written(tmp_path: Path) -> None:
+    trace = some_trace()
+    write_dramsim3(tmp_path / "t", trace)
+    again = read_dramsim3(tmp_path / "t")
+    assert np.array_equal(again.addresses, trace.addresses)
+    assert np.array_equal(again.writes, trace.writes)
+    assert np.array_equal(again.arrivals, trace.arrivals)
+
+
+def test_ramulator_traces_come_back_as_written(tmp_path: Path) -> None:
+    trace = some_trace()
+    write_ramulator(tmp_path / "t", trace)
+    again = read_ramulator(tmp_path / "t", load_machine("ddr4"), POLICIES["ramulator"])
+    assert np.array_equal(again.addresses, trace.addresses)
+    assert np.array_equal(again.writes, trace.writes)
+    assert not again.arrivals.any()
+
+
+def test_ramulator_vectors_are_addresses(tmp_path: Path) -> None:
+    """Channel, rank, bank group, bank, row, column of the DDR4 machine, row highest and column lowest."""
+    path = file(tmp_path, "R 0,0,1,2,300,4\nW 0,0,3,0,0,127\n")
+    trace = read_ramulator(path, load_machine("ddr4"), POLICIES["ramulator"])
+    assert [hex(int(a)) for a in trace.addresses] == [
+        hex((300 << 11 | 2 << 9 | 1 << 7 | 4) * 64),
+        hex((3 << 7 | 127) * 64),
+    ]
+    assert trace.writes.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("change", [bytes, gzip.compress, lambda raw: raw.replace(b"\n", b"\r\n")])
+@pytest.mark.parametrize(
+    ("text", "machine", "kind", "requests"),
+    [
+        (GEMV, "gddr6-aim-peer", "aim", 5),
+        ("# comment\n\n0x40 READ 0\n80 WRITE 3\n", "ddr4", "dramsim3", 2),
+        ("LD 0x40\nST 128\n", "gddr6", "ramulator", 2),
+    ],
+)
+def test_formats_are_told_apart_plain_compressed_and_with_dos_ends(
+    change: Callable[[bytes], bytes], text: str, machine: str, kind: str, requests: int, tmp_path: Path
+) -> None:
+    result = replay_file(file(tmp_path, change(text.encode())), machine)
+    assert (result.format, result.requests) == (kind, requests)
+    assert result.cycles > 0
+    assert sum(result.commands.values()) > 0
+
+
+def test_aim_traces_may_have_commas_and_long_names(tmp_path: Path) -> None:
+    commas = "#,AiM,[opcode]\n" + GEMV.replace(" ", ",").replace("MAC_ABK", "ISR_MAC_ABK")
+    plain = replay_file(file(tmp_path, GEMV), "gddr6-aim-peer")
+    assert replay_file(file(tmp_path, commas, "other.csv"), "gddr6-aim-peer").commands == plain.commands
+
+
+def test_every_aim_instruction_plays(tmp_path: Path) -> None:
+    lines = [
+        "W MEM 0 2 8", "R MEM 0 2 8", "W GPR 4", "R GPR 4", "W CFR 2 1", "R CFR 2",
+        "AiM WR_SBK 0 0xC0000000 0 0", "AiM RD_SBK 0 0x80000000 0 0", "AiM WR_ABK 0 0x80000000 3",
+        "AiM WR_GB 2 2 0xF0000000", "AiM WR_BIAS 4 0xF0000000", "AiM MAC_ABK 2 0xF0000000 0",
+        "AiM MAC_SBK 2 0xF0000000 5 1", "AiM EWMUL 2 0xF0000000 0", "AiM AF 0xF0000000", "AiM RD_MAC 8 0xF0000000",
+        "AiM RD_AF 12 0xF0000000", "AiM EWADD 4 8 12", "AiM COPY_BKGB 2 0xF0000000 0 0",
+        "AiM COPY_GBBK 2 0xF0000000 9 0", "AiM SYNC", "AiM EOC",
+    ]  # fmt: skip
+    result = replay_file(file(tmp_path, "\n".join(lines)), "gddr6-aim-peer")
+    assert result.requests == len(lines)
+    array = {"WR", "RD", "WRBK", "MACAB", "MACSB", "EWMUL", "AF", "RDCP", "WRCP"}
+    assert array | {"WRGB", "WRBIAS", "RDMAC", "RDAF"} <= set(result.commands)
+
+
+BROKEN = [
+    ("aim", GEMV.replace("AiM EOC\n", ""), "EOC"),
+    ("aim", GEMV + "AiM SYNC\n", "line 6"),
+    ("aim", "AiM FLY 1\nAiM EOC\n", "line 1.*FLY"),
+    ("aim", "AiM MAC_ABK 4 0x80000000\nAiM EOC\n", "line 1.*2 numbers.*3"),
+    ("aim", "AiM MAC_ABK 4 0x80000000 99999999\nAiM EOC\n", "line 1.*row"),
+    ("aim", "AiM MAC_ABK x 0x80000000 1\nAiM EOC\n", "line 1.*count"),
+    ("aim", "AiM MAC_ABK 4 0x0 1\nAiM EOC\n", "line 1.*mask"),
+    ("aim", "AiM MAC_SBK 1 0x80000000 16 1\nAiM EOC\n", "line 1.*bank"),
+    ("aim", "W MEM 32 0 0\nAiM EOC\n", "line 1.*channel"),
+    ("aim", "W DISK 1\nAiM EOC\n", "line 1.*DISK"),
+    ("aim", "AiM\n", "line 1"),
+    ("dramsim3", "0x40 READ\n", "line 1.*2 words"),
+    ("dramsim3", "0x40 READ 5\n0x40 READ 4\n", "line 2.*before"),
+    ("dramsim3", "0x40 FETCH 5\n", "line 1.*FETCH"),
+    ("dramsim3", "zz READ 5\n", "line 1.*address"),
+    ("dramsim3", f"0x{'f' * 40} READ 5\n", "line 1.*out of range"),
+    ("dramsim3", "0x40 READ -5\n", "line 1.*cycle"),
+    ("dramsim3", "", "no request"),
+    ("ramulator", "LD\n", "line 1"),
+    ("ramulator", "LD 0x40\nXX 0x40\n", "line 2"),
+    ("ramulator", "R 0,0,0\n", "line 1.*3 numbers"),
+    ("ramulator", "R 0,0,9,0,0,0\n", "line 1.*bg"),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "message"), BROKEN)
+def test_broken_traces_are_named_in_one_line(kind: str, text: str, message: str, tmp_path: Path) -> None:
+    machine = "gddr6-aim-peer" if kind == "aim" else "ddr4"
+    with pytest.raises(NearbankError, match=message) as caught:
+        replay_file(file(tmp_path, text), machine, kind)
+    assert "\n" not in str(caught.value)
+    assert "trace.txt" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        gzip.compress(GEMV.encode() * 100)[:60],
+        b"\x1f\x8bnonsense",
+        b"\x00" * 100,
+        b"\xff\xfe" * 100,
+        b"x" * (1 << 17),
+        b"",
+        b"\n" * 5,
+        b"hello world, this is prose\n",
+    ],
+    ids=["cut gzip", "false gzip", "zeros", "bytes", "endless line", "empty", "blank", "prose"],
+)
+def test_foreign_files_are_refused_in_one_line(raw: bytes, tmp_path: Path) -> None:
+    with pytest.raises(NearbankError) as caught:
+        replay_file(file(tmp_path, raw), "ddr4")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_wrong_choices_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NearbankError, match="no such file"):
+        replay_file(tmp_path / "absent", "ddr4")
+    with pytest.raises(NearbankError, match="unknown trace format"):
+        replay_file(file(tmp_path, GEMV), "ddr4", "vcd")
+    with pytest.raises(NearbankError, match="no ACT16"):
+        replay_file(file(tmp_path, GEMV), "ddr4")
+
+
+def test_too_many_requests_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NearbankError, match="line 4.*more than 3"):
+        read_dramsim3(file(tmp_path, "0x40 READ 0\n" * 9), most=3)
