@@ -241,7 +241,7 @@ class Bench:
             return [ladder.gemv(self.runtime, rung, given) for given in inputs], inputs
 
         captured = Captured(self.runtime.xp, work, len(inputs))
-        self.add(captured, rung.name, "cupy", (1, rows, cols), "ternary", nbytes, True)
+        self.add(captured, f"ladder {rung.name}", "cupy", (1, rows, cols), "ternary", nbytes, True)
 
     def ladder_attend(self, rung: ladder.Rung, context: int) -> None:
         """One rung of the attention, over one layer: smaller contexts than the goals', the first rungs are slow."""

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -26,6 +25,7 @@ from nearbank.kernels.cuda import cache as device_cache
 from nearbank.kernels.cuda import cubin, host, layout
 from nearbank.kernels.cuda.cache import AttendScratch, DevicePages
 from nearbank.kernels.cuda.device import device_problem
+from nearbank.kernels.cuda.given import Given, callers_stream, given
 from nearbank.kernels.cuda.host import FloatRows, StagedRows, Tiles
 from nearbank.kernels.cuda.sources import Kernel
 from nearbank.kernels.levels import Levels
@@ -227,71 +227,6 @@ def _runtime_of(state: Tiles | FloatRows | DevicePages) -> CupyRuntime:
 
 
 # ---------------------------------------------------------------- device arrays in, device arrays out
-
-
-@dataclass(frozen=True)
-class Given:
-    """A caller's device array as CuPy sees it: its number format, and how to hand results back."""
-
-    array: Any
-    kind: str
-    is_torch: bool
-
-    def returned(self, result: Any) -> Any:
-        """A CuPy result as the caller's kind of array; no copy."""
-        if not self.is_torch:
-            return result
-        from torch.utils import dlpack
-
-        return dlpack.from_dlpack(result)
-
-
-def given(x: Any, name: str) -> Given:
-    """A device array without copying it. Raises NearbankError for host arrays and unsupported dtypes."""
-    import cupy
-
-    is_torch = type(x).__module__.partition(".")[0] == "torch"
-    if is_torch and str(x.dtype) == "torch.bfloat16" and x.is_cuda:
-        return Given(_viewed(x.detach().view(_torch_int16())), "bf16", True)
-    if not hasattr(x, "__cuda_array_interface__"):
-        raise NearbankError(
-            f"'{name}' is {type(x).__name__} in host memory; expected a CuPy array or a CUDA tensor on the GPU"
-        )
-    array = x if isinstance(x, cupy.ndarray) else _viewed(x.detach() if is_torch else x)
-    kinds = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
-    if str(array.dtype) not in kinds:
-        raise NearbankError(f"'{name}' is {array.dtype}; supported: float32, float16, bfloat16 (torch), int8 codes")
-    return Given(array, kinds[str(array.dtype)], is_torch)
-
-
-def _torch_int16() -> Any:
-    import torch
-
-    return torch.int16
-
-
-def _viewed(x: Any) -> Any:
-    import cupy
-
-    return cupy.asarray(x)
-
-
-@contextmanager
-def callers_stream(one: Given) -> Iterator[None]:
-    """Launch on torch's current stream for torch tensors, on CuPy's otherwise."""
-    import cupy
-
-    if not one.is_torch:
-        yield
-        return
-    import torch
-
-    device = int(one.array.device.id)
-    with (
-        cupy.cuda.Device(device),
-        cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device),
-    ):
-        yield
 
 
 def linear(

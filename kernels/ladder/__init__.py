@@ -68,6 +68,7 @@ class GemvInput:
     x_sum: np.int32
     shape: tuple[int, int]
     tiles: host.Tiles
+    staged: host.StagedRows
 
 
 def gemv_input(runtime: Runtime, matrix: PackedMatrix, codes: npt.NDArray[np.int8], x_scale: float) -> GemvInput:
@@ -81,6 +82,7 @@ def gemv_input(runtime: Runtime, matrix: PackedMatrix, codes: npt.NDArray[np.int
     padded[: codes.shape[0]] = codes
     shuffled = padded.reshape(-1, 4, 4).transpose(0, 2, 1)
     assert matrix.scales is not None
+    tiles, one = host.upload(runtime, matrix), np.full(1, x_scale, np.float32)
     return GemvInput(
         packed=runtime.asarray(packed),
         codes=runtime.asarray(padded),
@@ -89,7 +91,8 @@ def gemv_input(runtime: Runtime, matrix: PackedMatrix, codes: npt.NDArray[np.int
         x_scale=np.float32(x_scale),
         x_sum=np.int32(codes.sum(dtype=np.int32)),
         shape=(rows, row_bytes),
-        tiles=host.upload(runtime, matrix),
+        tiles=tiles,
+        staged=host.stage(runtime, runtime.asarray(codes[None]), runtime.asarray(one), tiles.shape),
     )
 
 
@@ -97,9 +100,7 @@ def gemv(runtime: Runtime, rung: Rung, given: GemvInput) -> Any:
     """One rung of the product → y [N] float32."""
     y = runtime.empty(given.shape[0], np.float32)
     if rung.name in ("gemv_groups", "gemv_stream"):
-        shape = given.tiles.shape
-        codes, scales = given.codes[None, : shape.cols], np.full(1, given.x_scale, np.float32)
-        staged = host.stage(runtime, runtime.asarray(codes), runtime.asarray(scales), shape)
+        staged = given.staged
         launch = host.launch_groups if rung.name == "gemv_groups" else host.launch_stream
         epilogue = host.epilogue_of(given.tiles, staged.scales, staged.sums, y[None, :], 1)
         launch(runtime, staged.codes, given.tiles, 1, epilogue)
