@@ -102,9 +102,8 @@ def test_a_program_that_outlasts_64_bit_picoseconds_is_refused() -> None:
 
 def test_refreshes_without_end_are_refused() -> None:
     machine = machine_with(tRFC=30, tREFI=31, tRP=12, tRCD=12)
-    assert "refreshes every 31 cycles leave no time for commands" in refused(
-        (Command("ACT16"), Command("MACAB")), machine=machine
-    )
+    message = refused((Command("ACT16"), Loop(100, (Command("MACAB"),))), machine=machine)
+    assert "refreshes every 31 cycles leave no time for commands" in message
 
 
 def test_too_many_units() -> None:
