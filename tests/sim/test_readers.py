@@ -170,5 +170,5 @@ def test_wrong_choices_are_refused(tmp_path: Path) -> None:
 
 
 def test_too_many_requests_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(NearbankError, match="line 4.*more than 3"):
+    with pytest.raises(NearbankError, match=r"line 4.*more than 3"):
         read_dramsim3(file(tmp_path, "0x40 READ 0\n" * 9), most=3)
