@@ -257,31 +257,39 @@ class Bench:
         sizes, nbytes = (1, context, KV_HEADS * HEAD_DIM), int(cache.pages.nbytes)
         self.add(Captured(xp, work, 1), f"ladder {rung.name}", "cupy", sizes, "int4", nbytes, False)
 
-    def model_step(self) -> None:
-        """One token of a BitNet-2B-shaped decoder at 1 k context: projections, norms with rounding, cache, attention
-        and the bf16 head. Residuals, gating and sampling are left out."""
+    def model_step(
+        self,
+        layers: int = 30,
+        width: int = 2560,
+        hidden: int = 6912,
+        heads: int = 20,
+        kv: int = 5,
+        vocabulary: int = 128256,
+        context: int = 1024,
+    ) -> None:
+        """One token of a decoder, by default BitNet-2B-shaped at 1 k context: projections, norms with rounding, cache,
+        attention and the bf16 head. Residuals, gating and sampling are left out."""
         runtime, xp = self.runtime, self.runtime.xp
-        layers, width, hidden, heads, kv = 30, 2560, 6912, 20, 5
         shapes = (((heads + 2 * kv) * 128, width), (width, width), (2 * hidden, width), (width, hidden))
         weights = [[random_tiles(runtime, "ternary", *shape) for shape in shapes] for _ in range(layers)]
-        cache = ours.DeviceCache(layers, kv, 128, 2048, "int4")
+        cache = ours.DeviceCache(layers, kv, 128, 2 * context, "int4")
         for layer in range(layers):
-            part = xp.random.standard_normal((1024, kv, 128), dtype=xp.float32)
+            part = xp.random.standard_normal((context, kv, 128), dtype=xp.float32)
             cache.append(layer, part, part)
         inputs = {size: xp.random.standard_normal((1, size), dtype=xp.float32) for size in (width, hidden)}
         gain = {size: xp.ones(size, xp.float32) for size in (width, hidden)}
         staged = {size: ours.make_workspace(w, 1) for size, w in zip((width, hidden), weights[0][2:], strict=True)}
         outputs = [runtime.empty((1, shape[0]), np.float32) for shape in shapes]
-        context = xp.empty((1, heads, 128), xp.float32)
+        mixed = xp.empty((1, heads, 128), xp.float32)
         head = host.FloatRows(
             format_named("bf16"),
-            (128256, width),
-            xp.random.randint(0, 1 << 14, (128256, width // 128, 16, 8), dtype=xp.uint16),
+            (vocabulary, width),
+            xp.random.randint(0, 1 << 14, (vocabulary, width // 128, 16, 8), dtype=xp.uint16),
         )
-        logits = runtime.empty((1, 128256), np.float32)
+        logits = runtime.empty((1, vocabulary), np.float32)
 
         def work() -> Any:
-            cache.pages.lengths.fill(1024)  # every replay appends at the same place
+            cache.pages.lengths.fill(context)  # every replay appends at the same place
             for layer in range(layers):
                 for w, out in zip(weights[layer], outputs, strict=True):
                     cols = w.shape.cols
@@ -289,7 +297,7 @@ class Bench:
                     if w is weights[layer][0]:
                         q, k, v = xp.split(out.reshape(1, -1, 128), (heads, heads + kv), axis=1)
                         cache.append(layer, k, v)
-                        cache.attend(layer, q, out=context)
+                        cache.attend(layer, q, out=mixed)
             host.matmul_floats(runtime, inputs[width], head, logits)
             return weights, cache, staged, head, logits
 
