@@ -13,6 +13,7 @@ from nearbank.kernels.backends import resolve
 from nearbank.kernels.threads import usable_cores
 from nearbank.models.checkpoint import DEFAULT_NAME, Checkpoint, load_checkpoint, stored_codes
 from nearbank.models.config import Matrix
+from nearbank.models.generate import steps
 from nearbank.models.gpt import load_gpt
 from nearbank.models.hf import load_directory
 from nearbank.models.kv import kv_scheme
@@ -21,6 +22,7 @@ from nearbank.models.tensors import Precision, Tensor, Tensors
 from nearbank.models.tokenizer import CharTokenizer
 
 TABLES = {"wte": "wte.weight", "wpe": "wpe.weight", "head": "lm_head.weight"}  # their names in a checkpoint
+WARM_UP = (0, 0)  # token numbers that every vocabulary has
 
 
 def load_model(
@@ -44,10 +46,19 @@ def load_model(
     if Path(source).is_dir():
         chosen = weights or "fp32"
         precision = Precision(chosen, inputs, head or ("fp32" if chosen == "fp32" else "bf16"))
-        return load_directory(Path(source), precision, kv, backend)
+        return _warmed(load_directory(Path(source), precision, kv, backend))
     if (weights, inputs, head) != (None, None, None):
         raise NearbankError(f"{source}: a trained checkpoint has its own formats; leave out weights, inputs and head")
-    return checkpoint_model(load_checkpoint(source), backend, kv)
+    return _warmed(checkpoint_model(load_checkpoint(source), backend, kv))
+
+
+def _warmed(model: Model) -> Model:
+    """The model after a prompt and a token, so that compiling kernels is in no measured time. Fitted caches wait."""
+    compiles = model.backend != "numpy" and not kv_scheme(model.kv).needs_fit
+    if compiles and model.shape.context >= len(WARM_UP) + 1:
+        for _ in steps(model, [np.array(WARM_UP)], 2):
+            pass
+    return model
 
 
 def checkpoint_model(checkpoint: Checkpoint, backend: str = "auto", kv: str = "bf16") -> Model:

@@ -91,3 +91,10 @@ def test_threads_are_those_of_the_kernels() -> None:
     set_threads(before)
     limit_threads(None)
     assert random_model("numba").threads == before
+
+
+def test_a_loaded_model_is_warm() -> None:
+    """The first pass of a loaded model compiles nothing: it takes no longer than a few of the next one's."""
+    model = load_model(backend="numba")
+    first, second = (generate(model, "ROMEO:", 1).step_ns[0] for _ in range(2))
+    assert first < 20 * second + 50_000_000
