@@ -8,7 +8,7 @@ contend, SimPy sees nothing. Times are whole picoseconds, so the same jobs give 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import simpy
@@ -127,18 +127,18 @@ def _do(
     held: simpy.Resource,
     ended: Mapping[str, simpy.Event],
     spans: list[Span],
-) -> Iterator[simpy.Event]:
+) -> Generator[simpy.Event, object, None]:
     """One job's life."""
     yield environment.all_of([ended[name] for name in job.after])
-    ready = environment.now
+    ready = int(environment.now)
     with held.request() as request:
         yield request
-        begin = environment.now
+        begin = int(environment.now)
         occupied, delivery = _times(part, job, begin)
         yield environment.timeout(occupied)
-        free = environment.now
+        free = int(environment.now)
     yield environment.timeout(delivery)
-    spans.append(Span(job, ready, begin, free, environment.now))
+    spans.append(Span(job, ready, begin, free, int(environment.now)))
     ended[job.name].succeed()
 
 
