@@ -7,6 +7,7 @@ neighbours: byte i of 16 holds value i in its lowest bits, value i + 16 above, a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from nearbank.formats import Format, from_bf16, to_bf16
 
 PAGE = 256
 LANES = 16
+CACHE_LINE = 64
 ROW_DTYPE: dict[str, Any] = {"fp32": np.float32, "fp16": np.uint16, "bf16": np.uint16}
 
 
@@ -53,14 +55,16 @@ def allocate(fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: i
     rows = (*shape, row_length(fmt, head_dim))
     params = (*shape, 2) if not fmt.is_float else (*shape, 0)
     dtype = ROW_DTYPE.get(fmt.name, np.uint8)
-    return CacheStore(
-        fmt,
-        head_dim,
-        np.zeros(rows, dtype),
-        np.zeros(rows, dtype),
-        np.zeros(params, np.uint16),
-        np.zeros(params, np.uint16),
-    )
+    zeros = [_aligned_zeros(*part) for part in 2 * [(rows, dtype)] + 2 * [(params, np.uint16)]]
+    return CacheStore(fmt, head_dim, *zeros)
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
+    """Zeros that start on a cache line, so that no vector load crosses one."""
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(nbytes + CACHE_LINE, np.uint8)
+    aligned: npt.NDArray[Any] = raw[-raw.ctypes.data % CACHE_LINE :][:nbytes].view(dtype).reshape(shape)
+    return aligned
 
 
 def stored_floats(fmt: Format, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
