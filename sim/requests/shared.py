@@ -71,6 +71,7 @@ QUEUE_FIELDS = [
     *((name, np.int64) for name in ("waiting", "head", "next_refresh", "next_bank", "draining", "wake")),
     ("opened", np.int64, (MOST_BANKS,)),
     ("hits", np.int64, (2, MOST_BANKS)),
+    ("blocked", np.int64, (MOST_BANKS,)),  # some request waits until the bank's row is no longer kept
 ]
 
 SHARED_STATE = np.dtype([*CLOCK_FIELDS, *BANK_FIELDS, *SETUP_FIELDS, *QUEUE_FIELDS])
@@ -263,16 +264,31 @@ def _oldest_ready(state, cycle, queue, bus):  # type: ignore[no-untyped-def]
 
     An entry is looked at again only from its `soon` on: rules never make a command ready earlier than it was before.
     """
-    soonest = FAR
+    soonest, last, last_when = FAR, -1, 0
     for place in range(state.size[queue]):
         slot = state.order[queue, place]
         when = state.soon[queue, slot]
         if when <= cycle:
-            when = _ready_when(state, queue, place, slot, bus)
-            if when <= cycle:
-                return place, when
+            if last >= 0 and _is_alike(state, queue, slot, last):
+                when = last_when
+                state.soon[queue, slot] = when
+            else:
+                when = _ready_when(state, queue, place, slot, bus)
+                if when <= cycle:
+                    return place, when
+                if when < FAR:
+                    last, last_when = slot, when
         soonest = min(soonest, when)
     return -1, soonest
+
+
+@njit(cache=True)
+def _is_alike(state, queue, slot, other):  # type: ignore[no-untyped-def]
+    """Whether two requests that hit an open row need the same command of the same bank."""
+    bank, row = state.bank[queue, slot], state.row[queue, slot]
+    if bank != state.bank[queue, other] or row != state.row[queue, other]:
+        return False
+    return state.open_row[bank] == row and state.write[queue, slot] == state.write[queue, other]
 
 
 @njit(cache=True)
@@ -286,6 +302,7 @@ def _ready_when(state, queue, place, slot, bus):  # type: ignore[no-untyped-def]
         return FAR
     command = _needed(open_row, row, state.write[queue, slot])
     if command == PRE and (state.opened[bank] or (state.keep_hits and _hit_before(state, queue, place, bank))):
+        state.soon[queue, slot], state.blocked[bank] = FAR, 1
         return FAR
     when = ready_cycle(state, command, bank)
     state.soon[queue, slot] = when
@@ -368,7 +385,21 @@ def _finish(state, cycle, queue, place, slot):  # type: ignore[no-untyped-def]
     state.counters[fields.WRITES_DONE if write else fields.READS_DONE] += 1
     state.counters[fields.READ_CYCLES] += 0 if write else done - state.arrived[queue, slot]
     state.counters[fields.LAST_DONE] = max(state.counters[fields.LAST_DONE], done)
+    bank = state.bank[queue, slot]
     _remove(state, queue, place)
+    if state.blocked[bank]:
+        _unblock(state, bank)
+
+
+@njit(cache=True)
+def _unblock(state, bank):  # type: ignore[no-untyped-def]
+    """One request fewer keeps the bank's row open: look again at those that wait for it to close."""
+    state.blocked[bank] = 0
+    for queue in (READS, WRITES):
+        for place in range(state.size[queue]):
+            slot = state.order[queue, place]
+            if state.bank[queue, slot] == bank and state.soon[queue, slot] == FAR:
+                state.soon[queue, slot] = 0
 
 
 @njit(cache=True)

@@ -1,4 +1,4 @@
-"""HBM and LPDDR5 with a multiplying unit at every bank, or one for two banks: HBM-PIM's all-bank mode, AttAcc, LPDDR5-PIM.
+"""Units at the banks of HBM and LPDDR5, one a bank or one for two: HBM-PIM's all-bank mode, AttAcc, LPDDR5-PIM.
 
 One machine channel is one pseudo-channel (HBM) or channel (LPDDR5). In all-bank mode ACT16, MACAB and PREA reach every
 bank at once, with the names of GDDR6-AiM; MACSB works on one bank. WRGB fills the unit's register file or vector buffer

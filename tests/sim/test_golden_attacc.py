@@ -1,6 +1,7 @@
 """AttAcc's commands at the banks under the rules of `attacc-like`: legal, and as early as the rules allow."""
 
 import gzip
+from itertools import pairwise
 from pathlib import Path
 
 from nearbank.sim.checker import Flat, check
@@ -43,7 +44,7 @@ def test_the_engine_plays_a_row_in_the_same_time() -> None:
     assert rows_time(still, 9) - rows_time(still, 8) == 232
     commands = array_commands()
     activations = [c.cycle for c in commands if c.command == "ACT16"]
-    assert 232 in {b - a for a, b in zip(activations, activations[1:], strict=False)}
+    assert 232 in {b - a for a, b in pairwise(activations)}
 
 
 def rows_time(machine, rows: int) -> int:  # type: ignore[no-untyped-def]
