@@ -62,10 +62,20 @@ def _energy_cpu(results: Results) -> str:
 def _rows(results: Results) -> str:
     rates = results.column("row_hit_rate")
     least = min(rates, key=lambda model: rates[model])
+    short = _rate_by_tokens(results)
     return (
         f"One miss per 64 columns, 98.44 %, is the ceiling. {least} has the least, {100 * rates[least]:.2f} %: its "
-        "matrices are narrow, so rows end up partly filled, and attention opens rows of K and V for few columns."
+        "matrices are narrow, so rows end up partly filled; and attention opens rows of K and V for few columns, and "
+        f"rows of V to write one value each{short}."
     )
+
+
+def _rate_by_tokens(results: Results) -> str:
+    """How the row-hit rate falls with the token count, if that was studied."""
+    rows = [row for row in results.sensitivities if row["axis"] == "tokens"]
+    by_model = {row["model"]: row for row in reversed(rows)}  # the shortest run of each
+    found = [f"{row['model']} {100 * row['row_hit_rate']:.2f} %" for row in by_model.values()]
+    return f" (in runs of {next(iter(by_model.values()))['value']} tokens: {', '.join(found)})" if found else ""
 
 
 def _off_chip(results: Results) -> str:
@@ -84,7 +94,11 @@ def _non_vmm(results: Results) -> str:
     shares = {name: ns / sum(parts.values()) for name, ns in parts.items()}
     named = ("norm", "append", "activation", "softmax", "residual", "sample")
     split = ", ".join(f"{name} {100 * shares[name]:.2f} %" for name in named if shares.get(name))
-    return f"Ours for GPT3-XL is made of {split}. Writing K and V is counted; whether the paper counts it is not known."
+    without = results.column("non_vmm_share")["gpt3-xl"] - shares.get("append", 0)
+    return (
+        f"Ours for GPT3-XL is made of {split}. Writing K and V (append) is counted, as no product runs meanwhile; "
+        f"whether the paper counts it is not known. Without it the share is {100 * without:.2f} %."
+    )
 
 
 def _asic(results: Results) -> str:
@@ -93,9 +107,16 @@ def _asic(results: Results) -> str:
     return (
         f"From {values[low]:.2f}x ({low}) to {values[high]:.2f}x ({high}). The ASIC's work is counted by element on "
         "256 adders and 128 multipliers; norms, softmax and the last partial sums cannot overlap with the banks, and "
-        "at a tenth of the clock they grow tenfold, most visibly in narrow models. How the paper's ASIC pipelines "
-        "them is not known to us."
+        "at a tenth of the clock they grow tenfold, most visibly in narrow models"
+        f"{_fifth(results)}. How the paper's ASIC pipelines them is not known to us."
     )
+
+
+def _fifth(results: Results) -> str:
+    """The slowdown at 200 MHz, if that was studied."""
+    rows = [row for row in results.sensitivities if (row["axis"], row["value"]) == ("ASIC clock", 200)]
+    found = [f"{row['relative_time']:.2f}x ({row['model']})" for row in rows]
+    return f"; at 200 MHz it is {', '.join(found)}" if found else ""
 
 
 _WHY: Mapping[str, Why] = {

@@ -22,10 +22,13 @@ CLAIM_HEADINGS = ("Quantity", "Published", "Ours", "Deviation", "Inside", "Verdi
 def write_page(results: Results, folder: Path) -> Path:
     """Write reproduction.md, and beside it the results as JSON and the figures."""
     data = folder / FOLDER
+    from matplotlib import rc_context
+
     data.mkdir(parents=True, exist_ok=True)
     results.save(data / f"{results.system}.json")
-    for name in FIGURES:
-        figure(name, results).savefig(data / f"{name}.svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "nearbank", "svg.fonttype": "none"}):  # the same results make the same files
+        for name in FIGURES:
+            figure(name, results).savefig(data / f"{name}.svg", metadata={"Date": None})
     write_atomically(folder / "reproduction.md", page(results))
     return folder / "reproduction.md"
 
@@ -36,7 +39,7 @@ def page(results: Results) -> str:
         _opening(results),
         "## Eight models",
         _table(ROW_HEADINGS, map(row_cells, results.rows)),
-        _COLUMNS,
+        _COLUMNS + _absences(results),
         "## Published beside ours",
         _table(CLAIM_HEADINGS, map(claim_cells, results.published)),
         _VERDICTS,
@@ -80,6 +83,13 @@ _VERDICTS = (
     "half a point of row hits, one point of time; *missed*: some are further off. *Unverified*: the paper's text "
     "was not available to us, the value is as other papers cite it."
 )
+
+
+def _absences(results: Results) -> str:
+    """Components of the energy that no constant is known for."""
+    parts = [detail["energy_by_component_pj_per_token"] for detail in results.details.values()]
+    absent = sorted({name for energies in parts for name, value in energies.items() if value is None})
+    return f" Energy leaves out what the machine file gives no constant for: {', '.join(absent)}." if absent else ""
 
 
 def row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
