@@ -175,7 +175,9 @@ _CARRIED_OVER = (
     "to the T4's host and to the Xeon as they are, without scaling: neither the published T4's host nor its clock is "
     "known, and the calibration machine's cores are newer, so the eager baselines lean in the processors' favour. "
     "On the T4 each kernel adds a launch, and kernels run beside the host; on the Xeon the host computes, and a GEMV "
-    "reaches the same share of a plain read's bandwidth as it does on the calibration machine."
+    "reaches the same share of a plain read's bandwidth as it does on the calibration machine. That machine was "
+    "shared: its least disturbed figures are taken, and between runs they moved by a "
+    "third per layer and a tenth for the GEMV."
 )
 
 
