@@ -169,18 +169,11 @@ class Player:
             _label_cycles(self._shared)[: old[vm.G_LABELS]] = _label_cycles(old)
 
     def _make_tables(self) -> Ints:
-        """All tables behind their header; see the constants in `sim.vm`."""
-        pulls, pushes = pull_lists(self._layout, self._used), push_lists(self._layout, self._used)
-        pulls.rows[:, vm.PULL_REASON] += vm.UNIT_REASON + vm.MAX_UNITS
+        """All tables behind their header, those of the commands first; see the constants in `sim.vm`."""
         written, fixed, counted = self._body_lists()
         latency = self._book.latency
         data = [(self._layout.channel_entry[n], latency[n]) for n in sorted(self._used) if latency[n]]
         tables = {
-            vm.COMMANDS: command_table(self._layout),
-            vm.PULL_START: pulls.start,
-            vm.PULLS: pulls.rows,
-            vm.PUSH_START: pushes.start,
-            vm.PUSHES: pushes.rows,
             vm.WRITTEN_START: written.start,
             vm.WRITTEN: written.rows,
             vm.FIXED_START: fixed.start,
@@ -190,17 +183,34 @@ class Player:
             vm.DATA: np.array(data, dtype=np.int64),
         }
         header = self._header(len(data))
-        parts, at = [header], len(header)
+        parts = [header, *self._command_tables(header)]
+        at = sum(part.size for part in parts)
         for slot, table in tables.items():
             header[slot] = at
             parts.append(table.reshape(-1))
             at += table.size
         return np.concatenate(parts)
 
+    def _command_tables(self, header: Ints) -> list[Ints]:
+        """The commands, their pulls and pushes, with absolute places."""
+        pulls, pushes = pull_lists(self._layout, self._used), push_lists(self._layout, self._used)
+        pulls.rows[:, vm.PULL_BASE] += header[vm.LAST]
+        pulls.rows[:, vm.PULL_REASON] += vm.UNIT_REASON + vm.MAX_UNITS
+        pushes.rows[:, vm.PUSH_BASE] += header[vm.LAST]
+        own = command_table(self._layout)
+        first = vm.COMMANDS + len(own) * vm.COMMAND_WIDTH
+        commands = np.zeros((len(own), vm.COMMAND_WIDTH), dtype=np.int64)
+        commands[:, : vm.PULLS] = own
+        commands[:, vm.PULLS] = first + pulls.start[:-1] * vm.PULL_WIDTH
+        commands[:, vm.PULLS_END] = first + pulls.start[1:] * vm.PULL_WIDTH
+        commands[:, vm.PUSHES] = first + pulls.rows.size + pushes.start[:-1] * vm.PUSH_WIDTH
+        commands[:, vm.PUSHES_END] = first + pulls.rows.size + pushes.start[1:] * vm.PUSH_WIDTH
+        return [commands.reshape(-1), pulls.rows.reshape(-1), pushes.rows.reshape(-1)]
+
     def _header(self, data_count: int) -> Ints:
         book, plan = self._book, self._book.refresh
         numbers = {name: i for i, name in enumerate(self._layout.names)}
-        header = np.zeros(vm.T_SIZE, dtype=np.int64)
+        header = np.zeros(vm.COMMANDS, dtype=np.int64)
         header[vm.BANKS] = book.banks
         header[vm.TCK_PS] = self.machine.tck_ps
         header[vm.INTERVAL] = plan.interval
@@ -220,14 +230,11 @@ class Player:
         book = self._book
         slots = vm.FIXED_COUNTERS + len(self._compiler.slots)
         counters = slots + vm.UNIT_REASON + vm.MAX_UNITS + len(book.limits)
-        header[vm.LAST] = vm.M_SIZE
-        header[vm.ROWS] = header[vm.LAST] + self._layout.size
-        header[vm.COUNT] = header[vm.ROWS] + book.banks
         header[vm.COUNT_SIZE] = counters
-        header[vm.SLOTS] = header[vm.COUNT] + vm.FIXED_COUNTERS
-        header[vm.REASONS] = header[vm.COUNT] + slots
-        header[vm.COUNTER] = header[vm.COUNT] + counters
-        header[vm.SNAP] = header[vm.COUNTER] + vm.MAX_DEPTH
+        header[vm.REASONS] = vm.COUNT + slots
+        header[vm.LAST] = vm.COUNT + counters
+        header[vm.ROWS] = header[vm.LAST] + self._layout.size
+        header[vm.SNAP] = header[vm.ROWS] + book.banks
         header[vm.SNAP_STRIDE] = vm.S_SIZE + counters + book.banks + self._layout.size
 
     def _body_lists(self) -> tuple[Lists, Lists, Lists]:
@@ -268,7 +275,7 @@ class Player:
         row = int(self._memory[lane, vm.PC])
         name = self._layout.names[code.rows[row, vm.A]]
         path, _ = locate(program, streams[lane], row - code.entries[streams[lane]])
-        rounds = self._memory[lane, self._tables[vm.COUNTER] :][: code.rows[row, vm.DEPTH]].tolist()
+        rounds = self._memory[lane, vm.COUNTER :][: code.rows[row, vm.DEPTH]].tolist()
         raise NearbankError(
             f"program {program.name}, stream {streams[lane]}, node {path}, rounds {rounds}: "
             f"{name} {_PROBLEMS[status]}; activate or precharge before it"
@@ -290,8 +297,7 @@ class Player:
         )
 
     def _channel_result(self, lane: int) -> ChannelResult:
-        t = self._tables
-        count = self._memory[lane, t[vm.COUNT] : t[vm.COUNTER]].tolist()
+        count = self._memory[lane, vm.COUNT : self._tables[vm.LAST]].tolist()
         slots = self._compiler.slots
         return ChannelResult(
             channels=self._lanes[lane],

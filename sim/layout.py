@@ -146,13 +146,16 @@ def lists(parts: Sequence[Sequence[tuple[int, ...]]], width: int) -> Lists:
 
 
 def pull_lists(result: Layout, used: frozenset[str]) -> Lists:
-    """What each command reads, restricted to entries that a used command writes; one look per entry suffices."""
+    """What each command reads: entries that a used command writes, each once.
+
+    Delays of one cycle are left out, since the command bus alone makes a command wait that long.
+    """
     rows = []
     for name in result.names:
         best: dict[tuple[int, int, int, int], Pull] = {}
         for pull in result.pulls[name]:
             key = (pull.base, pull.shift, pull.flip, pull.stride)
-            if used & result.owners[pull.base] and (key not in best or best[key].delay < pull.delay):
+            if pull.delay > 1 and used & result.owners[pull.base] and (key not in best or best[key].delay < pull.delay):
                 best[key] = pull
         ordered = sorted(best.values(), key=lambda p: p.limit)
         rows.append([_pull_row(p) for p in ordered])
@@ -212,13 +215,13 @@ def _horizons(result: Layout, used: frozenset[str]) -> list[int]:
 
 
 def command_table(result: Layout) -> Ints:
-    """Per command: banks reached, row need (0 any, 1 closed, 2 open), effect (0 none, 1 opens, 2 closes), latency."""
+    """Per command: banks reached, row need (any, closed, open), effect (none, opens, closes), banks as bits."""
     needs = {Row.ANY: 0, Row.CLOSED: 1, Row.OPEN: 2}
     effects = {Effect.NONE: 0, Effect.OPENS: 1, Effect.CLOSES: 2}
-    book = result.book
-    specs = book.specs.values()
-    rows = [(book.reach[s.name], needs[s.row], effects[s.effect], book.latency[s.name]) for s in specs]
-    return np.array(rows, dtype=np.int64)
+    reach = result.book.reach
+    bits = {name: -1 if banks == 64 else (1 << banks) - 1 for name, banks in reach.items()}
+    specs = result.book.specs.values()
+    return np.array([(reach[s.name], needs[s.row], effects[s.effect], bits[s.name]) for s in specs], dtype=np.int64)
 
 
 def uses_bank(book: RuleBook, name: str) -> bool:

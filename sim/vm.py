@@ -28,20 +28,22 @@ WIDTH = HIGH + 3
 
 # --- t: scalars, then offsets of tables in t, then offsets in a lane's memory -----------------------------------------
 (BANKS, TCK_PS, INTERVAL, REGION, PRECHARGE, REFRESH, ACTIVATE, ACTIVATE_ALL, HORIZON, SKIPS) = range(10)
-(COMMANDS, PULL_START, PULLS, PUSH_START, PUSHES, WRITTEN_START, WRITTEN, FIXED_START, FIXED) = range(10, 19)
-(COUNTED_START, COUNTED, DATA, DATA_COUNT) = range(19, 23)
-(LAST, ROWS, COUNT, COUNT_SIZE, SLOTS, REASONS, COUNTER, SNAP, SNAP_STRIDE) = range(23, 32)
-T_SIZE = 32
+(WRITTEN_START, WRITTEN, FIXED_START, FIXED, COUNTED_START, COUNTED, DATA, DATA_COUNT) = range(10, 18)
+(LAST, ROWS, COUNT_SIZE, REASONS, SNAP, SNAP_STRIDE) = range(18, 24)
+COMMANDS = 24  # the first table: where each command's own pulls and pushes are, it says itself
 
-REACH, NEED, EFFECT, LATENCY, COMMAND_WIDTH = range(5)
+REACH, NEED, EFFECT, REACHED, PULLS, PULLS_END, PUSHES, PUSHES_END, COMMAND_WIDTH = range(9)
 PULL_BASE, PULL_DELAY, PULL_BANKED, PULL_REASON, PULL_SHIFT, PULL_FLIP, PULL_STRIDE, PULL_WIDTH = range(8)
 PUSH_BASE, PUSH_SHIFT, PUSH_SPAN, PUSH_SCOPES, PUSH_WIDTH = range(5)
 ROW_ANY, ROW_CLOSED, ROW_OPEN = range(3)
 NO_EFFECT, OPENS, CLOSES = range(3)
 
-# --- m: scalars at its start (SAME_ROW is the row that one command opened in all banks, or -1); the counters' own start
+# --- m: scalars at its start (SAME_ROW is the row that one command opened in all banks, or -1), loop counters, counters
 (PREVIOUS, FLOOR, FLOOR_UNIT, DUE, OPEN, TOUCHED, SAME_ROW, PC, NEXT_REGION, RECORDED, STATUS, M_SIZE) = range(12)
+COUNTER = M_SIZE
+COUNT = COUNTER + MAX_DEPTH
 (ROW_HITS, ROW_MISSES, OPEN_CYCLES, REFRESHES, FIXED_COUNTERS) = range(5)
+SLOTS = COUNT + FIXED_COUNTERS  # how often each command was issued
 REFRESH_REASON, END_REASON, UNIT_REASON = range(3)
 MAX_UNITS = 16
 FINE, CLOSED_ROW, WRONG_ROW, OPEN_ROW, OVERFLOW, STUCK = range(6)
@@ -68,29 +70,31 @@ def _now(m):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, inline="always")
-def _affine(code, pc, base, strides, m, counter):  # type: ignore[no-untyped-def]
+def _affine(code, pc, base, strides, m):  # type: ignore[no-untyped-def]
     value = code[_at(pc), base]
     for d in range(code[_at(pc), DEPTH]):
-        value += code[_at(pc), _at(strides + d)] * m[_at(counter + d)]
+        value += code[_at(pc), _at(strides + d)] * m[_at(COUNTER + d)]
     return value
+
+
+@njit(cache=True, inline="always")
+def _spec(command):  # type: ignore[no-untyped-def]
+    """Where the command's own row of the command table is."""
+    return COMMANDS + command * COMMAND_WIDTH
 
 
 @njit(cache=True, inline="always")
 def _mask(t, command, bank):  # type: ignore[no-untyped-def]
     """The banks that the command reaches, as bits."""
-    reach = t[_at(t[COMMANDS] + command * COMMAND_WIDTH + REACH)]
-    bits = np.int64(-1) if reach >= 64 else (np.int64(1) << reach) - 1
-    return bits << bank
+    return t[_at(_spec(command) + REACHED)] << bank
 
 
 @njit(cache=True, inline="always")
 def _earliest(t, m, command, bank, start, reason):  # type: ignore[no-untyped-def]
     """The first cycle from `start` on at which every rule lets the command go, and which one held it longest."""
-    last = t[LAST]
-    first = t[PULLS] + t[_at(t[PULL_START] + command)] * PULL_WIDTH
-    end = t[PULLS] + t[_at(t[PULL_START] + command + 1)] * PULL_WIDTH
-    for p in range(first, end, PULL_WIDTH):
-        entry = last + t[_at(p + PULL_BASE)]
+    spec = _spec(command)
+    for p in range(t[_at(spec + PULLS)], t[_at(spec + PULLS_END)], PULL_WIDTH):
+        entry = t[_at(p + PULL_BASE)]
         if t[_at(p + PULL_BANKED)]:
             scope = (bank >> t[_at(p + PULL_SHIFT)]) ^ t[_at(p + PULL_FLIP)]
             entry += scope * t[_at(p + PULL_STRIDE)]
@@ -108,18 +112,17 @@ def _issue(t, m, command, bank, row, cycle, reason):  # type: ignore[no-untyped-
     if idle:
         m[t[REASONS] + reason] += idle
     if m[OPEN] != 0:
-        m[_at(t[COUNT] + OPEN_CYCLES)] += idle + 1
+        m[_at(COUNT + OPEN_CYCLES)] += idle + 1
     m[PREVIOUS] = cycle
-    first = t[PUSHES] + t[_at(t[PUSH_START] + command)] * PUSH_WIDTH
-    end = t[PUSHES] + t[_at(t[PUSH_START] + command + 1)] * PUSH_WIDTH
-    for p in range(first, end, PUSH_WIDTH):
+    spec = _spec(command)
+    for p in range(t[_at(spec + PUSHES)], t[_at(spec + PUSHES_END)], PUSH_WIDTH):
         span = t[_at(p + PUSH_SPAN)]
-        entry = t[LAST] + t[_at(p + PUSH_BASE)] + (bank >> t[_at(p + PUSH_SHIFT)]) * span
+        entry = t[_at(p + PUSH_BASE)] + (bank >> t[_at(p + PUSH_SHIFT)]) * span
         if span == 1:
             m[_at(entry)] = cycle
         else:
             _push_window(m, entry, span, t[p + PUSH_SCOPES], cycle)
-    if t[_at(t[COMMANDS] + command * COMMAND_WIDTH + EFFECT)] != NO_EFFECT:
+    if t[_at(spec + EFFECT)] != NO_EFFECT:
         _move_rows(t, m, command, bank, row)
 
 
@@ -135,7 +138,7 @@ def _push_window(m, entry, span, scopes, cycle):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _move_rows(t, m, command, bank, row):  # type: ignore[no-untyped-def]
     mask = _mask(t, command, bank)
-    spec = t[COMMANDS] + command * COMMAND_WIDTH
+    spec = _spec(command)
     m[TOUCHED] &= ~mask
     if t[spec + EFFECT] == CLOSES:
         m[OPEN] &= ~mask
@@ -165,7 +168,7 @@ def _control(t, m, record, lane, command, bank, row):  # type: ignore[no-untyped
     start = max(m[PREVIOUS] + 1, m[DUE])
     cycle, _ = _earliest(t, m, command, bank, start, np.int64(REFRESH_REASON))
     _issue(t, m, command, bank, row, cycle, np.int64(REFRESH_REASON))
-    m[t[SLOTS] + command] += 1
+    m[SLOTS + command] += 1
     _note(record, m, lane, command, bank, row, 0, cycle)
 
 
@@ -174,12 +177,12 @@ def _refresh(t, m, record, lane):  # type: ignore[no-untyped-def]
     """Close the region's open rows, refresh it, open the same rows again: `sim.rules.RefreshPlan` defines it."""
     first = m[NEXT_REGION]
     before = m[OPEN]
-    for bank in range(first, first + t[REGION], t[t[COMMANDS] + t[PRECHARGE] * COMMAND_WIDTH + REACH]):
+    for bank in range(first, first + t[REGION], t[_spec(t[PRECHARGE]) + REACH]):
         if m[OPEN] & _mask(t, t[PRECHARGE], bank):
             _control(t, m, record, lane, t[PRECHARGE], bank, 0)
-    for bank in range(first, first + t[REGION], t[t[COMMANDS] + t[REFRESH] * COMMAND_WIDTH + REACH]):
+    for bank in range(first, first + t[REGION], t[_spec(t[REFRESH]) + REACH]):
         _control(t, m, record, lane, t[REFRESH], bank, 0)
-        m[t[COUNT] + REFRESHES] += 1
+        m[COUNT + REFRESHES] += 1
     _reopen(t, m, record, lane, before & ~m[OPEN])
     m[NEXT_REGION] = (first + t[REGION]) % t[BANKS]
     m[DUE] += t[INTERVAL]
@@ -205,7 +208,7 @@ def _other_row(t, m, command, bank, row):  # type: ignore[no-untyped-def]
     """Whether one of the banks that the command reaches holds another row than this."""
     first = t[ROWS] + bank
     other = np.int64(0)
-    for b in range(first, first + t[t[COMMANDS] + command * COMMAND_WIDTH + REACH]):
+    for b in range(first, first + t[_spec(command) + REACH]):
         other |= m[b] ^ row
     return other != 0
 
@@ -214,13 +217,13 @@ def _other_row(t, m, command, bank, row):  # type: ignore[no-untyped-def]
 def _access(t, m, command, bank, row):  # type: ignore[no-untyped-def]
     """Whether the rows are as the command needs them; a column command's hit or miss is counted."""
     mask = _mask(t, command, bank)
-    if t[_at(t[COMMANDS] + command * COMMAND_WIDTH + NEED)] == ROW_CLOSED:
+    if t[_at(_spec(command) + NEED)] == ROW_CLOSED:
         return OPEN_ROW if m[OPEN] & mask else FINE
     if m[OPEN] & mask != mask:
         return CLOSED_ROW
     if m[SAME_ROW] != row and _other_row(t, m, command, bank, row):
         return WRONG_ROW
-    m[_at(t[COUNT] + (ROW_HITS if m[TOUCHED] & mask == mask else ROW_MISSES))] += 1
+    m[_at(COUNT + (ROW_HITS if m[TOUCHED] & mask == mask else ROW_MISSES))] += 1
     m[TOUCHED] |= mask
     return FINE
 
@@ -229,8 +232,8 @@ def _access(t, m, command, bank, row):  # type: ignore[no-untyped-def]
 def _command(t, m, record, lane, code, pc):  # type: ignore[no-untyped-def]
     """Issue one command of the program, after the refreshes that come first."""
     command = code[_at(pc), A]
-    bank = _affine(code, pc, BANK, BANK_STRIDES, m, t[COUNTER]) if code[_at(pc), HAS_BANK] else np.int64(0)
-    row = _affine(code, pc, ROW, ROW_STRIDES, m, t[COUNTER]) if code[_at(pc), HAS_ROW] else np.int64(0)
+    bank = _affine(code, pc, BANK, BANK_STRIDES, m) if code[_at(pc), HAS_BANK] else np.int64(0)
+    row = _affine(code, pc, ROW, ROW_STRIDES, m) if code[_at(pc), HAS_ROW] else np.int64(0)
     refreshes = 0
     while True:
         start = m[PREVIOUS] + 1
@@ -247,14 +250,14 @@ def _command(t, m, record, lane, code, pc):  # type: ignore[no-untyped-def]
         _refresh(t, m, record, lane)
     if cycle >= t[HORIZON]:
         return OVERFLOW
-    if t[_at(t[COMMANDS] + command * COMMAND_WIDTH + NEED)] != ROW_ANY:
+    if t[_at(_spec(command) + NEED)] != ROW_ANY:
         status = _access(t, m, command, bank, row)
         if status != FINE:
             return status
     _issue(t, m, command, bank, row, cycle, reason)
-    m[_at(t[SLOTS] + code[_at(pc), B])] += 1
+    m[_at(SLOTS + code[_at(pc), B])] += 1
     if record.shape[1] > 1:
-        column = _affine(code, pc, COLUMN, COLUMN_STRIDES, m, t[COUNTER])
+        column = _affine(code, pc, COLUMN, COLUMN_STRIDES, m)
         _note(record, m, lane, command, bank, row, column, cycle)
     return FINE
 
@@ -275,7 +278,7 @@ def _store(t, m, depth, body, moves_rows, label):  # type: ignore[no-untyped-def
     s += S_SIZE
     for k in range(t[t[COUNTED_START] + body], t[t[COUNTED_START] + body + 1]):
         i = t[t[COUNTED] + k]
-        m[_at(s + i)] = m[_at(t[COUNT] + i)]
+        m[_at(s + i)] = m[_at(COUNT + i)]
     s += t[COUNT_SIZE]
     if moves_rows:
         for b in range(t[BANKS]):
@@ -334,7 +337,7 @@ def _advance(t, m, depth, body, moves_rows, rounds, period):  # type: ignore[no-
     s = t[SNAP] + depth * t[SNAP_STRIDE] + S_SIZE
     for k in range(t[t[COUNTED_START] + body], t[t[COUNTED_START] + body + 1]):
         i = t[t[COUNTED] + k]
-        m[_at(t[COUNT] + i)] += (m[_at(t[COUNT] + i)] - m[_at(s + i)]) * rounds
+        m[_at(COUNT + i)] += (m[_at(COUNT + i)] - m[_at(s + i)]) * rounds
     s += t[COUNT_SIZE]
     if moves_rows:
         for b in range(t[BANKS]):
@@ -382,11 +385,11 @@ def _run(t, m, record, lane, code):  # type: ignore[no-untyped-def]
                 break
             pc += 1
         elif op == LOOP:
-            m[t[COUNTER] + code[_at(pc), DEPTH]] = 0
+            m[COUNTER + code[_at(pc), DEPTH]] = 0
             m[t[SNAP] + code[_at(pc), DEPTH] * t[SNAP_STRIDE] + S_STORED] = 0
             pc += 1
         elif op == END and not code[_at(pc), MEETS]:
-            counter = t[COUNTER] + code[_at(pc), DEPTH]
+            counter = COUNTER + code[_at(pc), DEPTH]
             m[counter] += 1
             left = code[_at(pc), A] - m[counter]
             if left > 0 and t[SKIPS] and code[_at(pc), C] >= 0:
@@ -447,7 +450,7 @@ def _wait_for(t, memory, g, active, unit):  # type: ignore[no-untyped-def]
 def _loop_end(t, memory, g, active, code, record):  # type: ignore[no-untyped-def]
     """All lanes stand at the end of the same loop: go round again, skip ahead, or leave it."""
     depth = code[memory[0, PC], DEPTH]
-    done = memory[0, t[COUNTER] + depth] + 1
+    done = memory[0, COUNTER + depth] + 1
     left = code[memory[0, PC], A] - done
     regular = left > 0 and t[SKIPS] != 0
     for lane in range(active):
@@ -458,7 +461,7 @@ def _loop_end(t, memory, g, active, code, record):  # type: ignore[no-untyped-de
         left -= skipped
     for lane in range(active):
         pc = memory[lane, PC]
-        memory[lane, t[COUNTER] + depth] = done
+        memory[lane, COUNTER + depth] = done
         memory[lane, PC] = pc - code[pc, B] if left > 0 else pc + 1
 
 
@@ -550,7 +553,7 @@ def _finish(t, memory, g, record):  # type: ignore[no-untyped-def]
         idle = end - 1 - m[PREVIOUS]
         m[t[REASONS] + END_REASON] += idle
         if m[OPEN] != 0:
-            m[t[COUNT] + OPEN_CYCLES] += idle
+            m[COUNT + OPEN_CYCLES] += idle
         m[PREVIOUS] = end - 1
         m[FLOOR] = end
     _flush_label(g, end)
