@@ -189,9 +189,7 @@ def _parse_header(path: Path, header: dict[str, Any]) -> tuple[ModelConfig, str,
         )  # fmt: skip
     except NearbankError as error:
         raise NearbankError(f"{path}: {error}") from error
-    config = ModelConfig(
-        shape, header["tied_head"], header["weights"], header["activations"], header["variant"]
-    )
+    config = ModelConfig(shape, header["tied_head"], header["weights"], header["activations"], header["variant"])
     return config, header["vocabulary"], _parse_origin(path, header["origin"])
 
 
@@ -207,9 +205,7 @@ def _parse_origin(path: Path, origin: Mapping[str, Any]) -> Origin:
 
 def _check_field(path: Path, field: str, value: Any, kind: type) -> None:
     if type(value) is not kind:
-        raise NearbankError(
-            f"{path}: header field '{field}' is {value!r}; expected a value of type {kind.__name__}"
-        )
+        raise NearbankError(f"{path}: header field '{field}' is {value!r}; expected a value of type {kind.__name__}")
 
 
 def _expected_tensors(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -252,9 +248,7 @@ def _check_tensor(path: Path, name: str, tensor: npt.NDArray[Any], dtype: str, d
         raise NearbankError(f"{path}: tensor '{name}' holds NaN or infinity; expected finite numbers")
 
 
-def _check_codes(
-    path: Path, config: ModelConfig, name: str, packed: npt.NDArray[np.uint8], inputs: int
-) -> None:
+def _check_codes(path: Path, config: ModelConfig, name: str, packed: npt.NDArray[np.uint8], inputs: int) -> None:
     try:
         FORMATS[config.weights].unpack(packed, inputs)
     except NearbankError as error:

@@ -49,9 +49,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise NearbankError(
-            f"{path}: cannot read the text ({error.strerror}); give a UTF-8 text file"
-        ) from None
+        raise NearbankError(f"{path}: cannot read the text ({error.strerror}); give a UTF-8 text file") from None
 
 
 def training_batch(
@@ -63,9 +61,7 @@ def training_batch(
     return windows[:, :-1], windows[:, 1:]
 
 
-def validation_batches(
-    tokens: torch.Tensor, batch: int, context: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def validation_batches(tokens: torch.Tensor, batch: int, context: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Every token but the first is predicted once, in windows side by side; the last window may be shorter."""
     inputs, targets = tokens[:-1], tokens[1:]
     cut = len(inputs) // context * context

@@ -35,8 +35,6 @@ def validation_loss(network: CharGpt, tokens: torch.Tensor, context: int, batch:
     total = 0.0
     for inputs, targets in validation_batches(tokens, batch, context):
         logits = network(inputs.to(device))
-        total += float(
-            functional.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), reduction="sum")
-        )
+        total += float(functional.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), reduction="sum"))
     network.train(was_training)
     return total / (len(tokens) - 1)

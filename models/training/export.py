@@ -65,10 +65,7 @@ def unpack_network(config: ModelConfig, tensors: Tensors) -> CharGpt:
     """A torch network in float32 whose block weights are the packed ones and whose inputs are rounded to 8 bits."""
     shape = config.shape
     network = CharGpt(shape.vocabulary, shape.layers, shape.width, shape.heads, shape.context, STORED)
-    state = {
-        _torch_name(name): torch.from_numpy(tensors[name].astype(np.float32))
-        for name in config.vector_shapes()
-    }
+    state = {_torch_name(name): torch.from_numpy(tensors[name].astype(np.float32)) for name in config.vector_shapes()}
     stored_as = FORMATS[config.weights]
     for layer in range(shape.layers):
         for matrix in config.block_matrices(layer):

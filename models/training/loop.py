@@ -106,9 +106,7 @@ def _save_state(path: Path, network: CharGpt, optimisers: list[torch.optim.Optim
             os.fsync(file.fileno())
         part.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise NearbankError(
-            f"{path}: cannot save the training state ({error}); the one before it is kept"
-        ) from error
+        raise NearbankError(f"{path}: cannot save the training state ({error}); the one before it is kept") from error
 
 
 def _load_state(path: Path, network: CharGpt, optimisers: list[torch.optim.Optimizer]) -> int:

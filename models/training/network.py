@@ -14,9 +14,7 @@ from nearbank.models.training.straight_through import fake_int8, fake_weights
 
 LAYER_NORM_EPS = 1e-5
 
-Rounding = tuple[
-    str, str | None
-]  # format of the weights, and the quantiser's variant or None for full precision
+Rounding = tuple[str, str | None]  # format of the weights, and the quantiser's variant or None for full precision
 
 
 class ChannelDropout(nn.Module):

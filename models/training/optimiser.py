@@ -12,9 +12,7 @@ from nearbank.models.training.options import TrainOptions
 def build_optimisers(network: CharGpt, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     matrices = [p for name, p in network.named_parameters() if _is_block_matrix(name, p)]
     others = [p for name, p in network.named_parameters() if not _is_block_matrix(name, p)]
-    muon = torch.optim.Muon(
-        matrices, lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = torch.optim.Muon(matrices, lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(others, lr, betas=(0.9, 0.99), weight_decay=0.0)]
 
 

@@ -46,14 +46,10 @@ class TrainOptions:
             _at_least_one(name, getattr(self, name))
         for name in ("twin_lr", "student_lr"):
             if not 0 < getattr(self, name) < 1:
-                raise NearbankError(
-                    f"{name} is {getattr(self, name)}; expected a learning rate above 0 and below 1"
-                )
+                raise NearbankError(f"{name} is {getattr(self, name)}; expected a learning rate above 0 and below 1")
         WeightQuantiser(self.weights, self.variant)
         if not self.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise NearbankError(
-                f"name {self.name!r} is no file name; expected letters, digits, '.', '-' and '_'"
-            )
+            raise NearbankError(f"name {self.name!r} is no file name; expected letters, digits, '.', '-' and '_'")
         if self.width % self.heads:
             raise NearbankError(
                 f"width {self.width} is not a multiple of heads {self.heads}; choose a width that heads divide"

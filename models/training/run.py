@@ -58,9 +58,7 @@ def run(options: TrainOptions, out: Path, progress: Progress | None) -> Trained:
         student = train_student(twin, corpus, options, out, progress)
         return _finish(pack_student(student, twin, corpus, options), corpus, options, out)
     except OSError as error:
-        raise NearbankError(
-            f"{out}: cannot write the run's files ({error}); what was written is kept"
-        ) from error
+        raise NearbankError(f"{out}: cannot write the run's files ({error}); what was written is kept") from error
 
 
 def train_twin(corpus: Corpus, options: TrainOptions, folder: Path, progress: Progress) -> CharGpt:
@@ -71,9 +69,7 @@ def train_twin(corpus: Corpus, options: TrainOptions, folder: Path, progress: Pr
     return twin.eval().requires_grad_(False)
 
 
-def train_student(
-    twin: CharGpt, corpus: Corpus, options: TrainOptions, folder: Path, progress: Progress
-) -> CharGpt:
+def train_student(twin: CharGpt, corpus: Corpus, options: TrainOptions, folder: Path, progress: Progress) -> CharGpt:
     """The ternary model: starts at the twin's weights, learns from the text and from the twin's probabilities."""
     student = build_network(corpus, options, options.variant, 0.0)
     student.load_state_dict(twin.state_dict())
@@ -109,9 +105,7 @@ def _finish(checkpoint: Checkpoint, corpus: Corpus, options: TrainOptions, out: 
 
 def _check_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
-        raise NearbankError(
-            "device cuda: torch finds no GPU here; choose device cpu or install a CUDA build of torch"
-        )
+        raise NearbankError("device cuda: torch finds no GPU here; choose device cpu or install a CUDA build of torch")
 
 
 # Options that change how a run is watched, not what it computes.
@@ -129,9 +123,7 @@ def _claim_folder(out: Path, options: TrainOptions, corpus: Corpus) -> None:
             record.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         found = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise NearbankError(
-            f"{out}: cannot be used for a training run ({error}); choose another folder"
-        ) from error
+        raise NearbankError(f"{out}: cannot be used for a training run ({error}); choose another folder") from error
     _check_same_run(out, wanted, found)
 
 

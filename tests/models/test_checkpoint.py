@@ -87,9 +87,7 @@ def test_codes_come_back_at_their_places(saved: Path) -> None:
 def test_a_checkpoint_with_its_own_head(tmp_path: Path) -> None:
     tied = micro_checkpoint()
     head = np.ones((len(VOCABULARY), 6), np.float16)
-    untied = Checkpoint(
-        replace(tied.config, tied_head=False), VOCABULARY, ORIGIN, {**tied.tensors, "head": head}
-    )
+    untied = Checkpoint(replace(tied.config, tied_head=False), VOCABULARY, ORIGIN, {**tied.tensors, "head": head})
     save_checkpoint(tmp_path / "untied.safetensors", untied)
     assert np.array_equal(load_checkpoint(tmp_path / "untied.safetensors").tensors["head"], head)
 
@@ -197,9 +195,7 @@ def test_saving_checks_too(tmp_path: Path) -> None:
 
 
 def test_reading_needs_no_torch() -> None:
-    code = (
-        "import sys, nearbank.models.checkpoint, nearbank.models.training; assert 'torch' not in sys.modules"
-    )
+    code = "import sys, nearbank.models.checkpoint, nearbank.models.training; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -256,9 +252,7 @@ def test_counts_by_hand() -> None:
 
 def test_stored_values_are_counted_by_parameters() -> None:
     checkpoint = micro_checkpoint()
-    vectors = sum(
-        tensor.size for name, tensor in checkpoint.tensors.items() if not name.endswith(("codes", "scale"))
-    )
+    vectors = sum(tensor.size for name, tensor in checkpoint.tensors.items() if not name.endswith(("codes", "scale")))
     assert checkpoint.config.parameters() == checkpoint.config.block_parameters() + vectors
 
 

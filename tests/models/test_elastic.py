@@ -10,10 +10,7 @@ from nearbank.errors import NearbankError
 from nearbank.models.elastic import Elastic
 
 KINDS = [
-    Elastic(bits, signed, variant)
-    for bits in (1, 2)
-    for signed in (True, False)
-    for variant in ("paper", "reference")
+    Elastic(bits, signed, variant) for bits in (1, 2) for signed in (True, False) for variant in ("paper", "reference")
 ]
 ROWS = arrays(
     np.float32,

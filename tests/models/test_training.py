@@ -133,18 +133,14 @@ def test_attention_equals_torchs_own() -> None:
 
 def test_a_run_learns_and_its_student_follows(text: Path, tmp_path: Path) -> None:
     """This text repeats every 48 characters, so a model that reads its context nears 0 nats."""
-    options = micro(
-        text, width=32, batch=8, twin_steps=60, student_steps=40, context=24, twin_lr=2e-2, student_lr=1e-2
-    )
+    options = micro(text, width=32, batch=8, twin_steps=60, student_steps=40, context=24, twin_lr=2e-2, student_lr=1e-2)
     trained = train(options, tmp_path / "run", quiet)
     origin = trained.checkpoint.origin
     uniform = np.log(len(trained.checkpoint.vocabulary))
     assert origin.val_loss_twin_nats < 0.3 * uniform
     assert origin.val_loss_nats < 0.5 * uniform
     read = load_checkpoint(trained.path)
-    assert all(
-        np.array_equal(read.tensors[name], tensor) for name, tensor in trained.checkpoint.tensors.items()
-    )
+    assert all(np.array_equal(read.tensors[name], tensor) for name, tensor in trained.checkpoint.tensors.items())
     assert f"{origin.val_loss_nats:.4f}" in trained.card.read_text(encoding="utf-8")
     assert trained.summary()["checkpoint_bytes"] == trained.path.stat().st_size
     rows = [json.loads(line) for line in (tmp_path / "run" / "student.log.jsonl").read_text().splitlines()]
@@ -202,8 +198,7 @@ def test_a_binary_student(text: Path, tmp_path: Path) -> None:
 
 def test_seeds_matter(text: Path, tmp_path: Path) -> None:
     first, second = (
-        train(micro(text, seed=seed, twin_steps=2, student_steps=2), tmp_path / str(seed), quiet)
-        for seed in (1, 2)
+        train(micro(text, seed=seed, twin_steps=2, student_steps=2), tmp_path / str(seed), quiet) for seed in (1, 2)
     )
     assert not np.array_equal(first.checkpoint.tensors["wte"], second.checkpoint.tensors["wte"])
 
