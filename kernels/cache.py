@@ -128,6 +128,4 @@ class KVCache:
         """Refuse what the format cannot hold; NaN compares false and is refused too."""
         most = 65504.0 if self.format.name == "fp16" else 1e38
         if values.size and not float(np.abs(values).max()) <= most:
-            raise NearbankError(
-                f"KVCache: {name} holds NaN or magnitudes above {most:g}, beyond {self.format.name}"
-            )
+            raise NearbankError(f"KVCache: {name} holds NaN or magnitudes above {most:g}, beyond {self.format.name}")

@@ -102,6 +102,4 @@ def _check_scaling(matrix: PackedMatrix) -> None:
         _expect("zeros", matrix.zeros, np.uint8, shape, matrix)
         assert matrix.zeros is not None
         if int(matrix.zeros.max(initial=0)) > fmt.high:
-            raise NearbankError(
-                f"{fmt.spec} matrix: zeros reach {matrix.zeros.max()}; expected 0 to {fmt.high}"
-            )
+            raise NearbankError(f"{fmt.spec} matrix: zeros reach {matrix.zeros.max()}; expected 0 to {fmt.high}")

@@ -84,9 +84,7 @@ class QuantizedLinear(nn.Module):
     def from_linear(cls, layer: nn.Linear, fmt: str | None = None, backend: str = "auto") -> QuantizedLinear:
         """Round the weights of a torch layer to the format by its own quantiser."""
         weights = layer.weight.detach().float().numpy()
-        return cls(
-            PackedMatrix.quantise(weights, format_named(fmt or cls.default_format)), layer.bias, backend
-        )
+        return cls(PackedMatrix.quantise(weights, format_named(fmt or cls.default_format)), layer.bias, backend)
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in_features] → […, out_features]."""

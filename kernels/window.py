@@ -45,9 +45,7 @@ class Scheme:
         return end - 1, end - 1
 
 
-SCHEMES: Mapping[str, Scheme] = MappingProxyType(
-    {s.name: s for s in (Scheme("past", 0, 0), Scheme("kivi", 32, 32))}
-)
+SCHEMES: Mapping[str, Scheme] = MappingProxyType({s.name: s for s in (Scheme("past", 0, 0), Scheme("kivi", 32, 32))})
 
 
 @dataclass(frozen=True)
@@ -175,9 +173,7 @@ class WindowedKVCache(KVCache):
             self.store, self._recent[layer], bounds, self.scheme.key_group, layer, start, q, scale
         )
         if self.channels is not None:
-            spread = [
-                np.repeat(x, shared, axis=0) for x in (self.channels.value_scale, self.channels.value_shift)
-            ]
+            spread = [np.repeat(x, shared, axis=0) for x in (self.channels.value_scale, self.channels.value_shift)]
             context = context * spread[0] + spread[1]
         return context
 
@@ -207,9 +203,7 @@ def _write_group(store: CacheStore, layer: int, group: int, size: int, recent: R
     exact = recent.keys[:, begin - recent.first :][:, :size, : store.head_dim]
     codes, scales, offsets = quantise_tokens(np.ascontiguousarray(exact.swapaxes(1, 2)), store.format.high)
     page, slot = divmod(begin, PAGE)
-    wide = padded(
-        np.ascontiguousarray(codes.swapaxes(1, 2)), store.keys.shape[-1] * store.format.values_per_word
-    )
+    wide = padded(np.ascontiguousarray(codes.swapaxes(1, 2)), store.keys.shape[-1] * store.format.values_per_word)
     store.keys[layer, page, :, slot : slot + size] = pack_rows(wide, store.format)
     store.key_params[layer, page, :, slot // size, 0] = scales
     store.key_params[layer, page, :, slot // size, 1] = offsets

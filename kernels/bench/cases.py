@@ -145,9 +145,7 @@ def append_case(fmt: str, tokens: int, threads: int) -> Case:
         cache.append(0, new, new)
 
     nbytes = 2 * new.nbytes
-    return Case(
-        "append", "numba", threads, 1, tokens, KV_HEADS * HEAD_DIM, fmt, nbytes, build, call, cold=False
-    )
+    return Case("append", "numba", threads, 1, tokens, KV_HEADS * HEAD_DIM, fmt, nbytes, build, call, cold=False)
 
 
 def numpy_attend_case(tokens: int, threads: int) -> Case:

@@ -69,9 +69,7 @@ def _narrow_sums(
     return v.loop(builder, count, [v.constant(WORDS, 0)] * (len(rows) * len(quarters)), body)
 
 
-def _sums(
-    builder: Any, bits: int, quarters: list[int], rows: list[Any], weights: Any, blocks: Any
-) -> list[Any]:
+def _sums(builder: Any, bits: int, quarters: list[int], rows: list[Any], weights: Any, blocks: Any) -> list[Any]:
     """int32 sums over all blocks, for codes of at most 4 bits."""
     safe = v.I64(_safe_blocks(bits))
     ones = v.constant(WORDS, 1)
@@ -82,16 +80,12 @@ def _sums(
         left = builder.sub(blocks, first)
         count = builder.select(builder.icmp_signed("<", left, safe), left, safe)
         narrow = _narrow_sums(builder, bits, quarters, rows, weights, first, count)
-        return [
-            builder.add(t, _pairs_of_words(builder, n, ones)) for t, n in zip(totals, narrow, strict=True)
-        ]
+        return [builder.add(t, _pairs_of_words(builder, n, ones)) for t, n in zip(totals, narrow, strict=True)]
 
     return v.loop(builder, chunks, [v.constant(LANES, 0)] * (len(rows) * len(quarters)), body)
 
 
-def _sums_of_bytes(
-    builder: Any, quarters: list[int], rows: list[Any], weights: Any, blocks: Any
-) -> list[Any]:
+def _sums_of_bytes(builder: Any, quarters: list[int], rows: list[Any], weights: Any, blocks: Any) -> list[Any]:
     """int32 sums over all blocks, for 8-bit codes."""
     eight = v.constant(WORDS, 8)
 
@@ -106,9 +100,7 @@ def _sums_of_bytes(
             x_even, x_odd = builder.ashr(builder.shl(word, eight), eight), builder.ashr(word, eight)
             for i in range(len(quarters)):
                 slot = m * len(quarters) + i
-                both = builder.add(
-                    _pairs_of_words(builder, even[i], x_even), _pairs_of_words(builder, odd[i], x_odd)
-                )
+                both = builder.add(_pairs_of_words(builder, even[i], x_even), _pairs_of_words(builder, odd[i], x_odd))
                 totals[slot] = builder.add(totals[slot], both)
         return totals
 

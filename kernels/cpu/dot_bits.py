@@ -45,9 +45,7 @@ def words_of(codes: npt.NDArray[np.uint8], bits: int) -> Words:
 def sums_of_codes(tiles: Tiles) -> npt.NDArray[np.int32]:
     """Σ codes of each row and group [tiles, groups, 32], for 1-bit and 2-bit codes."""
     words = tiles.codes.view(np.uint32).reshape(-1, tiles.groups, tiles.blocks, ROWS)
-    parts = (
-        [words] if tiles.bits == 1 else [words & np.uint32(0x55555555)] + 2 * [words & np.uint32(0xAAAAAAAA)]
-    )
+    parts = [words] if tiles.bits == 1 else [words & np.uint32(0x55555555)] + 2 * [words & np.uint32(0xAAAAAAAA)]
     counted = [np.bitwise_count(part).sum(axis=2, dtype=np.int32) for part in parts]
     return np.asarray(sum(counted), dtype=np.int32)
 

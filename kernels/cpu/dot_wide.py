@@ -81,9 +81,7 @@ def _code_parts(builder: Any, way: Way, raw: Any, bits: int, shift: int, place: 
     return [builder.and_(builder.lshr(part, v.constant(LANES, shift)), mask) for part in parts]
 
 
-def _loop(
-    builder: Any, way: Way, bits: int, classes: int, rows: list[Any], weights: Any, blocks: Any
-) -> list[Any]:
+def _loop(builder: Any, way: Way, bits: int, classes: int, rows: list[Any], weights: Any, blocks: Any) -> list[Any]:
     """The sums after all blocks: per row, per class, per half tile."""
     places = 8 // bits
 

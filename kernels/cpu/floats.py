@@ -81,9 +81,7 @@ def lane_dot(kind: int, x: Any, x_offset: int, rows: Any, row_offset: int, vecto
 @overload(lane_dot)
 def _lane_dot(kind, x, x_offset, rows, row_offset, vectors):  # type: ignore[no-untyped-def]
     if rows.dtype == types.uint32:
-        return lambda kind, x, x_offset, rows, row_offset, vectors: _dot_fp32(
-            x, x_offset, rows, row_offset, vectors
-        )
+        return lambda kind, x, x_offset, rows, row_offset, vectors: _dot_fp32(x, x_offset, rows, row_offset, vectors)
 
     def halves(kind, x, x_offset, rows, row_offset, vectors):  # type: ignore[no-untyped-def]
         if kind == 1:

@@ -197,13 +197,9 @@ def _make_context(kind: Kind) -> Any:
     return context_of
 
 
-scores_fp32, scores_fp16, scores_bf16, scores_int8, scores_int4, scores_int2 = map(
-    _make_scores, KINDS.values()
-)
+scores_fp32, scores_fp16, scores_bf16, scores_int8, scores_int4, scores_int2 = map(_make_scores, KINDS.values())
 channel_scores_int8, channel_scores_int4, channel_scores_int2 = (
     _make_scores(KINDS[name], per_channel=True) for name in ("int8", "int4", "int2")
 )
-context_fp32, context_fp16, context_bf16, context_int8, context_int4, context_int2 = map(
-    _make_context, KINDS.values()
-)
+context_fp32, context_fp16, context_bf16, context_int8, context_int4, context_int2 = map(_make_context, KINDS.values())
 weights_exact, weights_scaled = _make_weights(False), _make_weights(True)

@@ -31,17 +31,11 @@ def _channel_scores(  # type: ignore[no-untyped-def]
         product[d] = q[d] * value[0]
     shift = lane_sum(product)
     if kind == 3:
-        p.channel_scores_int8(
-            scaled_q, shift, scale, rows, row_at, chunks, flat_params, 0, groups, out, out_at
-        )
+        p.channel_scores_int8(scaled_q, shift, scale, rows, row_at, chunks, flat_params, 0, groups, out, out_at)
     elif kind == 4:
-        p.channel_scores_int4(
-            scaled_q, shift, scale, rows, row_at, chunks, flat_params, 0, groups, out, out_at
-        )
+        p.channel_scores_int4(scaled_q, shift, scale, rows, row_at, chunks, flat_params, 0, groups, out, out_at)
     else:
-        p.channel_scores_int2(
-            scaled_q, shift, scale, rows, row_at, chunks, flat_params, 0, groups, out, out_at
-        )
+        p.channel_scores_int2(scaled_q, shift, scale, rows, row_at, chunks, flat_params, 0, groups, out, out_at)
 
 
 @njit(cache=True, nogil=True)
@@ -122,9 +116,7 @@ def _attend(  # type: ignore[no-untyped-def]
             context_in_page(kind, scores, page * PAGE, flat_v, place * row, chunks, here, total)
         p.weights_exact(near, 0, peak, flat_vp, 0, (count + 15) // 16, sums)
         mass += sums[1]
-        p.context_fp32(
-            near, 0, flat_rv, (rows_before + values_end) * near_width, near_width // 16, count, total
-        )
+        p.context_fp32(near, 0, flat_rv, (rows_before + values_end) * near_width, near_width // 16, count, total)
         for d in range(dim):
             out[t, h, d] = (total[d] + offset) / mass
 

@@ -14,8 +14,7 @@ ROUND = np.float32(12582912.0)  # 1.5 · 2²³: adding and subtracting it rounds
 LEAST = np.float32(-87.0)  # below this the result is 0
 # Horner coefficients of (exp(r) − 1 − r) / r² on |r| ≤ ln 2 / 2 (the Cephes library's expf), highest first
 TAYLOR = tuple(
-    np.float32(c)
-    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+    np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
 )
 
 

@@ -41,9 +41,7 @@ def prepare(packed: PackedMatrix) -> Unpacked:
     return Unpacked(levels.astype(dtype), np.ascontiguousarray(scales), groups)
 
 
-def matmul_codes(
-    codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[np.int32], state: Unpacked
-) -> Floats:
+def matmul_codes(codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[np.int32], state: Unpacked) -> Floats:
     """Σ over groups, in order, of float32(exact integer sum) · (activation scale · weight scale)."""
     y = np.zeros((codes.shape[0], state.values.shape[0]), dtype=np.float32)
     x = codes.astype(state.values.dtype)

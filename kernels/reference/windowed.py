@@ -66,9 +66,7 @@ def _past_scores(store: CacheStore, layer: int, head: int, end: int, key_group: 
     return np.concatenate(parts)
 
 
-def _context(
-    store: CacheStore, layer: int, head: int, weights: Floats, values_end: int, exact: Floats
-) -> Floats:
+def _context(store: CacheStore, layer: int, head: int, weights: Floats, values_end: int, exact: Floats) -> Floats:
     total = np.zeros(store.head_dim, np.float32)
     offset = mass = np.zeros((), np.float32)
     codes, params = rows_of(store, store.values, store.value_params, layer, head, values_end)

@@ -44,9 +44,7 @@ def held(cache, layer, rows, params, tokens):
     codes = unpack_rows(np.ascontiguousarray(stored), cache.format)[..., : cache.head_dim]
     flat = params[layer].swapaxes(1, 2).reshape(-1, cache.kv_heads, 2)[:tokens]
     scale, offset = (flat[..., i].astype(np.uint32) << 16 for i in (0, 1))
-    as_float = [
-        np.ascontiguousarray(bits).view(np.float32).astype(np.float64)[..., None] for bits in (scale, offset)
-    ]
+    as_float = [np.ascontiguousarray(bits).view(np.float32).astype(np.float64)[..., None] for bits in (scale, offset)]
     return as_float[1] + as_float[0] * codes
 
 
@@ -123,9 +121,7 @@ def test_exp_is_close_to_exp():
 def test_memory_reported_is_memory_allocated(name):
     cache = KVCache(3, 2, 128, 512, name)
     store = cache.store
-    assert cache.nbytes == sum(
-        a.nbytes for a in (store.keys, store.values, store.key_params, store.value_params)
-    )
+    assert cache.nbytes == sum(a.nbytes for a in (store.keys, store.values, store.key_params, store.value_params))
     assert cache.nbytes == 3 * 2 * cache.format.bytes_for(512 * 2, 128)
 
 

@@ -26,10 +26,7 @@ def tensors(tokens, heads, kv_heads, dim, seed=0):
 def rounded(x, top):
     """Along the last axis, as the cache rounds."""
     codes, scales, offsets = quantise_tokens(np.ascontiguousarray(x), top)
-    return (
-        from_bf16(offsets)[..., None].astype(np.float64)
-        + from_bf16(scales)[..., None].astype(np.float64) * codes
-    )
+    return from_bf16(offsets)[..., None].astype(np.float64) + from_bf16(scales)[..., None].astype(np.float64) * codes
 
 
 def expected(scheme, q, k, v, top, scale):
@@ -77,9 +74,7 @@ def test_the_newest_are_exact_and_the_rest_rounded(scheme, name, tokens, backend
     before=st.sampled_from([0, 1, 31, 60, 255, 256]), tokens=st.integers(1, 40), shared=st.integers(1, 2),
     two_dimensional=st.booleans(), seed=st.integers(0, 999),
 )  # fmt: skip
-def test_backends_and_arrival_do_not_change_the_bits(
-    scheme, name, dim, before, tokens, shared, two_dimensional, seed
-):
+def test_backends_and_arrival_do_not_change_the_bits(scheme, name, dim, before, tokens, shared, two_dimensional, seed):
     q, k, v = tensors(before + tokens, 2 * shared, 2, dim, seed)
     channels = Channels.of(k, v) if two_dimensional else None
     results = []
