@@ -1,8 +1,9 @@
 """One tile times a few activation rows, by whichever path the first argument names.
 
     dot(path, rows, w, w_offset, x, x_offset, x_stride, blocks, out)
+    dot_one(path, w, w_offset, x, x_offset, blocks, out)
 
-writes int32 sums Σ code · x of 32 output rows for `rows` (1, 4 or 8) activation rows to out [rows · 32].
+write int32 sums Σ code · x of 32 output rows for `rows` (4 or 8), or for one, activation row to out [rows · 32].
 x is int8, or for the portable path int16 in the order of `pairs`.
 """
 
@@ -36,23 +37,36 @@ def pairs(x, out):  # type: ignore[no-untyped-def]
             out[m, k + 2], out[m, k + 3] = np.int16(x[m, k + 1]), np.int16(x[m, k + 3])
 
 
+def dot_one(path: Any, w: Any, w_offset: int, x: Any, x_offset: int, blocks: int, out: Any) -> None:
+    """Compiled only: see the module's docstring."""
+    raise NotImplementedError("dot_one runs inside compiled functions")
+
+
+def _choice_of_one(make: Callable[[int, int], Any]) -> Callable[..., Any]:
+    """The choice among four compiled forms for one row."""
+    d1, d2, d4, d8 = (make(1, bits) for bits in (1, 2, 4, 8))
+
+    def run(path, w, w_offset, x, x_offset, blocks, out):  # type: ignore[no-untyped-def]
+        if path.bits == 2:
+            d2(w, w_offset, x, x_offset, 0, blocks, out)
+        elif path.bits == 1:
+            d1(w, w_offset, x, x_offset, 0, blocks, out)
+        elif path.bits == 4:
+            d4(w, w_offset, x, x_offset, 0, blocks, out)
+        else:
+            d8(w, w_offset, x, x_offset, 0, blocks, out)
+
+    return run
+
+
 def _choice(make: Callable[[int, int], Any]) -> Callable[..., Any]:
-    """The choice among twelve compiled forms: 1, 4 or 8 rows, 1, 2, 4 or 8 bits."""
-    d11, d12, d14, d18 = (make(1, bits) for bits in (1, 2, 4, 8))
+    """The choice among eight compiled forms: 4 or 8 rows, 1, 2, 4 or 8 bits."""
     d41, d42, d44, d48 = (make(4, bits) for bits in (1, 2, 4, 8))
     d81, d82, d84, d88 = (make(8, bits) for bits in (1, 2, 4, 8))
 
     def run(path, rows, w, w_offset, x, x_offset, x_stride, blocks, out):  # type: ignore[no-untyped-def]
         form = (rows, path.bits)
-        if form == (1, 2):
-            d12(w, w_offset, x, x_offset, x_stride, blocks, out)
-        elif form == (1, 1):
-            d11(w, w_offset, x, x_offset, x_stride, blocks, out)
-        elif form == (1, 4):
-            d14(w, w_offset, x, x_offset, x_stride, blocks, out)
-        elif form == (1, 8):
-            d18(w, w_offset, x, x_offset, x_stride, blocks, out)
-        elif form == (4, 2):
+        if form == (4, 2):
             d42(w, w_offset, x, x_offset, x_stride, blocks, out)
         elif form == (4, 1):
             d41(w, w_offset, x, x_offset, x_stride, blocks, out)
@@ -72,13 +86,20 @@ def _choice(make: Callable[[int, int], Any]) -> Callable[..., Any]:
     return run
 
 
-IMPLEMENTATIONS: dict[type, Callable[..., Any]] = {
-    Avx512Vnni: _choice(partial(dot_wide.make, dot_wide.VNNI)),
-    Avx2: _choice(dot_avx2.make),
-    Portable: _choice(partial(dot_wide.make, dot_wide.PORTABLE)),
+MAKERS: dict[type, Callable[[int, int], Any]] = {
+    Avx512Vnni: partial(dot_wide.make, dot_wide.VNNI),
+    Avx2: dot_avx2.make,
+    Portable: partial(dot_wide.make, dot_wide.PORTABLE),
 }
+MANY = {path: _choice(make) for path, make in MAKERS.items()}
+ONE = {path: _choice_of_one(make) for path, make in MAKERS.items()}
 
 
 @overload(dot)
 def _dot(path, rows, w, w_offset, x, x_offset, x_stride, blocks, out):  # type: ignore[no-untyped-def]
-    return IMPLEMENTATIONS[path.instance_class]
+    return MANY[path.instance_class]
+
+
+@overload(dot_one)
+def _dot_one(path, w, w_offset, x, x_offset, blocks, out):  # type: ignore[no-untyped-def]
+    return ONE[path.instance_class]

@@ -12,13 +12,14 @@ import numpy.typing as npt
 from numba import njit
 
 from nearbank.kernels.cpu.dense import Dense, matmul_dense, prepare_dense
-from nearbank.kernels.cpu.dot import dot, pairs
+from nearbank.kernels.cpu.dot import dot, dot_one, pairs
 from nearbank.kernels.cpu.dot_bits import multiply_bits, sums_of_codes, words_of
 from nearbank.kernels.cpu.paths import PATHS, Avx512Vnni, Path, Portable, chosen_path, cpu_features
 from nearbank.kernels.cpu.tiles import ROWS, Tiles, tile
 from nearbank.kernels.cpu.weighted import matmul_tiles_floats
 from nearbank.kernels.levels import Levels
 from nearbank.kernels.packed import PackedMatrix
+from nearbank.kernels.reference.lanes import padded
 from nearbank.kernels.threads import in_parts
 
 Floats = npt.NDArray[np.float32]
@@ -50,10 +51,31 @@ def prepare(packed: PackedMatrix) -> CpuMatrix | Dense:
 
 
 @njit(cache=True, nogil=True)
+def _multiply_row(  # type: ignore[no-untyped-def]
+    path, first, last, m, x, x_scales, x_sums, codes, scales, zeros, step, blocks, y
+):
+    """Tiles first … last of y[m]; small on purpose, so that weights keep streaming from tile to tile."""
+    columns, groups = y.shape[1], scales.shape[1]
+    padded = x.shape[1] // groups
+    flat = x.reshape(-1)
+    sums, part = np.empty(32, np.int32), np.empty(32, np.float32)
+    for t in range(first, last):
+        part[:] = 0
+        for g in range(groups):
+            place = t * groups + g
+            dot_one(path, codes, place * blocks * 128, flat, m * x.shape[1] + g * padded, blocks, sums)
+            for i in range(32):
+                exact = np.int32(step * sums[i] - np.int32(zeros[t, g, i]) * x_sums[m, g])
+                part[i] += np.float32(exact) * (x_scales[m] * scales[t, g, i])
+        for i in range(min(32, columns - 32 * t)):
+            y[m, 32 * t + i] = part[i]
+
+
+@njit(cache=True, nogil=True)
 def _multiply(  # type: ignore[no-untyped-def]
     path, first, last, x, x_scales, x_sums, codes, scales, zeros, step, blocks, chunk, y
 ):
-    """Tiles first … last of y. x [M, groups · padded] int8, x_sums [M, groups]."""
+    """Tiles first … last of y. x [M, groups · padded] int8, x_sums [M, groups]; M is 1, or 4 and more."""
     rows, columns = x.shape[0], y.shape[1]
     groups = scales.shape[1]
     padded = x.shape[1] // groups
@@ -61,13 +83,17 @@ def _multiply(  # type: ignore[no-untyped-def]
     flat = x.reshape(-1)
     sums = np.empty(8 * 32, np.int32)
     part = np.empty((8, 32), np.float32)
+    if rows == 1:
+        _multiply_row(path, first, last, 0, x, x_scales, x_sums, codes, scales, zeros, step, blocks, y)
+        return
     for start in range(0, rows, chunk):
         end = min(start + chunk, rows)
         for t in range(first, last):
             width = min(32, columns - 32 * t)
             m = start
             while m < end:
-                many = 8 if end - m >= 8 else 4 if end - m >= 4 else 1
+                many = 8 if end - m >= 8 else 4
+                m = min(m, end - many)  # the last rows may be computed twice, alike
                 part[:many] = 0
                 for g in range(groups):
                     w_offset = t * tile_bytes + g * blocks * 128
@@ -98,6 +124,9 @@ def matmul_codes(
     codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[np.int32], state: CpuMatrix
 ) -> Floats:
     """Integer activations [M, K] times integer weights → [M, N]."""
+    if 1 < len(codes) < 4:  # the compiled loop takes one row or at least four
+        wide = [padded(part, 4, axis=0) for part in (codes, scales, sums)]
+        return matmul_codes(wide[0], wide[1], wide[2], state)[: len(codes)]
     tiles = state.tiles
     x = tiles.spread_columns(codes)
     x_sums = _group_sums(x, sums, tiles)
