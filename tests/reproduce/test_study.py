@@ -40,7 +40,9 @@ def test_a_key_changes_with_everything_that_decides_the_outcome() -> None:
 
 def test_an_outcome_is_that_of_the_replay_and_survives_the_file(tmp_path: Path) -> None:
     outcome = simulate(POINT, lambda done: None)
-    row = replay(POINT.workload(), BASE).row
+    done = replay(POINT.workload(), BASE)
+    row = done.row
+    assert (outcome.row_hit_rate, outcome.row_hit_rate_by_command) == (row.row_hit_rate, done.result.row_hit_rate)
     assert (outcome.time_ns, outcome.energy_pj, outcome.bytes_off_chip) == (
         row.time_ns,
         row.energy_pj,

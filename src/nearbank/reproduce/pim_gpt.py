@@ -162,6 +162,7 @@ def _details(ours: Outcome, others: Mapping[str, MachineRow], plain_bytes: int) 
         "time_by_part_ns_per_token": _per_token(ours.time_by_part_ns, ours.tokens),
         "energy_by_component_pj_per_token": _per_token(ours.energy_by_component_pj, ours.tokens),
         "row_aware_bound_ns": ours.bound_ns,
+        "row_hit_rate_by_command": ours.row_hit_rate_by_command,
         "utilisation": ours.utilisation,
         "bytes_off_chip_per_token": ours.bytes_off_chip / ours.tokens,
         "bytes_plain_gddr6_per_token": plain_bytes / ours.tokens,

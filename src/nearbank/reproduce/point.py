@@ -71,7 +71,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a point cost, in all steps that were played. `bound_ns`: the row-aware bound; `seconds`: our own time."""
+    """What a point cost, in all steps that were played. `bound_ns`: the row-aware bound; `seconds`: our own time.
+
+    Row hits are counted by bank, as in reports, and by command, where a MAC in all banks is one access.
+    """
 
     model: str
     machine: str
@@ -81,6 +84,7 @@ class Outcome:
     cycles: int
     energy_by_component_pj: dict[str, int | None]
     row_hit_rate: float
+    row_hit_rate_by_command: float
     bytes_off_chip: int
     time_by_part_ns: dict[str, int]
     utilisation: dict[str, float]
@@ -122,6 +126,7 @@ def _values(point: Point, done: Replay) -> dict[str, Any]:
         "cycles": row.cycles,
         "energy_by_component_pj": dict(row.energy_by_component_pj or {}),
         "row_hit_rate": row.row_hit_rate,
+        "row_hit_rate_by_command": done.result.row_hit_rate,
         "bytes_off_chip": row.bytes_off_chip,
         "time_by_part_ns": dict(row.time_by_part_ns or {}),
         "utilisation": dict(row.utilisation or {}),
