@@ -40,7 +40,6 @@ from nearbank.sim.result import ChannelResult, SimResult
 from nearbank.sim.rules import RuleBook, rulebook
 
 _NO_DUE = 1 << 61
-_NOTHING = np.zeros((1, 1, 5), dtype=np.int64)
 _PROBLEMS = {
     vm.CLOSED_ROW: "needs an open row, but one of its banks has none",
     vm.WRONG_ROW: "addresses a row that is not the open one",
@@ -93,15 +92,16 @@ class Player:
 
     def play(self, program: Program) -> int:
         """Play one more program; returns the cycle at which it ends."""
-        return self._run(program, self._prepare(program), _NOTHING)
+        code = self._prepare(program)
+        return self._run(program, code, np.zeros((len(self._lanes), 1, vm.RECORD_WIDTH), dtype=np.int64))
 
     def record(self, program: Program, first: int, last: int) -> list[Issued]:
         """Play one more program and list the commands issued in cycles `first` to `last - 1`, by channel and cycle."""
         code = self._prepare(program)
         capacity = max(last - max(first, self.cycle), 0)
         lanes = len(self._lanes)
-        record = np.zeros((lanes, capacity + 2, 5), dtype=np.int64)
-        record[:, -1, :2] = first, last
+        record = np.zeros((lanes, 1 + capacity, vm.RECORD_WIDTH), dtype=np.int64)
+        record[:, 0, :2] = first, last
         self._memory[:, vm.RECORDED] = 0
         self._run(program, code, record)
         return [issued for lane in range(lanes) for issued in self._issued(record, lane)]
@@ -109,7 +109,7 @@ class Player:
     def _issued(self, record: Ints, lane: int) -> Iterable[Issued]:
         names = self._layout.names
         channel = self._lanes[lane][0]
-        for row in record[lane, : self._memory[lane, vm.RECORDED]].tolist():
+        for row in record[lane, 1 : 1 + self._memory[lane, vm.RECORDED]].tolist():
             yield Issued(row[0], channel, names[row[1]], *row[2:])
 
     def _prepare(self, program: Program) -> Code:

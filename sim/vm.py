@@ -12,7 +12,8 @@ cache of compiled functions looks at the file that calls, not at what is called.
 """
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 
 # --- code rows -----------------------------------------------------------------------------------------------------
 COMMAND, LOOP, END, START, WAIT, MARK, HALT = range(7)
@@ -52,77 +53,89 @@ _MANY_REFRESHES = 200  # in a row without a command in between, and nothing else
 # A loop's memory of the end of its last round: these, then ages of last issues, open rows, counters
 (S_STORED, S_NOW, S_GAP, S_DUE, S_OPEN, S_TOUCHED, S_UNIT, S_LABEL, S_SIZE) = range(9)
 
+RECORD_WIDTH = 5  # cycle, command, bank, row, column; the first row of a record is its window, first and last cycle
+
 # --- g: [0] jobs and [1] labels it has room for, time of the last mark, label; then units, jobs (time, count), labels,
 # and the same again per loop depth
 (G_JOBS, G_LABELS, G_MARKED, G_LABEL, G_UNITS) = range(5)
 G_BUSY = G_UNITS + MAX_UNITS
 
 
-@njit(cache=True, inline="always")
-def _at(index):  # type: ignore[no-untyped-def]
-    """The index as unsigned, where it is hot: numba then leaves out its test for negative ones."""
-    return np.uint64(index)
+@intrinsic
+def _pointer(typing_context, array, index):  # type: ignore[no-untyped-def]
+    """A bare pointer to `array[index]`, or to the first element of that row.
+
+    Unlike an array it is one register, is not counted, and takes no negative index: it is what the hot code works on.
+    """
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        held = context.make_array(signature.args[0])(context, builder, arguments[0])
+        start = builder.ptrtoint(held.data, arguments[1].type)
+        distance = builder.mul(arguments[1], builder.extract_value(held.strides, 0))
+        return builder.inttoptr(builder.add(start, distance), held.data.type)
+
+    return types.CPointer(array.dtype)(array, types.intp), generate
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _now(m):  # type: ignore[no-untyped-def]
     return max(m[PREVIOUS] + 1, m[FLOOR])
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _affine(code, pc, base, strides, m):  # type: ignore[no-untyped-def]
-    value = code[_at(pc), base]
-    for d in range(code[_at(pc), DEPTH]):
-        value += code[_at(pc), _at(strides + d)] * m[_at(COUNTER + d)]
+    value = code[pc * WIDTH + base]
+    for d in range(code[pc * WIDTH + DEPTH]):
+        value += code[pc * WIDTH + strides + d] * m[COUNTER + d]
     return value
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _spec(command):  # type: ignore[no-untyped-def]
     """Where the command's own row of the command table is."""
     return COMMANDS + command * COMMAND_WIDTH
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _mask(t, command, bank):  # type: ignore[no-untyped-def]
     """The banks that the command reaches, as bits."""
-    return t[_at(_spec(command) + REACHED)] << bank
+    return t[_spec(command) + REACHED] << bank
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _earliest(t, m, command, bank, start, reason):  # type: ignore[no-untyped-def]
     """The first cycle from `start` on at which every rule lets the command go, and which one held it longest."""
     spec = _spec(command)
-    for p in range(t[_at(spec + PULLS)], t[_at(spec + PULLS_END)], PULL_WIDTH):
-        entry = t[_at(p + PULL_BASE)]
-        if t[_at(p + PULL_BANKED)]:
-            scope = (bank >> t[_at(p + PULL_SHIFT)]) ^ t[_at(p + PULL_FLIP)]
-            entry += scope * t[_at(p + PULL_STRIDE)]
-        bound = m[_at(entry)] + t[_at(p + PULL_DELAY)]
+    for p in range(t[spec + PULLS], t[spec + PULLS_END], PULL_WIDTH):
+        entry = t[p + PULL_BASE]
+        if t[p + PULL_BANKED]:
+            scope = (bank >> t[p + PULL_SHIFT]) ^ t[p + PULL_FLIP]
+            entry += scope * t[p + PULL_STRIDE]
+        bound = m[entry] + t[p + PULL_DELAY]
         if bound > start:
             start = bound
-            reason = t[_at(p + PULL_REASON)]
+            reason = t[p + PULL_REASON]
     return start, reason
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _issue(t, m, command, bank, row, cycle, reason):  # type: ignore[no-untyped-def]
     """Put the command on the bus at `cycle`: idle time, last issues, row state."""
     idle = cycle - m[PREVIOUS] - 1
     if idle:
         m[t[REASONS] + reason] += idle
     if m[OPEN] != 0:
-        m[_at(COUNT + OPEN_CYCLES)] += idle + 1
+        m[COUNT + OPEN_CYCLES] += idle + 1
     m[PREVIOUS] = cycle
     spec = _spec(command)
-    for p in range(t[_at(spec + PUSHES)], t[_at(spec + PUSHES_END)], PUSH_WIDTH):
-        span = t[_at(p + PUSH_SPAN)]
-        entry = t[_at(p + PUSH_BASE)] + (bank >> t[_at(p + PUSH_SHIFT)]) * span
+    for p in range(t[spec + PUSHES], t[spec + PUSHES_END], PUSH_WIDTH):
+        span = t[p + PUSH_SPAN]
+        entry = t[p + PUSH_BASE] + (bank >> t[p + PUSH_SHIFT]) * span
         if span == 1:
-            m[_at(entry)] = cycle
+            m[entry] = cycle
         else:
             _push_window(m, entry, span, t[p + PUSH_SCOPES], cycle)
-    if t[_at(spec + EFFECT)] != NO_EFFECT:
+    if t[spec + EFFECT] != NO_EFFECT:
         _move_rows(t, m, command, bank, row)
 
 
@@ -150,57 +163,57 @@ def _move_rows(t, m, command, bank, row):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _note(record, m, lane, command, bank, row, column, cycle):  # type: ignore[no-untyped-def]
-    """Record the command if it falls into the window that the record's last row names; a record of one row is none."""
-    if record.shape[1] > 1 and record[lane, -1, 0] <= cycle < record[lane, -1, 1]:
-        slot = m[RECORDED]
-        record[lane, slot, 0] = cycle
-        record[lane, slot, 1] = command
-        record[lane, slot, 2] = bank
-        record[lane, slot, 3] = row
-        record[lane, slot, 4] = column
-        m[RECORDED] = slot + 1
+def _note(record, m, command, bank, row, column, cycle):  # type: ignore[no-untyped-def]
+    """Record the command if it falls into the window that stands before the recorded ones."""
+    if record[0] <= cycle < record[1]:
+        m[RECORDED] += 1
+        slot = m[RECORDED] * RECORD_WIDTH
+        record[slot] = cycle
+        record[slot + 1] = command
+        record[slot + 2] = bank
+        record[slot + 3] = row
+        record[slot + 4] = column
 
 
 @njit(cache=True)
-def _control(t, m, record, lane, command, bank, row):  # type: ignore[no-untyped-def]
+def _control(t, m, record, command, bank, row):  # type: ignore[no-untyped-def]
     """Issue one of the refresh's own commands, as early as it may go but not before the refresh is due."""
     start = max(m[PREVIOUS] + 1, m[DUE])
     cycle, _ = _earliest(t, m, command, bank, start, np.int64(REFRESH_REASON))
     _issue(t, m, command, bank, row, cycle, np.int64(REFRESH_REASON))
     m[SLOTS + command] += 1
-    _note(record, m, lane, command, bank, row, 0, cycle)
+    _note(record, m, command, bank, row, 0, cycle)
 
 
 @njit(cache=True)
-def _refresh(t, m, record, lane):  # type: ignore[no-untyped-def]
+def _refresh(t, m, record):  # type: ignore[no-untyped-def]
     """Close the region's open rows, refresh it, open the same rows again: `sim.rules.RefreshPlan` defines it."""
     first = m[NEXT_REGION]
     before = m[OPEN]
     for bank in range(first, first + t[REGION], t[_spec(t[PRECHARGE]) + REACH]):
         if m[OPEN] & _mask(t, t[PRECHARGE], bank):
-            _control(t, m, record, lane, t[PRECHARGE], bank, 0)
+            _control(t, m, record, t[PRECHARGE], bank, 0)
     for bank in range(first, first + t[REGION], t[_spec(t[REFRESH]) + REACH]):
-        _control(t, m, record, lane, t[REFRESH], bank, 0)
+        _control(t, m, record, t[REFRESH], bank, 0)
         m[COUNT + REFRESHES] += 1
-    _reopen(t, m, record, lane, before & ~m[OPEN])
+    _reopen(t, m, record, before & ~m[OPEN])
     m[NEXT_REGION] = (first + t[REGION]) % t[BANKS]
     m[DUE] += t[INTERVAL]
 
 
 @njit(cache=True)
-def _reopen(t, m, record, lane, closed):  # type: ignore[no-untyped-def]
+def _reopen(t, m, record, closed):  # type: ignore[no-untyped-def]
     rows = t[ROWS]
     same = t[ACTIVATE_ALL] >= 0
     for bank in range(t[BANKS]):
         if not (closed >> bank) & 1 or m[rows + bank] != m[rows]:
             same = False
     if same:
-        _control(t, m, record, lane, t[ACTIVATE_ALL], 0, m[rows])
+        _control(t, m, record, t[ACTIVATE_ALL], 0, m[rows])
         return
     for bank in range(t[BANKS]):
         if (closed >> bank) & 1:
-            _control(t, m, record, lane, t[ACTIVATE], bank, m[rows + bank])
+            _control(t, m, record, t[ACTIVATE], bank, m[rows + bank])
 
 
 @njit(cache=True)
@@ -213,27 +226,27 @@ def _other_row(t, m, command, bank, row):  # type: ignore[no-untyped-def]
     return other != 0
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _access(t, m, command, bank, row):  # type: ignore[no-untyped-def]
     """Whether the rows are as the command needs them; a column command's hit or miss is counted."""
     mask = _mask(t, command, bank)
-    if t[_at(_spec(command) + NEED)] == ROW_CLOSED:
+    if t[_spec(command) + NEED] == ROW_CLOSED:
         return OPEN_ROW if m[OPEN] & mask else FINE
     if m[OPEN] & mask != mask:
         return CLOSED_ROW
     if m[SAME_ROW] != row and _other_row(t, m, command, bank, row):
         return WRONG_ROW
-    m[_at(COUNT + (ROW_HITS if m[TOUCHED] & mask == mask else ROW_MISSES))] += 1
+    m[COUNT + (ROW_HITS if m[TOUCHED] & mask == mask else ROW_MISSES)] += 1
     m[TOUCHED] |= mask
     return FINE
 
 
-@njit(cache=True, inline="always")
-def _command(t, m, record, lane, code, pc):  # type: ignore[no-untyped-def]
+@njit(cache=True)
+def _command(t, m, record, code, pc):  # type: ignore[no-untyped-def]
     """Issue one command of the program, after the refreshes that come first."""
-    command = code[_at(pc), A]
-    bank = _affine(code, pc, BANK, BANK_STRIDES, m) if code[_at(pc), HAS_BANK] else np.int64(0)
-    row = _affine(code, pc, ROW, ROW_STRIDES, m) if code[_at(pc), HAS_ROW] else np.int64(0)
+    command = code[pc * WIDTH + A]
+    bank = _affine(code, pc, BANK, BANK_STRIDES, m) if code[pc * WIDTH + HAS_BANK] else np.int64(0)
+    row = _affine(code, pc, ROW, ROW_STRIDES, m) if code[pc * WIDTH + HAS_ROW] else np.int64(0)
     refreshes = 0
     while True:
         start = m[PREVIOUS] + 1
@@ -247,18 +260,18 @@ def _command(t, m, record, lane, code, pc):  # type: ignore[no-untyped-def]
         refreshes += m[FLOOR] <= m[DUE]
         if refreshes > _MANY_REFRESHES:
             return STUCK
-        _refresh(t, m, record, lane)
+        _refresh(t, m, record)
     if cycle >= t[HORIZON]:
         return OVERFLOW
-    if t[_at(_spec(command) + NEED)] != ROW_ANY:
+    if t[_spec(command) + NEED] != ROW_ANY:
         status = _access(t, m, command, bank, row)
         if status != FINE:
             return status
     _issue(t, m, command, bank, row, cycle, reason)
-    m[_at(SLOTS + code[_at(pc), B])] += 1
-    if record.shape[1] > 1:
+    m[SLOTS + code[pc * WIDTH + B]] += 1
+    if record[0] < record[1]:
         column = _affine(code, pc, COLUMN, COLUMN_STRIDES, m)
-        _note(record, m, lane, command, bank, row, column, cycle)
+        _note(record, m, command, bank, row, column, cycle)
     return FINE
 
 
@@ -278,7 +291,7 @@ def _store(t, m, depth, body, moves_rows, label):  # type: ignore[no-untyped-def
     s += S_SIZE
     for k in range(t[t[COUNTED_START] + body], t[t[COUNTED_START] + body + 1]):
         i = t[t[COUNTED] + k]
-        m[_at(s + i)] = m[_at(COUNT + i)]
+        m[s + i] = m[COUNT + i]
     s += t[COUNT_SIZE]
     if moves_rows:
         for b in range(t[BANKS]):
@@ -316,11 +329,11 @@ def _repeats(t, m, depth, body, label):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _rounds_until(t, m, record, lane, now, period):  # type: ignore[no-untyped-def]
+def _rounds_until(t, m, record, now, period):  # type: ignore[no-untyped-def]
     """How many rounds of `period` cycles surely end before anything else happens."""
     limit = min(m[DUE], t[HORIZON])
-    if record.shape[1] > 1 and now < record[lane, -1, 1]:
-        limit = min(limit, record[lane, -1, 0])
+    if record[0] < record[1] and now < record[1]:
+        limit = min(limit, record[0])
     if period == 0:
         return np.int64(1) << 62
     return max((limit - now) // period, 0)
@@ -337,7 +350,7 @@ def _advance(t, m, depth, body, moves_rows, rounds, period):  # type: ignore[no-
     s = t[SNAP] + depth * t[SNAP_STRIDE] + S_SIZE
     for k in range(t[t[COUNTED_START] + body], t[t[COUNTED_START] + body + 1]):
         i = t[t[COUNTED] + k]
-        m[_at(COUNT + i)] += (m[_at(COUNT + i)] - m[_at(s + i)]) * rounds
+        m[COUNT + i] += (m[COUNT + i] - m[s + i]) * rounds
     s += t[COUNT_SIZE]
     if moves_rows:
         for b in range(t[BANKS]):
@@ -352,19 +365,20 @@ def _may_skip(t, m, code, pc, label):  # type: ignore[no-untyped-def]
 
     Where rows are opened it takes one more round: a row opened before the loop may not lie on the later ones' line.
     """
-    stored = m[t[SNAP] + code[pc, DEPTH] * t[SNAP_STRIDE] + S_STORED]
-    return stored > code[pc, MOVES_ROWS] and _repeats(t, m, code[pc, DEPTH], code[pc, C], label)
+    at = pc * WIDTH
+    stored = m[t[SNAP] + code[at + DEPTH] * t[SNAP_STRIDE] + S_STORED]
+    return stored > code[at + MOVES_ROWS] and _repeats(t, m, code[at + DEPTH], code[at + C], label)
 
 
 @njit(cache=True)
-def _skip(t, m, record, lane, code, pc, left):  # type: ignore[no-untyped-def]
+def _skip(t, m, record, code, pc, left):  # type: ignore[no-untyped-def]
     """At the end of a round: add up as many of the `left` rounds as possible; returns how many."""
-    depth, body, moves_rows = code[pc, DEPTH], code[pc, C], code[pc, MOVES_ROWS]
+    depth, body, moves_rows = code[pc * WIDTH + DEPTH], code[pc * WIDTH + C], code[pc * WIDTH + MOVES_ROWS]
     rounds = np.int64(0)
     if _may_skip(t, m, code, pc, 0):
         now = _now(m)
         period = now - m[t[SNAP] + depth * t[SNAP_STRIDE] + S_NOW]
-        rounds = min(left, _rounds_until(t, m, record, lane, now, period))
+        rounds = min(left, _rounds_until(t, m, record, now, period))
         if rounds > 0:
             _advance(t, m, depth, body, moves_rows, rounds, period)
     if rounds < left:
@@ -373,30 +387,30 @@ def _skip(t, m, record, lane, code, pc, left):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _run(t, m, record, lane, code):  # type: ignore[no-untyped-def]
+def _run(t, m, record, code):  # type: ignore[no-untyped-def]
     """Step one lane to its next meeting; the lane's PC is left on it."""
     pc = m[PC]
     while True:
-        op = code[_at(pc), OP]
+        op = code[pc * WIDTH + OP]
         if op == COMMAND:
-            status = _command(t, m, record, lane, code, pc)
+            status = _command(t, m, record, code, pc)
             if status != FINE:
                 m[STATUS] = status
                 break
             pc += 1
         elif op == LOOP:
-            m[COUNTER + code[_at(pc), DEPTH]] = 0
-            m[t[SNAP] + code[_at(pc), DEPTH] * t[SNAP_STRIDE] + S_STORED] = 0
+            m[COUNTER + code[pc * WIDTH + DEPTH]] = 0
+            m[t[SNAP] + code[pc * WIDTH + DEPTH] * t[SNAP_STRIDE] + S_STORED] = 0
             pc += 1
-        elif op == END and not code[_at(pc), MEETS]:
-            counter = COUNTER + code[_at(pc), DEPTH]
+        elif op == END and not code[pc * WIDTH + MEETS]:
+            counter = COUNTER + code[pc * WIDTH + DEPTH]
             m[counter] += 1
-            left = code[_at(pc), A] - m[counter]
-            if left > 0 and t[SKIPS] and code[_at(pc), C] >= 0:
-                skipped = _skip(t, m, record, lane, code, pc, left)
+            left = code[pc * WIDTH + A] - m[counter]
+            if left > 0 and t[SKIPS] and code[pc * WIDTH + C] >= 0:
+                skipped = _skip(t, m, record, code, pc, left)
                 m[counter] += skipped
                 left -= skipped
-            pc = pc - code[_at(pc), B] if left > 0 else pc + 1
+            pc = pc - code[pc * WIDTH + B] if left > 0 else pc + 1
         else:
             break
     m[PC] = pc
@@ -407,7 +421,7 @@ def _wall(memory, lanes):  # type: ignore[no-untyped-def]
     """The cycle that the last of the lanes has come to."""
     wall = np.int64(0)
     for lane in range(lanes):
-        wall = max(wall, _now(memory[lane]))
+        wall = max(wall, _now(_pointer(memory, lane)))
     return wall
 
 
@@ -471,18 +485,18 @@ def _joint_skip(t, memory, g, active, code, record, depth, left):  # type: ignor
     wall = _wall(memory, active)
     _flush_label(g, wall)
     stored = t[SNAP] + depth * t[SNAP_STRIDE] + S_NOW
-    period = _now(memory[0]) - memory[0, stored]
+    period = _now(_pointer(memory, 0)) - memory[0, stored]
     rounds = left
     for lane in range(active):
-        m = memory[lane]
-        if _now(m) - m[stored] != period or not _may_skip(t, m, code, m[PC], g[G_LABEL]):
+        m = _pointer(memory, lane)
+        if _now(m) - m[stored] != period or not _may_skip(t, m, _pointer(code, 0), m[PC], g[G_LABEL]):
             rounds = 0
         else:
-            rounds = min(rounds, _rounds_until(t, m, record, lane, _now(m), period))
+            rounds = min(rounds, _rounds_until(t, m, _pointer(record, lane), _now(m), period))
     if rounds > 0 and _units_moved(t, g, depth, wall):
         rounds = 0
     for lane in range(active):
-        m = memory[lane]
+        m = _pointer(memory, lane)
         if rounds > 0:
             _advance(t, m, depth, code[m[PC], C], code[m[PC], MOVES_ROWS], rounds, period)
         _store(t, m, depth, code[m[PC], C], code[m[PC], MOVES_ROWS], g[G_LABEL])
@@ -541,7 +555,7 @@ def _finish(t, memory, g, record):  # type: ignore[no-untyped-def]
         for lane in range(lanes):
             late = 0
             while memory[lane, DUE] < end:
-                _refresh(t, memory[lane], record, lane)
+                _refresh(t, _pointer(memory, lane), _pointer(record, lane))
                 settled = False
                 late += memory[lane, PREVIOUS] >= memory[lane, DUE]
                 if late > _MANY_REFRESHES:
@@ -549,7 +563,7 @@ def _finish(t, memory, g, record):  # type: ignore[no-untyped-def]
                     return np.int64(-1 - lane)
             end = max(end, memory[lane, PREVIOUS] + 1)
     for lane in range(lanes):
-        m = memory[lane]
+        m = _pointer(memory, lane)
         idle = end - 1 - m[PREVIOUS]
         m[t[REASONS] + END_REASON] += idle
         if m[OPEN] != 0:
@@ -579,19 +593,20 @@ def _meet(t, memory, g, active, code, record):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def play(t, memory, g, entry, code, record):  # type: ignore[no-untyped-def]
+def play(tables, memory, g, entry, code, record):  # type: ignore[no-untyped-def]
     """Play one program, lane i running the code from row entry[i] on; returns the end cycle, or -1 - lane.
 
     Lanes without an entry are channels that the program leaves alone: they are only refreshed. A negative result
     means that this lane stopped on an error, with its STATUS and PC saying which and where.
     """
+    t = _pointer(tables, 0)
     active = entry.shape[0]
     for lane in range(active):
         memory[lane, PC] = entry[lane]
     g[G_LABEL] = 0
     while active > 0:
         for lane in range(active):
-            _run(t, memory[lane], record, lane, code)
+            _run(t, _pointer(memory, lane), _pointer(record, lane), _pointer(code, 0))
             if memory[lane, STATUS] != FINE:
                 return np.int64(-1 - lane)
         if code[memory[0, PC], OP] == HALT:
