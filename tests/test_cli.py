@@ -64,7 +64,20 @@ def test_wrong_input_is_one_line_and_status_2(
 
 
 def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = "demo trace replay validate reproduce machines formats import quality train bench doctor".split()
+    commands = [
+        "demo",
+        "trace",
+        "replay",
+        "validate",
+        "reproduce",
+        "machines",
+        "formats",
+        "import",
+        "quality",
+        "train",
+        "bench",
+        "doctor",
+    ]
     assert run(("--help",)) == 0
     listing = capsys.readouterr().out
     for command in commands:
