@@ -11,6 +11,8 @@ issued commands. The constants below say what lies where; `sim.engine` fills it.
 cache of compiled functions looks at the file that calls, not at what is called.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
@@ -61,8 +63,7 @@ RECORD_WIDTH = 5  # cycle, command, bank, row, column; the first row of a record
 G_BUSY = G_UNITS + MAX_UNITS
 
 
-@intrinsic
-def _pointer(typing_context, array, index):  # type: ignore[no-untyped-def]
+def _make_pointer(typing_context, array, index):  # type: ignore[no-untyped-def]
     """A bare pointer to `array[index]`, or to the first element of that row.
 
     Unlike an array it is one register, is not counted, and takes no negative index: it is what the hot code works on.
@@ -74,7 +75,10 @@ def _pointer(typing_context, array, index):  # type: ignore[no-untyped-def]
         distance = builder.mul(arguments[1], builder.extract_value(held.strides, 0))
         return builder.inttoptr(builder.add(start, distance), held.data.type)
 
-    return types.CPointer(array.dtype)(array, types.intp), generate
+    return types.CPointer(array.dtype)(array, types.intp), generate  # type: ignore[no-untyped-call]
+
+
+_pointer: Any = intrinsic(_make_pointer)
 
 
 @njit(cache=True)
