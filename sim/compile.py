@@ -22,7 +22,7 @@ from nearbank.sim.rules import RuleBook
 from nearbank.sim.standard import Effect, Row
 
 _K = TypeVar("_K")
-_KEPT_NODES = 20_000
+_KEPT_NODES = 8_000
 _FAR = 1 << 58
 _WIDEST = 1 << 28
 
