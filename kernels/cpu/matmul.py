@@ -101,9 +101,7 @@ def _multiply(  # type: ignore[no-untyped-def]
                     dot(path, many, codes, w_offset, flat, x_offset, x.shape[1], blocks, sums)
                     for r in range(many):
                         for i in range(32):
-                            exact = np.int32(
-                                step * sums[32 * r + i] - np.int32(zeros[t, g, i]) * x_sums[m + r, g]
-                            )
+                            exact = np.int32(step * sums[32 * r + i] - np.int32(zeros[t, g, i]) * x_sums[m + r, g])
                             part[r, i] += np.float32(exact) * (x_scales[m + r] * scales[t, g, i])
                 for r in range(many):
                     for i in range(width):
@@ -111,18 +109,14 @@ def _multiply(  # type: ignore[no-untyped-def]
                 m += many
 
 
-def _group_sums(
-    codes: npt.NDArray[np.int8], sums: npt.NDArray[np.int32], tiles: Tiles
-) -> npt.NDArray[np.int32]:
+def _group_sums(codes: npt.NDArray[np.int8], sums: npt.NDArray[np.int32], tiles: Tiles) -> npt.NDArray[np.int32]:
     """Σ codes of each row and group [M, groups]."""
     if tiles.groups == 1:
         return sums.reshape(-1, 1)
     return np.asarray(codes.reshape(len(codes), tiles.groups, -1).sum(axis=2, dtype=np.int32))
 
 
-def matmul_codes(
-    codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[np.int32], state: CpuMatrix
-) -> Floats:
+def matmul_codes(codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[np.int32], state: CpuMatrix) -> Floats:
     """Integer activations [M, K] times integer weights → [M, N]."""
     if 1 < len(codes) < 4:  # the compiled loop takes one row or at least four
         wide = [padded(part, 4, axis=0) for part in (codes, scales, sums)]
