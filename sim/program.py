@@ -126,6 +126,41 @@ class Program:
     streams: tuple[Stream, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command of an expanded program, addresses worked out; `stream` says whose."""
+
+    stream: int
+    command: str
+    bank: int
+    row: int
+    column: int
+    data: int
+    format: str
+
+
+def expand(program: Program) -> Iterator[Step]:
+    """All commands in order, one stream after the other, made as they are asked for; starts, waits and marks left out.
+
+    When each issues is the engine's business: `Player.record` lists issued commands with their cycles.
+    """
+    for number, stream in enumerate(program.streams):
+        for node, counters in unrolled(stream.body):
+            if isinstance(node, Command):
+                places = (index.at(counters) for index in (node.bank, node.row, node.column, node.data))
+                yield Step(number, node.name, *places, node.format)
+
+
+def unrolled(body: tuple[Node, ...], counters: tuple[int, ...] = ()) -> Iterator[tuple[Node, tuple[int, ...]]]:
+    """The nodes in the order of execution, loops unrolled, each with the loop counters it runs under."""
+    for node in body:
+        if isinstance(node, Loop):
+            for i in range(node.count):
+                yield from unrolled(node.body, (*counters, i))
+        else:
+            yield node, counters
+
+
 @dataclass
 class Builder:
     """Writes a stream's body in the shape of the loop nest it makes.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from nearbank.errors import NearbankError
 from nearbank.sim.machine import Machine
-from nearbank.sim.program import Command, Loop, Mark, Node, Program, Start, Wait
+from nearbank.sim.program import Command, Mark, Node, Program, Start, Wait, unrolled
 from nearbank.sim.rules import Limit, RuleBook, rulebook
 from nearbank.sim.standard import Effect, Row
 
@@ -28,16 +28,6 @@ class Played:
     row: int
     column: int
     banks: range
-
-
-def flat(body: tuple[Node, ...], counters: tuple[int, ...] = ()) -> Iterator[tuple[Node, tuple[int, ...]]]:
-    """The nodes in the order of execution, loops unrolled, each with the loop counters it runs under."""
-    for node in body:
-        if isinstance(node, Loop):
-            for i in range(node.count):
-                yield from flat(node.body, (*counters, i))
-        else:
-            yield node, counters
 
 
 def ready_cycle(history: list[Played], limit: Limit, banks: range) -> int | None:
@@ -241,7 +231,7 @@ class Reference:
         """Play one more program, its stream i on channel group i; returns the cycle at which it ends."""
         active = self.channels[: len(program.streams)]
         for channel, stream in zip(active, program.streams, strict=True):
-            channel.nodes, channel.at, channel.met = list(flat(stream.body)), 0, []
+            channel.nodes, channel.at, channel.met = list(unrolled(stream.body)), 0, []
         meetings: list[list[tuple[int, int]]] = []
         marks: list[tuple[int, str]] = [(self.now, "")]
         while True:
