@@ -147,8 +147,8 @@ def expand(program: Program) -> Iterator[Step]:
     for number, stream in enumerate(program.streams):
         for node, counters in unrolled(stream.body):
             if isinstance(node, Command):
-                places = (index.at(counters) for index in (node.bank, node.row, node.column, node.data))
-                yield Step(number, node.name, *places, node.format)
+                bank, row, column, data = (i.at(counters) for i in (node.bank, node.row, node.column, node.data))
+                yield Step(number, node.name, bank, row, column, data, node.format)
 
 
 def unrolled(body: tuple[Node, ...], counters: tuple[int, ...] = ()) -> Iterator[tuple[Node, tuple[int, ...]]]:

@@ -14,8 +14,7 @@ from nearbank.mapping.target import target_of
 from nearbank.sim.checker import Flat, check
 from nearbank.sim.engine import Player, simulate
 from nearbank.sim.machine import load_machine
-from nearbank.sim.program import Command, Loop, Mark, Node, Program
-from nearbank.sim.reference import flat
+from nearbank.sim.program import Command, Loop, Mark, Node, Program, unrolled
 from nearbank.trace import Block, ModelDescription, Operation, Step
 from nearbank.units import ceil_div
 
@@ -202,7 +201,7 @@ def test_layers_in_several_blocks_are_the_same_layers() -> None:
 def flat_commands(program: Program) -> list[tuple[str, int, int, int]]:
     return [
         (node.name, *(index.at(counters) for index in (node.bank, node.row, node.column)))
-        for node, counters in flat(program.streams[0].body)
+        for node, counters in unrolled(program.streams[0].body)
         if isinstance(node, Command)
     ]
 

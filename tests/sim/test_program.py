@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import islice
 
+from tests.sim.strategies import machine_with
+
 from nearbank.sim.engine import Player
 from nearbank.sim.program import Builder, Loop, Program, Step, Stream, expand
-from tests.sim.strategies import machine_with
 
 
 def nest(rounds: int) -> Program:
