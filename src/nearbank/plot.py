@@ -92,10 +92,11 @@ def time_breakdown(rows: Sequence[MachineRow], ax: Axes) -> Axes:
 
 
 def energy_breakdown(rows: Sequence[MachineRow], ax: Axes) -> Axes:
-    """What a token's energy is spent on, stacked, for the machines whose energy is known."""
+    """What a token's energy is spent on, stacked, for the simulated machines, whose energy has components."""
     parts = {
-        row.label: {k: (v or 0) / row.tokens / 1e6 for k, v in (row.energy_by_component_pj or {}).items()}
+        row.label: {k: v / row.tokens / 1e6 for k, v in (row.energy_by_component_pj or {}).items() if v is not None}
         for row in rows
+        if row.kind == "simulated"
     }
     _stacked(parts, ax, "µJ per token")
     ax.set_title("Where the energy goes")
