@@ -315,9 +315,17 @@ def _validated(content: dict[str, Any], path: Path) -> Machine:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise NearbankError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise NearbankError(f"{path}: {where}: {_complaint(dict(first))}") from error
     _check_timing(machine, path)
     return machine
+
+
+def _complaint(error: dict[str, Any]) -> str:
+    known = {
+        "extra_forbidden": "unknown key; `nearbank machines pim-gpt` shows a machine with every key",
+        "missing": "is missing; `nearbank machines pim-gpt` shows a machine with every key",
+    }
+    return known.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
 
 
 def _check_timing(machine: Machine, path: Path) -> None:
