@@ -67,3 +67,12 @@ def test_a_missing_timing_value_is_named() -> None:
     del content["timing"]["tRAS"]
     with pytest.raises(NearbankError, match="tRAS is missing"):
         rulebook(Machine.model_validate(content))
+
+
+def test_a_changed_copy_is_another_machine() -> None:
+    machine = load_machine("pim-gpt")
+    rules = rulebook(machine)
+    never = machine.model_copy(update={"refresh": machine.refresh.model_copy(update={"policy": "none"})})
+    assert never.digest != machine.digest
+    assert rules.refresh.interval > 0
+    assert rulebook(never).refresh.interval == 0
