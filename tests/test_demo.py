@@ -4,14 +4,14 @@ import json
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from nearbank.cli.app import run
 from nearbank.trace import open_trace
-from nearbank.trace.writer import parts_folder
 
 ROW_FIELDS = {
     "machine",
@@ -86,20 +86,21 @@ def test_the_recorded_trace_replays_to_the_demos_row(
         assert row[field] == expected[field]
 
 
-def _interrupted_trace(path: Path, how: signal.Signals) -> subprocess.CompletedProcess[str]:
-    """A long run, stopped by a signal once it has written something."""
-    command = [sys.executable, "-m", "nearbank", "trace", "--tokens", "250", "--out", str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while not parts_folder(path).exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(how)
-        out, err = process.communicate()
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+def test_ctrl_c_is_one_line_and_status_130_and_keeps_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C after the third token of a recording."""
 
+    @contextmanager
+    def interrupting(*_: object) -> Iterator[Callable[[int], None]]:
+        yield lambda done: signal.raise_signal(signal.SIGINT) if done == 3 else None
 
-def test_ctrl_c_is_one_line_and_status_130(tmp_path: Path) -> None:
-    done = _interrupted_trace(tmp_path / "t.parquet", signal.SIGINT)
-    assert done.returncode == 130
-    assert done.stderr.startswith("nearbank: interrupted")
-    assert done.stderr.count("\n") == 1
+    monkeypatch.setattr("nearbank.cli.trace.progress", interrupting)
+    path = tmp_path / "t.parquet"
+    assert run(("trace", "--tokens", "20", "--out", str(path))) == 130
+    error = capsys.readouterr().err
+    assert error.startswith("nearbank: interrupted")
+    assert error.count("\n") == 1
+    trace = open_trace(path)
+    assert not trace.complete
+    assert len(list(trace.steps())) == 3
