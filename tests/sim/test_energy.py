@@ -70,7 +70,9 @@ def test_hand_counted_commands() -> None:
     assert report.components_fj["mac"] == counts["MACAB"] * 256 * 583
     assert report.components_fj["read"] == counts["RD"] * (530 - 142) * 1250
     assert report.components_fj["write"] == counts["WR"] * (470 - 142) * 1250
-    assert report.components_fj["mac_read"] == counts["MACAB"] * 16 * (530 - 142) * 1250
+    assert report.components_fj["mac_read"] == counts["MACAB"] * 16 * 256 * 284
+    currents = energy(result, load_machine("pim-gpt-datasheet"))
+    assert currents.components_fj["mac_read"] == counts["MACAB"] * 16 * (530 - 142) * 1250
     bursts = counts["RD"] + counts["WR"] + counts["WRGB"] + counts["RDMAC"]
     assert report.components_fj["io"] == bursts * 256 * 5500
     assert report.components_fj["refresh"] == result.refreshes * (277 - 92) * 1250 * 455
