@@ -1,5 +1,6 @@
 """A trace survives the disk, a killed run, and refuses what no run could have written."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -151,6 +152,8 @@ def _altered(path: Path, column: str, row: int, value: object) -> Path:
         ("pairs", 3, 99, "row 3, column pairs: 99, expected at most m x context"),
         ("time_ns", 0, -1, "row 0, column time_ns: -1, expected a time of 0 or more"),
         ("step", 1, 5, "row 2, column step: 0, expected 0 or more, never falling"),
+        ("holder", 3, 0, "row 3, column shared: None, expected a value beside holder"),
+        ("holder", 2, 0, "row 2, column holder: 0, expected nothing for op matmul"),
         ("phase", 1, "train", "row 1, column phase: 'train', expected one of prefill, decode"),
     ],
 )
@@ -175,8 +178,36 @@ def _truncated(path: Path) -> None:
 def _other_version(path: Path) -> None:
     write(path, [step(0)])
     table = pq.read_table(path)
-    header = table.schema.metadata[b"nearbank.trace"].replace(b'"version":1', b'"version":9')
+    header = table.schema.metadata[b"nearbank.trace"].replace(b'"version":2', b'"version":9')
     pq.write_table(table.replace_schema_metadata({"nearbank.trace": header}), path)
+
+
+def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    write(path, [step(0), step(1)])
+    table = pq.read_table(path).drop_columns(["shared", "holder"])
+    header = json.loads(table.schema.metadata[b"nearbank.trace"])
+    header["version"] = 1
+    del header["source_tokens"], header["beams"], header["model"]["encoder_layers"]
+    for matrix in header["model"]["matrices"]:
+        del matrix["layers"]
+    pq.write_table(table.replace_schema_metadata({"nearbank.trace": json.dumps(header)}), path)
+    trace = open_trace(path)
+    assert list(trace.steps()) == [step(0), step(1)]
+    assert trace.header.model == MODEL
+    assert trace.table().num_rows == 22
+
+
+def test_matrices_of_some_layers_are_counted_and_checked() -> None:
+    cross = Matrix(name="cross.q", n=8, k=8, per_layer=True, layers=(1, 2))
+    described = MODEL.model_copy(update={"encoder_layers": 1, "matrices": (*MODEL.matrices, cross)})
+    assert described.weights() == MODEL.weights() + 2 * 64
+    assert described.decoder_layers == 2
+    for wrong in (cross.model_copy(update={"layers": (3,)}), cross.model_copy(update={"layers": ()})):
+        with pytest.raises(ValueError, match=r"matrix cross\.q lies in layers that the model does not have"):
+            ModelDescription(**{**dict(MODEL), "matrices": (wrong,)})
+    with pytest.raises(ValueError, match="3 encoder layers of 3"):
+        ModelDescription(**{**dict(MODEL), "encoder_layers": 3})
 
 
 def _without_a_column(path: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from nearbank.errors import NearbankError
 from nearbank.formats import FORMATS
 from nearbank.trace.header import ModelDescription
-from nearbank.trace.operation import FIELDS, FORMAT_FIELDS, NUMBERS, PHASES
+from nearbank.trace.operation import FIELDS, FORMAT_FIELDS, NUMBERS, OPTIONAL, PHASES
 
 Bad = tuple[int, str, str]  # row in the batch, column, expectation
 
@@ -50,13 +50,19 @@ def _unknown_words(batch: pa.RecordBatch) -> list[Bad]:
 
 
 def _fields(batch: pa.RecordBatch) -> list[Bad]:
-    """Every operation has its own fields and no others."""
+    """Every operation has its own fields and no others; those of sharing both or neither."""
     ops = _words(batch, "op")
-    bad = []
+    given_in = {
+        column: batch.column(column).is_valid().to_numpy(zero_copy_only=False)
+        for column in (*NUMBERS, *FORMAT_FIELDS, "holder")
+    }
+    half = given_in["holder"] & _mask(pc.is_in(ops, pa.array(tuple(OPTIONAL)))) & ~given_in["shared"]
+    bad = _first(half, "shared", "a value beside holder")
     for op, fields in FIELDS.items():
         rows = _mask(pc.equal(ops, op))
-        for column in (*NUMBERS, *FORMAT_FIELDS):
-            given = batch.column(column).is_valid().to_numpy(zero_copy_only=False)
+        for column, given in given_in.items():
+            if column in OPTIONAL.get(op, ()):
+                continue
             wrong = rows & (given != (column in fields))
             bad += _first(wrong, column, f"{'a value' if column in fields else 'nothing'} for op {op}")
     return bad
@@ -69,7 +75,10 @@ def _ranges(batch: pa.RecordBatch, model: ModelDescription) -> list[Bad]:
     layer = batch.column("layer")
     bad += _first(_mask(pc.or_(pc.less(layer, -1), pc.greater_equal(layer, model.layers))), "layer", "-1 or a layer")
     bad += _first(_mask(pc.less(batch.column("time_ns"), 0)), "time_ns", "a time of 0 or more, or nothing")
-    bad += _first(_mask(pc.less(batch.column("sequence"), 0)), "sequence", "0 or more")
+    for column in ("sequence", "holder"):
+        bad += _first(_mask(pc.less(batch.column(column), 0)), column, "0 or more")
+    beyond = pc.greater(batch.column("shared"), batch.column("context"))
+    bad += _first(_mask(beyond), "shared", "at most the context")
     most = pc.multiply(batch.column("m").cast(pa.int64()), batch.column("context").cast(pa.int64()))
     bad += _first(_mask(pc.greater(batch.column("pairs"), most)), "pairs", "at most m x context")
     longest = f"at most the model's context of {model.context}"

@@ -18,7 +18,9 @@ COLUMNS = pa.schema(
         *(pa.field(name, _INTEGERS.get(name, pa.int32())) for name in NUMBERS),
         *(pa.field(name, _WORDS) for name in FORMAT_FIELDS),
         pa.field("time_ns", pa.int64()),
+        pa.field("holder", pa.int32()),
     ]
 )
+SINCE_VERSION_2 = ("shared", "holder")  # absent from older files, where nothing was shared
 WORD_COLUMNS = [field.name for field in COLUMNS if pa.types.is_dictionary(field.type)]
 DELTA_COLUMNS = {field.name: "DELTA_BINARY_PACKED" for field in COLUMNS if field.name not in WORD_COLUMNS}

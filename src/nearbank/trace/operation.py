@@ -20,6 +20,7 @@ FIELDS = MappingProxyType(
         "norm": ("m", "n"),
         "matmul": ("m", "n", "k", "weights", "inputs"),
         "append": ("m", "n", "kv_heads", "context", "kv"),
+        "fork": ("m", "n", "kv_heads", "kv", "holder"),
         "score": ("m", "k", "heads", "kv_heads", "context", "pairs", "kv"),
         "softmax": ("m", "heads", "context", "pairs"),
         "context": ("m", "n", "heads", "kv_heads", "context", "pairs", "kv"),
@@ -28,7 +29,10 @@ FIELDS = MappingProxyType(
         "sample": ("m", "n"),
     }
 )
-NUMBERS = ("m", "n", "k", "heads", "kv_heads", "context", "pairs")
+# Fields that an operation may have, all of them or none.
+SHARING = ("holder", "shared")
+OPTIONAL = MappingProxyType({"score": SHARING, "context": SHARING})
+NUMBERS = ("m", "n", "k", "heads", "kv_heads", "context", "pairs", "shared")
 FORMAT_FIELDS = ("weights", "inputs", "kv")
 
 
@@ -38,7 +42,8 @@ class Operation:
 
     `m` tokens at once; `n` outputs (or elements, or the vocabulary) and `k` inputs per token; `context` positions
     attended by the last of the m tokens, and `pairs` (query, position) pairs per head, which says how causal or
-    windowed the attention is; `weights`, `inputs` and `kv` are names of formats.
+    windowed the attention is; `weights`, `inputs` and `kv` are names of formats. `shared`: so many of the first
+    positions attended lie in the cache of sequence `holder`, once for all that share them.
     """
 
     op: str
@@ -54,6 +59,8 @@ class Operation:
     inputs: str | None = None
     kv: str | None = None
     sequence: int = 0
+    holder: int | None = None
+    shared: int | None = None
 
     @property
     def macs(self) -> int:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from nearbank.errors import NearbankError
 from nearbank.trace.check import check_batch
-from nearbank.trace.columns import COLUMNS
+from nearbank.trace.columns import COLUMNS, SINCE_VERSION_2
 from nearbank.trace.header import TRACE_SCHEMA, TraceHeader, parse_header
 from nearbank.trace.operation import Operation, Step, fold_layers
 from nearbank.trace.writer import parts_folder
@@ -114,6 +114,8 @@ def _metadata(file: Path) -> dict[bytes, bytes]:
 def _check_columns(schema: pa.Schema, file: Path) -> None:
     for field in COLUMNS:
         index = schema.get_field_index(field.name)
+        if index < 0 and field.name in SINCE_VERSION_2:
+            continue
         if index < 0:
             raise NearbankError(f"{file}: column {field.name} is missing; expected {', '.join(COLUMNS.names)}")
         if not schema.field(index).type.equals(field.type):
@@ -123,9 +125,19 @@ def _check_columns(schema: pa.Schema, file: Path) -> None:
 def _read_batches(file: Path) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(file) as parquet:
-            yield from parquet.iter_batches(batch_size=1 << 16, columns=COLUMNS.names)
+            there = [name for name in COLUMNS.names if name in parquet.schema_arrow.names]
+            yield from map(_with_all_columns, parquet.iter_batches(batch_size=1 << 16, columns=there))
     except (OSError, pa.ArrowException) as error:
         raise NearbankError(f"{file}: damaged: {_one_line(error)}; write it again") from error
+
+
+def _with_all_columns(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch in our order, with empty columns where an older file has none."""
+    if batch.schema.names == COLUMNS.names:
+        return batch
+    empty = {field.name: pa.nulls(batch.num_rows, field.type) for field in COLUMNS}
+    arrays = [batch.column(name) if name in batch.schema.names else empty[name] for name in COLUMNS.names]
+    return pa.RecordBatch.from_arrays(arrays, schema=COLUMNS)
 
 
 def _one_line(error: BaseException) -> str:

@@ -99,4 +99,5 @@ class TraceWriter:
             ) from error
 
 
-assert set(COLUMNS.names) == {"step", "phase", "layer", "time_ns", "sequence", "op", "name", *NUMBERS, *FORMAT_FIELDS}
+_OTHERS = {"step", "phase", "layer", "time_ns", "sequence", "op", "name", "holder"}
+assert set(COLUMNS.names) == {*_OTHERS, *NUMBERS, *FORMAT_FIELDS}
