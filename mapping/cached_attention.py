@@ -16,8 +16,8 @@ import numpy.typing as npt
 from nearbank.errors import NearbankError
 from nearbank.formats import Format, format_named, from_bf16, to_bf16
 from nearbank.mapping.attention import Span, scale_bursts
+from nearbank.mapping.bank_arithmetic import Bytes, Floats
 from nearbank.mapping.cache_placement import CachePlacement
-from nearbank.mapping.functional import Bytes, Floats
 from nearbank.mapping.sweep import CACHE_SCALES, KEYS, RESULT, VALUES, VECTOR
 from nearbank.mapping.target import Target
 from nearbank.units import ceil_div

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from nearbank.errors import NearbankError
 from nearbank.formats import Quantised
+from nearbank.mapping.bank_arithmetic import Bytes, Floats
 from nearbank.mapping.cached_attention import CachedAttention
-from nearbank.mapping.functional import BankMemory, Bytes, Floats, Moment, execute
+from nearbank.mapping.functional import BankMemory, Moment, execute
 from nearbank.mapping.gemv import MatrixSums, vector_bytes_of
 from nearbank.mapping.loading import load_matrix
 from nearbank.mapping.matmul import label_of

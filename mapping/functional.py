@@ -4,28 +4,32 @@ Timing plays no part here; row states do: a command that needs an open row and f
 beside the memory is a `Unit`: it is asked for the bursts that are written, given those that are read, and told which
 of its jobs to do. So a mapping is proved by running it and comparing with the plain arithmetic of a model.
 
-The machine's arithmetic: products of floating values are summed in float32, pairwise over the lanes and then in the
-order of the commands; sums of integers are exact. A read of the accumulators clears them; with 2 bytes each it
-rounds to bf16, with 4 it is exact.
+How a MAC unit multiplies and adds is `nearbank.mapping.bank_arithmetic`'s. A read of the accumulators clears them;
+with 2 bytes each it rounds to bf16, with 4 it is exact.
+
+Loops that hold nothing but MAC commands of one row are executed at once; `execute(…, at_once=False)` takes every
+command by itself, and tests hold one against the other, bit for bit.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import mul
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from nearbank.errors import NearbankError
-from nearbank.formats import format_named, from_bf16, to_bf16
-from nearbank.mapping.target import Target
-from nearbank.sim.program import Command, Loop, Mark, Node, Program, Start, Stream, Wait
+from nearbank.formats import format_named
+from nearbank.mapping.bank_arithmetic import Bytes, Floats, Levels, decode, float_macs, integer_macs, read_out
+from nearbank.mapping.target import ColumnUse, Target
+from nearbank.sim.program import Command, Index, Loop, Mark, Node, Program, Start, Stream, Wait
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Counters = tuple[int, ...]
 
 CLOSED = -1
 
@@ -35,7 +39,7 @@ class Moment:
     """Where in a program a command or job stands: the label it counts to and the loop counters around it."""
 
     label: str
-    counters: tuple[int, ...]
+    counters: Counters
 
     @property
     def layer(self) -> int:
@@ -50,7 +54,7 @@ class Unit(Protocol):
         """The format of the vectors that are multiplied under a label."""
 
     def send(self, moment: Moment, command: str, channels: tuple[int, ...], data: int) -> tuple[Bytes, Bytes]:
-        """The burst to write, and which of its bytes to write (255 or 0): two arrays [channels, column bytes]."""
+        """The burst to write, and which of its bits to write: two arrays [channels, column bytes]."""
 
     def receive(
         self, moment: Moment, command: str, channels: tuple[int, ...], data: int, burst: Floats | Bytes
@@ -63,10 +67,17 @@ class Unit(Protocol):
 
 @dataclass
 class BankMemory:
-    """Rows [channels, banks, row bytes] that were ever touched, and the state of banks, buffers and accumulators."""
+    """Rows [channels, banks, row bytes] that were ever touched, and the state of banks, buffers and accumulators.
+
+    `counts`: commands executed, by name, over all channels.
+    """
 
     target: Target
     rows: dict[int, Bytes] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    _levels: dict[tuple[int, str], Levels] = field(default_factory=dict, repr=False)
+    _vectors: dict[str, Levels] = field(default_factory=dict, repr=False)
+    _uses: dict[str, ColumnUse] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         t = self.target
@@ -77,6 +88,16 @@ class BankMemory:
 
     def row(self, row: int) -> Bytes:
         """One row address of all banks: uint8[channels, banks, row bytes], to read and write."""
+        for key in [key for key in self._levels if key[0] == row]:
+            del self._levels[key]
+        return self._stored(row)
+
+    def column(self, row: int, column: int) -> Bytes:
+        """One column of a row of all banks, to read and write: uint8[channels, banks, column bytes]."""
+        size = self.target.column_bytes
+        return self.row(row)[:, :, column * size : (column + 1) * size]
+
+    def _stored(self, row: int) -> Bytes:
         if row not in self.rows:
             if not 0 <= row < self.target.rows:
                 raise NearbankError(f"row {row} is outside the {self.target.rows} rows of machine {self.target.name}")
@@ -84,15 +105,42 @@ class BankMemory:
             self.rows[row] = np.zeros((t.channels, t.banks, t.row_bytes), dtype=np.uint8)
         return self.rows[row]
 
-    def column(self, row: int, column: int) -> Bytes:
-        """One column of a row of all banks, a view: uint8[channels, banks, column bytes]."""
-        size = self.target.column_bytes
-        return self.row(row)[:, :, column * size : (column + 1) * size]
+    def use(self, fmt: str) -> ColumnUse:
+        """How a format lies in a column and goes through the MAC units."""
+        if fmt not in self._uses:
+            self._uses[fmt] = self.target.use(format_named(fmt))
+        return self._uses[fmt]
+
+    def weights(self, row: int, fmt: str) -> Levels:
+        """A row as its MAC units see it: [channels, banks, steps of all columns, lanes], a short last step filled."""
+        found = self._levels.get((row, fmt))
+        if found is None:
+            use, t = self.use(fmt), self.target
+            columns = decode(fmt, self._stored(row)).reshape(t.channels, t.banks, t.columns, -1)
+            missing = use.steps * use.lanes - use.values
+            padded = np.pad(columns, ((0, 0), (0, 0), (0, 0), (0, missing))) if missing else columns
+            found = self._levels[row, fmt] = padded.reshape(t.channels, t.banks, -1, use.lanes)
+        return found
+
+    def vector(self, fmt: str) -> Levels:
+        """The buffered vectors [channels, values]."""
+        if fmt not in self._vectors:
+            whole = self.target.buffer_bytes // format_named(fmt).word_bytes * format_named(fmt).word_bytes
+            self._vectors[fmt] = decode(fmt, self.buffer[:, :whole])
+        return self._vectors[fmt]
+
+    def buffer_changed(self) -> None:
+        """Forget what the buffered bytes were taken for."""
+        self._vectors.clear()
 
 
-def execute(program: Program, memory: BankMemory, unit: Unit) -> None:
-    """Run a program; jobs run when all streams have come to them."""
-    runs = [_Run(stream, memory, unit).nodes(stream.body, ()) for stream in program.streams]
+def execute(program: Program, memory: BankMemory, unit: Unit, at_once: bool = True) -> None:
+    """Run a program; jobs run when all streams have come to them.
+
+    Raises `NearbankError`, in one line, for addresses outside the machine, rows that are not open, and bursts that
+    the unit has no place for.
+    """
+    runs = [_Run(stream, memory, unit, at_once).nodes(stream.body, ()) for stream in program.streams]
     for meeting in zip(*runs, strict=True):
         nodes = {node for node, _ in meeting}
         if len(nodes) != 1:
@@ -109,108 +157,187 @@ class _Run:
     stream: Stream
     memory: BankMemory
     unit: Unit
+    at_once: bool
     label: str = ""
 
-    def nodes(self, body: tuple[Node, ...], counters: tuple[int, ...]) -> Iterator[tuple[Start | Wait, Moment]]:
+    def __post_init__(self) -> None:
+        first, last = min(self.stream.channels), max(self.stream.channels)
+        if first < 0 or last >= self.memory.target.channels:
+            raise NearbankError(
+                f"a stream for channels {first} to {last}; the machine has {self.memory.target.channels}"
+            )
+        together = self.stream.channels == tuple(range(first, last + 1))
+        self._at: slice | list[int] = slice(first, last + 1) if together else list(self.stream.channels)
+
+    def nodes(self, body: tuple[Node, ...], counters: Counters) -> Iterator[tuple[Start | Wait, Moment]]:
         """Execute up to each meeting and yield it."""
         for node in body:
             if isinstance(node, Loop):
+                if self.at_once and self._macs(node, counters):
+                    continue
                 for i in range(node.count):
                     yield from self.nodes(node.body, (*counters, i))
             elif isinstance(node, Command):
-                _COMMANDS[node.name](self, node, counters)
+                self._command(node, counters)
             elif isinstance(node, Mark):
                 self.label = node.label
             else:
                 yield node, Moment(self.label, counters)
 
-    @property
-    def channels(self) -> list[int]:
-        return list(self.stream.channels)
+    def _command(self, node: Command, counters: Counters) -> None:
+        if node.name not in _COMMANDS:
+            raise NearbankError(f"command {node.name} has no function here; known: {', '.join(_COMMANDS)}")
+        self.memory.counts[node.name] += len(self.stream.channels)
+        _COMMANDS[node.name](self, node, counters)
 
-    def activate(self, node: Command, counters: tuple[int, ...]) -> None:
+    def activate(self, node: Command, counters: Counters) -> None:
         banks = self._banks(node, counters)
-        if (self.memory.open[np.ix_(self.channels, banks)] != CLOSED).any():
-            raise NearbankError(f"{node.name} of row {node.row.at(counters)}: a bank has another row open")
-        self.memory.open[np.ix_(self.channels, banks)] = node.row.at(counters)
+        if (self.memory.open[self._at, banks] != CLOSED).any():
+            raise NearbankError(f"{node.name} of row {_at(node.row, counters)}: a bank has another row open")
+        self.memory.open[self._at, banks] = _at(node.row, counters)
 
-    def precharge(self, node: Command, counters: tuple[int, ...]) -> None:
-        self.memory.open[np.ix_(self.channels, self._banks(node, counters))] = CLOSED
+    def precharge(self, node: Command, counters: Counters) -> None:
+        self.memory.open[self._at, self._banks(node, counters)] = CLOSED
 
-    def _banks(self, node: Command, counters: tuple[int, ...]) -> list[int]:
-        whole = node.name in ("ACT16", "PREA", "MACAB")
-        return list(range(self.memory.target.banks)) if whole else [node.bank.at(counters)]
+    def _banks(self, node: Command, counters: Counters) -> slice | int:
+        if node.name in ("ACT16", "PREA", "MACAB"):
+            return slice(None)
+        bank = _at(node.bank, counters)
+        if not 0 <= bank < self.memory.target.banks:
+            raise NearbankError(
+                f"{node.name} in bank {bank}; machine {self.memory.target.name} has 0 to {self.memory.target.banks - 1}"
+            )
+        return bank
 
-    def _opened(self, node: Command, counters: tuple[int, ...]) -> Bytes:
-        """The column of the open row, a view of all channels and banks; checks that the row is the open one."""
-        row = node.row.at(counters)
-        if (self.memory.open[np.ix_(self.channels, self._banks(node, counters))] != row).any():
+    def _check_open(self, node: Command, counters: Counters) -> int:
+        """The row of a command, which must be open wherever it reaches."""
+        row = _at(node.row, counters)
+        if (self.memory.open[self._at, self._banks(node, counters)] != row).any():
             raise NearbankError(f"{node.name} of row {row}: it is not open in every bank it reaches")
-        return self.memory.column(row, node.column.at(counters))
+        return row
 
-    def send_to_buffer(self, node: Command, counters: tuple[int, ...]) -> None:
-        burst, _ = self._sent(node, counters)
-        size, column = self.memory.target.column_bytes, node.column.at(counters)
-        if (column + 1) * size > self.memory.target.buffer_bytes:
+    def _column(self, node: Command, counters: Counters) -> int:
+        column = _at(node.column, counters)
+        if not 0 <= column < self.memory.target.columns:
+            raise NearbankError(
+                f"{node.name} of column {column}; a row of machine {self.memory.target.name} has "
+                f"{self.memory.target.columns}"
+            )
+        return column
+
+    def send_to_buffer(self, node: Command, counters: Counters) -> None:
+        size, column = self.memory.target.column_bytes, _at(node.column, counters)
+        if not 0 <= column < self.memory.target.buffer_bytes // size:
             raise NearbankError(f"WRGB of burst {column}: the global buffer ends before it")
-        self.memory.buffer[self.channels, column * size : (column + 1) * size] = burst
+        burst, _ = self._sent(node, counters)
+        self.memory.buffer[self._at, column * size : (column + 1) * size] = burst
+        self.memory.buffer_changed()
 
-    def write(self, node: Command, counters: tuple[int, ...]) -> None:
-        column = self._opened(node, counters)
+    def write(self, node: Command, counters: Counters) -> None:
+        row, column = self._check_open(node, counters), self._column(node, counters)
         burst, mask = self._sent(node, counters)
-        where = (self.channels, node.bank.at(counters))
-        column[where] = (column[where] & ~mask) | (burst & mask)
+        stored, bank = self.memory.column(row, column), _at(node.bank, counters)
+        stored[self._at, bank] = (stored[self._at, bank] & ~mask) | (burst & mask)
 
-    def _sent(self, node: Command, counters: tuple[int, ...]) -> tuple[Bytes, Bytes]:
-        moment = Moment(self.label, counters)
-        return self.unit.send(moment, node.name, self.stream.channels, node.data.at(counters))
+    def _sent(self, node: Command, counters: Counters) -> tuple[Bytes, Bytes]:
+        moment, data = Moment(self.label, counters), _at(node.data, counters)
+        try:
+            return self.unit.send(moment, node.name, self.stream.channels, data)
+        except (IndexError, KeyError, ValueError) as error:
+            raise self._no_place(node, data) from error
 
-    def read(self, node: Command, counters: tuple[int, ...]) -> None:
-        burst = self._opened(node, counters)[self.channels, node.bank.at(counters)]
+    def read(self, node: Command, counters: Counters) -> None:
+        row, column = self._check_open(node, counters), self._column(node, counters)
+        burst = self.memory.column(row, column)[self._at, _at(node.bank, counters)]
         self._received(node, counters, burst)
 
-    def _received(self, node: Command, counters: tuple[int, ...], burst: Floats | Bytes) -> None:
-        moment = Moment(self.label, counters)
-        self.unit.receive(moment, node.name, self.stream.channels, node.data.at(counters), burst)
+    def _received(self, node: Command, counters: Counters, burst: Floats | Bytes) -> None:
+        moment, data = Moment(self.label, counters), _at(node.data, counters)
+        try:
+            self.unit.receive(moment, node.name, self.stream.channels, data, burst)
+        except (IndexError, KeyError, ValueError) as error:
+            raise self._no_place(node, data) from error
 
-    def multiply(self, node: Command, counters: tuple[int, ...]) -> None:
+    def _no_place(self, node: Command, data: int) -> NearbankError:
+        return NearbankError(
+            f"{node.name} under {self.label!r}: burst {data} has no place in the memory of the ASIC; "
+            "the program was lowered for another model or placement"
+        )
+
+    def multiply(self, node: Command, counters: Counters) -> None:
         """All banks: the lanes of one step of the open column times the buffered vector's step."""
-        column = self._opened(node, counters)[self.channels]
-        target = self.memory.target
-        fmt = format_named(node.format)
-        use = target.use(fmt)
-        step = node.data.at(counters)
-        first = step % use.steps * use.lanes
-        weights = decode(node.format, column.reshape(-1, target.column_bytes))[:, first : first + use.lanes]
-        weights = weights.reshape(len(self.channels), target.banks, -1)
-        vector = self._vector(self.unit.inputs(self.label), step * use.lanes, use.lanes)
-        before = self.memory.sums[self.channels]
-        exact = not fmt.is_float and self.unit.inputs(self.label) == "int8"
-        self.memory.sums[self.channels] = (_integer_mac if exact else _float_mac)(before, weights, vector)
-        self.memory.read[self.channels] = 0
+        self._multiply(node, counters, np.array([self._column(node, counters)]), np.array([_at(node.data, counters)]))
 
-    def _vector(self, fmt: str, first: int, count: int) -> Floats:
-        """Values [channels, 1, count] of the buffered vector."""
-        size = format_named(fmt).word_bytes
-        taken = self.memory.buffer[self.channels, first * size : (first + count) * size]
-        return decode(fmt, taken)[:, None, :]
+    def _macs(self, loop: Loop, counters: Counters) -> bool:
+        """Execute a nest of loops around one MAC command of one row; False, and nothing done, where it is not that."""
+        counts, node = [], loop
+        while isinstance(node, Loop) and len(node.body) == 1:
+            counts.append(node.count)
+            node = node.body[0]  # type: ignore[assignment]
+        if not isinstance(node, Command) or node.name != "MACAB":
+            return False
+        depth = len(counters)
+        if any(node.row.strides[depth:]):
+            return False
+        rounds = int(np.prod(counts))
+        self.memory.counts[node.name] += rounds * len(self.stream.channels)
+        self._multiply(node, counters, _all_of(node.column, counters, counts), _all_of(node.data, counters, counts))
+        return True
 
-    def read_sums(self, node: Command, counters: tuple[int, ...]) -> None:
+    def _multiply(self, node: Command, counters: Counters, columns: Ints, steps: Ints) -> None:
+        memory, use = self.memory, self.memory.use(node.format)
+        row = self._check_open(node, counters)
+        fmt = self.unit.inputs(self.label)
+        vectors = memory.vector(fmt)[self._at]
+        self._check_macs(columns, steps, vectors.shape[1] // use.lanes)
+        vectors = vectors[:, : vectors.shape[1] // use.lanes * use.lanes].reshape(len(vectors), 1, -1, use.lanes)
+        weights = memory.weights(row, node.format)[self._at]
+        weights = weights[:, :, columns * use.steps + steps % use.steps]
+        exact = fmt == "int8" and weights.dtype == np.int8
+        macs = integer_macs if exact else float_macs
+        memory.sums[self._at] = macs(memory.sums[self._at], weights, vectors[:, :, steps])
+        memory.read[self._at] = 0
+
+    def _check_macs(self, columns: Ints, steps: Ints, buffered: int) -> None:
+        if columns.min() < 0 or columns.max() >= self.memory.target.columns:
+            raise NearbankError(
+                f"MACAB of columns {columns.min()} to {columns.max()}; a row of machine {self.memory.target.name} has "
+                f"{self.memory.target.columns}"
+            )
+        if steps.min() < 0 or steps.max() >= buffered:
+            raise NearbankError(
+                f"MACAB with steps {steps.min()} to {steps.max()} of the vector; the global buffer holds {buffered}"
+            )
+
+    def read_sums(self, node: Command, counters: Counters) -> None:
         """One burst of the accumulators, bank after bank; the last burst clears them."""
-        target = self.memory.target
+        memory, target = self.memory, self.memory.target
         each = target.column_bytes // target.accumulator_bytes
-        turn = int(self.memory.read[self.channels[0]])
-        sums = self.memory.sums[self.channels, turn * each : (turn + 1) * each]
-        if target.accumulator_bytes == 2:
-            sums = from_bf16(to_bf16(sums.astype(np.float32))).astype(np.float64)
-        self._received(node, counters, sums)
-        self.memory.read[self.channels] = turn + 1
-        if turn + 1 == target.read_bursts:
-            self.memory.sums[self.channels] = 0
-            self.memory.read[self.channels] = 0
+        turn = int(memory.read[self.stream.channels[0]])
+        sums = memory.sums[self._at, turn * each : (turn + 1) * each]
+        self._received(node, counters, read_out(sums, target.accumulator_bytes).copy())
+        last = turn + 1 == target.read_bursts
+        memory.read[self._at] = 0 if last else turn + 1
+        if last:
+            memory.sums[self._at] = 0
 
 
-_COMMANDS: dict[str, Callable[[_Run, Command, tuple[int, ...]], None]] = {
+def _at(index: Index, counters: Counters) -> int:
+    """`index.at(counters)`, in the shortest way: it is asked for several times in every command."""
+    return index.base + sum(map(mul, index.strides, counters))
+
+
+def _all_of(index: Index, counters: Counters, counts: list[int]) -> Ints:
+    """The values of an index in all rounds of the loops `counts` inside the loops at `counters`, in order."""
+    values = np.array([_at(index, counters)])
+    for i, count in enumerate(counts):
+        depth = len(counters) + i
+        stride = index.strides[depth] if depth < len(index.strides) else 0
+        values = (values[:, None] + stride * np.arange(count)).reshape(-1)
+    return values
+
+
+_COMMANDS: dict[str, Callable[[_Run, Command, Counters], None]] = {
     "ACT": _Run.activate,
     "ACT16": _Run.activate,
     "PRE": _Run.precharge,
@@ -221,36 +348,3 @@ _COMMANDS: dict[str, Callable[[_Run, Command, tuple[int, ...]], None]] = {
     "RD": _Run.read,
     "WR": _Run.write,
 }
-
-
-def decode(fmt: str, data: Bytes) -> Floats:
-    """What a bank's unit takes packed bytes [rows, bytes] for: values, or codes with a fixed zero taken off.
-
-    Formats whose zeros are stored (int4, int2) give their codes; the ASIC takes the zeros off.
-    """
-    form = format_named(fmt)
-    codes = form.unpack(np.ascontiguousarray(data), data.shape[1] * form.values_per_word // form.word_bytes)
-    if fmt == "bf16":
-        return from_bf16(codes).astype(np.float64)
-    if form.is_float or fmt == "int8" or form.stores_zeros:
-        return codes.astype(np.float64)
-    return (form.step * codes.astype(np.int16) - form.zero).astype(np.float64)
-
-
-def _integer_mac(sums: Floats, weights: Floats, vector: Floats) -> Floats:
-    return np.asarray(sums + (weights * vector).sum(axis=2))
-
-
-def _float_mac(sums: Floats, weights: Floats, vector: Floats) -> Floats:
-    """float32 products, an adder tree over the lanes, one addition to the accumulator."""
-    terms = weights.astype(np.float32) * vector.astype(np.float32)
-    return (sums.astype(np.float32) + tree_sum(terms)).astype(np.float64)
-
-
-def tree_sum(terms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Neighbours added pairwise in float32 over the last axis, as an adder tree does."""
-    while terms.shape[-1] > 1:
-        if terms.shape[-1] % 2:
-            terms = np.concatenate([terms, np.zeros_like(terms[..., :1])], axis=-1)
-        terms = terms[..., 0::2] + terms[..., 1::2]
-    return terms[..., 0]

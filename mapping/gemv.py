@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from nearbank.errors import NearbankError
 from nearbank.formats import Quantised, format_named, to_bf16
-from nearbank.mapping.functional import BankMemory, Bytes, Floats, Moment, execute
+from nearbank.mapping.bank_arithmetic import Bytes, Floats
+from nearbank.mapping.functional import BankMemory, Moment, execute
 from nearbank.mapping.loading import chunks_of, load_matrix, output_index
 from nearbank.mapping.matmul import label_of, matmul
 from nearbank.mapping.matrix_placement import Chunks, MatrixPlacement

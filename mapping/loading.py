@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from nearbank.errors import NearbankError
 from nearbank.formats import Format, Quantised, format_named
-from nearbank.mapping.functional import BankMemory, Bytes
+from nearbank.mapping.bank_arithmetic import Bytes
+from nearbank.mapping.functional import BankMemory
 from nearbank.mapping.matrix_placement import Chunks, MatrixPlacement
 from nearbank.mapping.target import Target
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named, from_bf16, to_bf16
-from nearbank.mapping.functional import BankMemory, execute, tree_sum
+from nearbank.mapping.bank_arithmetic import tree_sum
+from nearbank.mapping.functional import BankMemory, execute
 from nearbank.mapping.gemv import run_gemv
 from nearbank.mapping.matrix_placement import MatrixPlacement
 from nearbank.mapping.pim_gpt import plan
