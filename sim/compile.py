@@ -62,15 +62,20 @@ class Compiler:
     labels: dict[str, int] = field(default_factory=lambda: {"": 0})
     bodies: dict[frozenset[tuple[str, str]], int] = field(default_factory=dict)
     slots: dict[tuple[str, str], int] = field(default_factory=dict)
+    slot_count: int = 0
     _pieces: dict[tuple[int, int], Piece] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._numbers = {name: i for i, name in enumerate(self.book.specs)}
-        self.slots = {(name, ""): i for i, name in enumerate(self.book.specs)}
         unit = self.book.machine.mac_unit
         for name, spec in self.book.specs.items():
-            for number_format in unit.formats if unit and spec.macs else ():
-                self.slots[name, number_format] = len(self.slots)
+            for number_format in ("", *(unit.formats if unit and spec.macs else ())):
+                self.slots[name, number_format] = self.slot_count
+                self.slot_count += self.slots_of(name)
+
+    def slots_of(self, name: str) -> int:
+        """How many counters a command has, side by side: one a bank group if it is told a bank."""
+        return self.book.banks // self.book.group if uses_bank(self.book, name) else 1
 
     def code(self, program: Program) -> Code:
         """The program's tables; `NearbankError` names program, stream and node of the first fault."""

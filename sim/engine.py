@@ -19,8 +19,8 @@ import numpy as np
 from nearbank.errors import NearbankError
 from nearbank.sim import vm
 from nearbank.sim.compile import Code, Compiler, locate
+from nearbank.sim.counters import Meaning
 from nearbank.sim.layout import (
-    FIXED_REASONS,
     NEVER,
     Ints,
     Layout,
@@ -36,10 +36,11 @@ from nearbank.sim.layout import (
 )
 from nearbank.sim.machine import Machine
 from nearbank.sim.program import Program
-from nearbank.sim.result import ChannelResult, SimResult
+from nearbank.sim.result import ChannelResult, Profile, SimResult
 from nearbank.sim.rules import RuleBook, rulebook
 
 _NO_DUE = 1 << 61
+FINEST = 64  # cycles a bin, where a profile begins
 _PROBLEMS = {
     vm.CLOSED_ROW: "needs an open row, but one of its banks has none",
     vm.WRONG_ROW: "addresses a row that is not the open one",
@@ -47,9 +48,11 @@ _PROBLEMS = {
 }
 
 
-def simulate(machine: Machine, programs: Program | Iterable[Program], *, fast_forward: bool = True) -> SimResult:
-    """Play the programs one after the other from power-up."""
-    player = Player(machine, fast_forward=fast_forward)
+def simulate(
+    machine: Machine, programs: Program | Iterable[Program], *, fast_forward: bool = True, bins: int = 0
+) -> SimResult:
+    """Play the programs one after the other from power-up; `bins` above 0 adds a profile, as `Player` says."""
+    player = Player(machine, fast_forward=fast_forward, bins=bins)
     for program in [programs] if isinstance(programs, Program) else programs:
         player.play(program)
     return player.result()
@@ -70,8 +73,12 @@ class Issued:
 class Player:
     """A machine that plays one program after another. Errors leave it unusable; make a new one."""
 
-    def __init__(self, machine: Machine, *, fast_forward: bool = True) -> None:
+    def __init__(self, machine: Machine, *, fast_forward: bool = True, bins: int = 0) -> None:
+        """`bins` above 0 keeps a profile over time, of half as many to as many bins however long the run."""
+        if bins < 0 or bins % 2:
+            raise NearbankError(f"a profile of {bins} bins; expected an even number, or 0 for none")
         self.machine = machine
+        self._bins = bins
         self._book: RuleBook = rulebook(machine)
         self._layout: Layout = layout(self._book)
         self._compiler = Compiler(self._book)
@@ -200,7 +207,8 @@ class Player:
         own = command_table(self._layout)
         first = vm.COMMANDS + len(own) * vm.COMMAND_WIDTH
         commands = np.zeros((len(own), vm.COMMAND_WIDTH), dtype=np.int64)
-        commands[:, : vm.PULLS] = own
+        commands[:, : vm.SLOT] = own
+        commands[:, vm.SLOT] = [self._compiler.slots[name, ""] for name in self._layout.names]
         commands[:, vm.PULLS] = first + pulls.start[:-1] * vm.PULL_WIDTH
         commands[:, vm.PULLS_END] = first + pulls.start[1:] * vm.PULL_WIDTH
         commands[:, vm.PUSHES] = first + pulls.rows.size + pushes.start[:-1] * vm.PUSH_WIDTH
@@ -228,7 +236,7 @@ class Player:
     def _place_memory(self, header: Ints) -> None:
         """Where a lane keeps what, and how much of it."""
         book = self._book
-        slots = vm.FIXED_COUNTERS + len(self._compiler.slots)
+        slots = vm.FIXED_COUNTERS + self._compiler.slot_count
         counters = slots + vm.UNIT_REASON + vm.MAX_UNITS + len(book.limits)
         header[vm.COUNT_SIZE] = counters
         header[vm.REASONS] = vm.COUNT + slots
@@ -236,6 +244,9 @@ class Player:
         header[vm.ROWS] = header[vm.LAST] + self._layout.size
         header[vm.SNAP] = header[vm.ROWS] + book.banks
         header[vm.SNAP_STRIDE] = vm.S_SIZE + counters + book.banks + self._layout.size
+        header[vm.PROFILE] = header[vm.SNAP] + vm.MAX_DEPTH * header[vm.SNAP_STRIDE]
+        header[vm.ROOM] = self._bins
+        header[vm.GROUP_SHIFT] = book.group.bit_length() - 1
 
     def _body_lists(self) -> tuple[Lists, Lists, Lists]:
         """Per loop body: entries it writes, entries it only reads, counters it moves."""
@@ -247,17 +258,20 @@ class Player:
 
     def _counted(self, body: frozenset[tuple[str, str]], names: frozenset[str]) -> list[tuple[int]]:
         """Counters that a round without a refresh may move; in such a round, waits are those for known units."""
-        slots, reasons = self._compiler.slots, vm.FIXED_COUNTERS + len(self._compiler.slots)
-        moved = [vm.ROW_HITS, vm.ROW_MISSES, vm.OPEN_CYCLES, reasons + vm.END_REASON]
-        moved += [vm.FIXED_COUNTERS + slots[command] for command in sorted(body)]
-        moved += [reasons + vm.UNIT_REASON + unit for unit in self._compiler.units.values()]
+        compiler, reasons = self._compiler, vm.FIXED_COUNTERS + self._compiler.slot_count
+        moved = [*range(vm.REFRESHES), reasons + vm.END_REASON]
+        for name, weights in sorted(body):
+            first = vm.FIXED_COUNTERS + compiler.slots[name, weights]
+            moved += range(first, first + compiler.slots_of(name))
+        moved += [reasons + vm.UNIT_REASON + unit for unit in compiler.units.values()]
         limits = binding_limits(self._layout, self._used, names)
         moved += [reasons + vm.UNIT_REASON + vm.MAX_UNITS + limit for limit in limits]
         return [(index,) for index in moved]
 
     def _first_memory(self) -> Ints:
         t = self._tables
-        memory = np.zeros((1, int(t[vm.SNAP] + vm.MAX_DEPTH * t[vm.SNAP_STRIDE])), dtype=np.int64)
+        memory = np.zeros((1, int(t[vm.PROFILE] + self._bins * t[vm.COUNT_SIZE])), dtype=np.int64)
+        memory[0, vm.EDGE] = memory[0, vm.STEP] = FINEST if self._bins else t[vm.HORIZON]
         memory[0, [vm.PREVIOUS, vm.SAME_ROW]] = -1
         memory[0, vm.DUE] = self._book.refresh.interval or _NO_DUE
         memory[0, t[vm.LAST] : t[vm.ROWS]] = NEVER
@@ -294,35 +308,32 @@ class Player:
             channels=tuple(self._channel_result(i) for i in range(len(self._lanes))),
             label_cycles={name: labels[i] for name, i in compiler.labels.items() if labels[i]},
             jobs={key: (busy[i][0], busy[i][1]) for key, i in compiler.jobs.items()},
+            profile=self._profile() if self._bins and self.cycle else None,
         )
 
     def _channel_result(self, lane: int) -> ChannelResult:
-        count = self._memory[lane, vm.COUNT : self._tables[vm.LAST]].tolist()
-        slots = self._compiler.slots
-        return ChannelResult(
-            channels=self._lanes[lane],
-            cycles=self.cycle,
-            commands={key: count[vm.FIXED_COUNTERS + i] for key, i in slots.items() if count[vm.FIXED_COUNTERS + i]},
-            row_hits=count[vm.ROW_HITS],
-            row_misses=count[vm.ROW_MISSES],
-            open_cycles=count[vm.OPEN_CYCLES],
-            refreshes=count[vm.REFRESHES],
-            stalls=self._stalls(count[vm.FIXED_COUNTERS + len(slots) :]),
-        )
+        count = self._memory[lane, vm.COUNT : self._tables[vm.LAST]]
+        return self._meaning().channel_result(count, self._lanes[lane], self.cycle)
 
-    def _stalls(self, idle: list[int]) -> dict[str, int]:
-        units = [f"wait {unit}" for unit in self._compiler.units]
-        names = [
-            *FIXED_REASONS,
-            *units,
-            *[""] * (vm.MAX_UNITS - len(units)),
-            *(limit.name for limit in self._book.limits),
-        ]
-        stalls: dict[str, int] = {}
-        for name, cycles in zip(names, idle, strict=True):
-            if cycles:
-                stalls[name] = stalls.get(name, 0) + cycles
-        return stalls
+    def _meaning(self) -> Meaning:
+        """What the counters stand for."""
+        units = tuple(f"wait {unit}" for unit in self._compiler.units)
+        return Meaning(self._book, self._compiler.slots, units)
+
+    def _profile(self) -> Profile:
+        """The counters at every edge so far, as differences from edge to edge."""
+        t, meaning = self._tables, self._meaning()
+        taken, step = int(self._memory[0, vm.TAKEN]), int(self._memory[0, vm.STEP])
+        edges = (*range(0, taken * step + 1, step), self.cycle)
+        size = int(t[vm.COUNT_SIZE])
+        kept = self._memory[:, t[vm.PROFILE] :][:, : taken * size].reshape(-1, taken, size)
+        last = self._memory[:, None, vm.COUNT : t[vm.LAST]]
+        moved = np.diff(np.concatenate([kept, last], axis=1), axis=1, prepend=0)
+        return Profile(edges, tuple(self._bin(meaning, moved[:, i], edges[i + 1] - edges[i]) for i in range(taken + 1)))
+
+    def _bin(self, meaning: Meaning, counts: Ints, cycles: int) -> tuple[ChannelResult, ...]:
+        lanes = zip(counts, self._lanes, strict=True)
+        return tuple(meaning.channel_result(count, channels, cycles) for count, channels in lanes)
 
 
 def _refresh_commands(book: RuleBook) -> frozenset[str]:

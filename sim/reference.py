@@ -81,10 +81,14 @@ class Channel:
     at: int = 0
     met: list[Node] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    group_counts: Counter[tuple[str, str, int]] = field(default_factory=Counter)
     stalls: Counter[str] = field(default_factory=Counter)
     hits: int = 0
     misses: int = 0
+    bank_hits: int = 0
+    bank_misses: int = 0
     open_cycles: int = 0
+    open_bank_cycles: int = 0
     refreshes: int = 0
     log: list[Played] = field(default_factory=list)
 
@@ -183,6 +187,8 @@ class Channel:
         self.hits += hit
         self.misses += not hit
         for b in banks:
+            self.bank_hits += self.touched[b]
+            self.bank_misses += not self.touched[b]
             self.touched[b] = True
 
     def issue(self, now: int, name: str, fmt: str, bank: int, row: int, column: int, reason: str) -> None:
@@ -195,6 +201,7 @@ class Channel:
         self.history = [*(p for p in self.history if p.cycle > now - longest), played]
         self.log.append(played)
         self.counts[name, fmt] += 1
+        self.group_counts[name, fmt, bank // self.book.group] += 1
         if spec.effect is not Effect.NONE:
             for b in banks:
                 self.rows[b], self.touched[b] = (row if opens else None), False
@@ -202,15 +209,19 @@ class Channel:
     def account(self, now: int, reason: str) -> None:
         """The cycles from the last command to this one: idle for that reason, active if a row is open."""
         self.stalls[reason] += now - self.previous - 1
-        if any(row is not None for row in self.rows):
-            self.open_cycles += now - self.previous
+        self.count_open(now - self.previous)
         self.previous = now
+
+    def count_open(self, cycles: int) -> None:
+        """So many cycles went by with the rows as they are."""
+        banks = sum(row is not None for row in self.rows)
+        self.open_cycles += cycles * (banks > 0)
+        self.open_bank_cycles += cycles * banks
 
     def finish(self, end: int) -> None:
         """Wait for the program's end."""
         self.stalls["end of program"] += end - 1 - self.previous
-        if any(row is not None for row in self.rows):
-            self.open_cycles += end - 1 - self.previous
+        self.count_open(end - 1 - self.previous)
         self.previous, self.floor = end - 1, end
 
 

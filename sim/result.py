@@ -15,6 +15,10 @@ class ChannelResult:
     before since they were opened, a row miss any other column command. `open_cycles` are those in which at least one
     row was open. `stalls` has every idle cycle of the command bus under what held the next command: a timing rule by
     its delay, "refresh", "wait UNIT", or "end of program".
+
+    Bank hits and misses are the same seen by each bank that a command reaches: a MACAB over 16 banks is 16 accesses.
+    `open_bank_cycles` adds up the open banks of every cycle. `group_commands` splits those of `commands` that are told
+    a bank by the bank group, in order, of the first bank they reach.
     """
 
     channels: tuple[int, ...]
@@ -25,6 +29,10 @@ class ChannelResult:
     open_cycles: int
     refreshes: int
     stalls: Mapping[str, int]
+    bank_hits: int = 0
+    bank_misses: int = 0
+    open_bank_cycles: int = 0
+    group_commands: Mapping[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def issued(self) -> int:
@@ -43,6 +51,17 @@ class ChannelResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Profile:
+    """A run over time: bin i has the counts of cycles `edges[i]` to `edges[i + 1] - 1`, by group of channels.
+
+    Bins are exact, not samples: each of their counts adds up to that of the run.
+    """
+
+    edges: tuple[int, ...]
+    bins: tuple[tuple[ChannelResult, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SimResult:
     """The whole machine's run. `time_ps` is exact: 64 bits of picoseconds last 106 days, longer runs are refused.
 
@@ -58,6 +77,7 @@ class SimResult:
     channels: tuple[ChannelResult, ...]
     label_cycles: Mapping[str, int]
     jobs: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    profile: Profile | None = field(default=None, repr=False)
 
     @property
     def time_ps(self) -> int:
@@ -90,6 +110,13 @@ class SimResult:
         """Hits among column commands; None if there were none."""
         accesses = self.row_hits + self.row_misses
         return self.row_hits / accesses if accesses else None
+
+    @property
+    def bank_hit_rate(self) -> float | None:
+        """Hits among the banks' own column accesses, as their row buffers see them; None if there were none."""
+        hits = sum(group.bank_hits * len(group.channels) for group in self.channels)
+        misses = sum(group.bank_misses * len(group.channels) for group in self.channels)
+        return hits / (hits + misses) if hits + misses else None
 
     @property
     def refreshes(self) -> int:

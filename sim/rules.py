@@ -62,6 +62,7 @@ class RuleBook:
     limits: tuple[Limit, ...]
     refresh: RefreshPlan
     banks: int
+    group: int  # banks in a bank group
 
     def first_bank(self, name: str, bank: int) -> int:
         """The first of the banks that the command reaches when told `bank`."""
@@ -105,6 +106,7 @@ def _build(machine: Machine) -> RuleBook:
         limits=_limits(machine, standard, cycles, sizes),
         refresh=_refresh_plan(machine, standard, sizes),
         banks=sizes[Scope.CHANNEL],
+        group=sizes[Scope.BANK_GROUP],
     )
 
 

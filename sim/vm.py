@@ -32,21 +32,23 @@ WIDTH = HIGH + 3
 # --- t: scalars, then offsets of tables in t, then offsets in a lane's memory -----------------------------------------
 (BANKS, TCK_PS, INTERVAL, REGION, PRECHARGE, REFRESH, ACTIVATE, ACTIVATE_ALL, HORIZON, SKIPS) = range(10)
 (WRITTEN_START, WRITTEN, FIXED_START, FIXED, COUNTED_START, COUNTED, DATA, DATA_COUNT) = range(10, 18)
-(LAST, ROWS, COUNT_SIZE, REASONS, SNAP, SNAP_STRIDE) = range(18, 24)
-COMMANDS = 24  # the first table: where each command's own pulls and pushes are, it says itself
+(LAST, ROWS, COUNT_SIZE, REASONS, SNAP, SNAP_STRIDE, PROFILE, ROOM, GROUP_SHIFT) = range(18, 27)
+COMMANDS = 27  # the first table: where each command's own pulls and pushes are, it says itself
 
-REACH, NEED, EFFECT, REACHED, PULLS, PULLS_END, PUSHES, PUSHES_END, COMMAND_WIDTH = range(9)
+REACH, NEED, EFFECT, REACHED, SLOT, PULLS, PULLS_END, PUSHES, PUSHES_END, COMMAND_WIDTH = range(10)
 PULL_BASE, PULL_DELAY, PULL_BANKED, PULL_REASON, PULL_SHIFT, PULL_FLIP, PULL_STRIDE, PULL_WIDTH = range(8)
 PUSH_BASE, PUSH_SHIFT, PUSH_SPAN, PUSH_SCOPES, PUSH_WIDTH = range(5)
 ROW_ANY, ROW_CLOSED, ROW_OPEN = range(3)
 NO_EFFECT, OPENS, CLOSES = range(3)
 
 # --- m: scalars at its start (SAME_ROW is the row that one command opened in all banks, or -1), loop counters, counters
-(PREVIOUS, FLOOR, FLOOR_UNIT, DUE, OPEN, TOUCHED, SAME_ROW, PC, NEXT_REGION, RECORDED, STATUS, M_SIZE) = range(12)
+(PREVIOUS, FLOOR, FLOOR_UNIT, DUE, OPEN, TOUCHED, SAME_ROW, PC, NEXT_REGION, RECORDED, STATUS) = range(11)
+# OPEN_BANKS counts those of OPEN; a profile's next sample is due at EDGE, one every STEP cycles, and TAKEN are kept
+(OPEN_BANKS, EDGE, STEP, TAKEN, M_SIZE) = range(11, 16)
 COUNTER = M_SIZE
 COUNT = COUNTER + MAX_DEPTH
-(ROW_HITS, ROW_MISSES, OPEN_CYCLES, REFRESHES, FIXED_COUNTERS) = range(5)
-SLOTS = COUNT + FIXED_COUNTERS  # how often each command was issued
+(ROW_HITS, ROW_MISSES, BANK_MISSES, OPEN_CYCLES, OPEN_BANK_CYCLES, REFRESHES, FIXED_COUNTERS) = range(7)
+SLOTS = COUNT + FIXED_COUNTERS  # how often each command was issued, by bank group if it has a bank
 REFRESH_REASON, END_REASON, UNIT_REASON = range(3)
 MAX_UNITS = 16
 FINE, CLOSED_ROW, WRONG_ROW, OPEN_ROW, OVERFLOW, STUCK = range(6)
@@ -79,6 +81,18 @@ def _make_pointer(typing_context, array, index):  # type: ignore[no-untyped-def]
 
 
 _pointer: Any = intrinsic(_make_pointer)
+
+
+def _make_popcount(typing_context, bits):  # type: ignore[no-untyped-def]
+    """How many bits are set."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.int64), generate
+
+
+_popcount: Any = intrinsic(_make_popcount)
 
 
 @njit(cache=True)
@@ -130,6 +144,7 @@ def _issue(t, m, command, bank, row, cycle, reason):  # type: ignore[no-untyped-
         m[t[REASONS] + reason] += idle
     if m[OPEN] != 0:
         m[COUNT + OPEN_CYCLES] += idle + 1
+        m[COUNT + OPEN_BANK_CYCLES] += (idle + 1) * m[OPEN_BANKS]
     m[PREVIOUS] = cycle
     spec = _spec(command)
     for p in range(t[spec + PUSHES], t[spec + PUSHES_END], PUSH_WIDTH):
@@ -159,8 +174,10 @@ def _move_rows(t, m, command, bank, row):  # type: ignore[no-untyped-def]
     m[TOUCHED] &= ~mask
     if t[spec + EFFECT] == CLOSES:
         m[OPEN] &= ~mask
+        m[OPEN_BANKS] = _popcount(m[OPEN])
         return
     m[OPEN] |= mask
+    m[OPEN_BANKS] = _popcount(m[OPEN])
     m[SAME_ROW] = row if t[spec + REACH] == t[BANKS] else -1
     for b in range(bank, bank + t[spec + REACH]):
         m[t[ROWS] + b] = row
@@ -180,12 +197,44 @@ def _note(record, m, command, bank, row, column, cycle):  # type: ignore[no-unty
 
 
 @njit(cache=True)
+def _profile(t, m, cycle, reason):  # type: ignore[no-untyped-def]
+    """Keep the counters as they stand at every edge up to `cycle`; cycles idle before an edge count for `reason`."""
+    while t[ROOM] and m[EDGE] <= cycle:
+        if m[TAKEN] == t[ROOM]:
+            _thin(t, m)
+            continue
+        sample = t[PROFILE] + m[TAKEN] * t[COUNT_SIZE]
+        for i in range(t[COUNT_SIZE]):
+            m[sample + i] = m[COUNT + i]
+        idle = m[EDGE] - 1 - m[PREVIOUS]
+        m[sample + t[REASONS] - COUNT + reason] += idle
+        m[sample + OPEN_BANK_CYCLES] += idle * m[OPEN_BANKS]
+        if m[OPEN] != 0:
+            m[sample + OPEN_CYCLES] += idle
+        m[TAKEN] += 1
+        m[EDGE] += m[STEP]
+
+
+@njit(cache=True)
+def _thin(t, m):  # type: ignore[no-untyped-def]
+    """Room for a profile twice as long: every second sample goes, and the next ones are twice as far apart."""
+    size = t[COUNT_SIZE]
+    m[TAKEN] = t[ROOM] // 2
+    for i in range(m[TAKEN]):
+        for k in range(size):
+            m[t[PROFILE] + i * size + k] = m[t[PROFILE] + (2 * i + 1) * size + k]
+    m[STEP] *= 2
+    m[EDGE] = (m[TAKEN] + 1) * m[STEP]
+
+
+@njit(cache=True)
 def _control(t, m, record, command, bank, row):  # type: ignore[no-untyped-def]
     """Issue one of the refresh's own commands, as early as it may go but not before the refresh is due."""
     start = max(m[PREVIOUS] + 1, m[DUE])
     cycle, _ = _earliest(t, m, command, bank, start, np.int64(REFRESH_REASON))
+    _profile(t, m, cycle, np.int64(REFRESH_REASON))
     _issue(t, m, command, bank, row, cycle, np.int64(REFRESH_REASON))
-    m[SLOTS + command] += 1
+    m[SLOTS + t[_spec(command) + SLOT] + (bank >> t[GROUP_SHIFT])] += 1
     _note(record, m, command, bank, row, 0, cycle)
 
 
@@ -240,7 +289,12 @@ def _access(t, m, command, bank, row):  # type: ignore[no-untyped-def]
         return CLOSED_ROW
     if m[SAME_ROW] != row and _other_row(t, m, command, bank, row):
         return WRONG_ROW
-    m[COUNT + (ROW_HITS if m[TOUCHED] & mask == mask else ROW_MISSES)] += 1
+    missed = mask & ~m[TOUCHED]
+    if missed == 0:
+        m[COUNT + ROW_HITS] += 1
+        return FINE
+    m[COUNT + ROW_MISSES] += 1
+    m[COUNT + BANK_MISSES] += _popcount(missed)
     m[TOUCHED] |= mask
     return FINE
 
@@ -265,14 +319,16 @@ def _command(t, m, record, code, pc):  # type: ignore[no-untyped-def]
         if refreshes > _MANY_REFRESHES:
             return STUCK
         _refresh(t, m, record)
-    if cycle >= t[HORIZON]:
-        return OVERFLOW
+    if cycle >= m[EDGE]:
+        if cycle >= t[HORIZON]:
+            return OVERFLOW
+        _profile(t, m, cycle, reason)
     if t[_spec(command) + NEED] != ROW_ANY:
         status = _access(t, m, command, bank, row)
         if status != FINE:
             return status
     _issue(t, m, command, bank, row, cycle, reason)
-    m[SLOTS + code[pc * WIDTH + B]] += 1
+    m[SLOTS + code[pc * WIDTH + B] + (bank >> t[GROUP_SHIFT])] += 1
     if record[0] < record[1]:
         column = _affine(code, pc, COLUMN, COLUMN_STRIDES, m)
         _note(record, m, command, bank, row, column, cycle)
@@ -335,7 +391,7 @@ def _repeats(t, m, depth, body, label):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _rounds_until(t, m, record, now, period):  # type: ignore[no-untyped-def]
     """How many rounds of `period` cycles surely end before anything else happens."""
-    limit = min(m[DUE], t[HORIZON])
+    limit = min(m[DUE], m[EDGE], t[HORIZON])
     if record[0] < record[1] and now < record[1]:
         limit = min(limit, record[0])
     if period == 0:
@@ -568,8 +624,10 @@ def _finish(t, memory, g, record):  # type: ignore[no-untyped-def]
             end = max(end, memory[lane, PREVIOUS] + 1)
     for lane in range(lanes):
         m = _pointer(memory, lane)
+        _profile(t, m, end - 1, np.int64(END_REASON))
         idle = end - 1 - m[PREVIOUS]
         m[t[REASONS] + END_REASON] += idle
+        m[COUNT + OPEN_BANK_CYCLES] += idle * m[OPEN_BANKS]
         if m[OPEN] != 0:
             m[COUNT + OPEN_CYCLES] += idle
         m[PREVIOUS] = end - 1

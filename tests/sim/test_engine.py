@@ -10,6 +10,7 @@ from tests.sim.strategies import changes, machine_with, programs
 
 from nearbank.sim.checker import Flat, check
 from nearbank.sim.engine import Issued, Player, simulate
+from nearbank.sim.layout import uses_bank
 from nearbank.sim.machine import Machine
 from nearbank.sim.program import Program
 from nearbank.sim.reference import Channel, Reference
@@ -37,13 +38,15 @@ def reference_of(machine: Machine, played: list[Program]) -> Reference:
 
 def statistics(channel: Channel | ChannelResult) -> dict[str, object]:
     """The counts that both players keep."""
+    names = ("bank_hits", "bank_misses", "open_cycles", "open_bank_cycles", "refreshes")
+    same = {name: getattr(channel, name) for name in names}
     if isinstance(channel, Channel):
-        stalls = {k: v for k, v in channel.stalls.items() if v}
-        own = (dict(channel.counts), channel.hits, channel.misses, channel.open_cycles, channel.refreshes, stalls)
-    else:
-        hits = (channel.row_hits, channel.row_misses)
-        own = (dict(channel.commands), *hits, channel.open_cycles, channel.refreshes, dict(channel.stalls))
-    return dict(zip(("commands", "hits", "misses", "open", "refreshes", "stalls"), own, strict=True))
+        same |= {"row_hits": channel.hits, "row_misses": channel.misses, "commands": dict(channel.counts)}
+        grouped = {key: n for key, n in channel.group_counts.items() if uses_bank(channel.book, key[0])}
+        return {**same, "stalls": {k: v for k, v in channel.stalls.items() if v}, "grouped": grouped}
+    same |= {"row_hits": channel.row_hits, "row_misses": channel.row_misses, "commands": dict(channel.commands)}
+    groups = {(*key, i): n for key, counts in channel.group_commands.items() for i, n in enumerate(counts) if n}
+    return {**same, "stalls": dict(channel.stalls), "grouped": groups}
 
 
 @EXAMPLES
