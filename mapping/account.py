@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 
 from nearbank.mapping.target import Target
 from nearbank.sim.program import Command, Loop, Node, Program
@@ -63,7 +64,8 @@ def bytes_off_chip(counts: Mapping[tuple[str, str], int], column_bytes: int) -> 
 def mac_operations(counts: Mapping[tuple[str, str], int], target: Target) -> dict[str, int]:
     """Multiply-accumulates that the banks performed, by format: lanes × banks for every MACAB, padding included."""
     lanes = dict(target.lanes)
-    return {fmt: times * lanes[fmt] * target.banks for (name, fmt), times in counts.items() if name == "MACAB"}
+    each = {fmt: Fraction(have.per_step, have.serial) * target.banks for fmt, have in lanes.items()}
+    return {fmt: int(times * each[fmt]) for (name, fmt), times in counts.items() if name == "MACAB"}
 
 
 # Banks that one command reaches, where it is more than one.

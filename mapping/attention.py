@@ -248,7 +248,7 @@ def _score(b: Builder, at: Attention, span: Span, slot: Address, count: int, hel
         return
     steps = cache.use.steps_for(cache.head_dim)
     vector = cache.head_columns * cache.use.steps
-    bursts = target.bursts(cache.queries * vector * cache.use.lanes * cache.input_bytes)
+    bursts = target.bursts(cache.queries * cache.use.multiplied(vector) * cache.input_bytes)
     send_vector(b, count * bursts, VECTOR + slot * bursts)
     reads = target.read_bursts
     records = ceil_div(cache.max_context, target.banks * cache.team) * reads

@@ -79,7 +79,7 @@ def size_cache(
     model: ModelDescription, fmt: Format, max_context: int, target: Target, v_block: int | None = None
 ) -> CachePlacement:
     """Sizes of K and V of `max_context` tokens; `v_block` bounds the tokens of one dimension in a row of V."""
-    use = target.use(fmt)
+    use = target.use(fmt, "bf16")
     queries = model.heads // model.kv_heads
     team = _team(model, use, max_context, target)
     slots = ceil_div(model.kv_heads, target.channels // team)

@@ -111,7 +111,7 @@ def _sweep_of(matrix: MatrixPlacement, chunks: Chunks, target: Target) -> Sweep:
 
 def _send(b: Builder, matrix: MatrixPlacement, chunks: Chunks, first: Address, target: Target) -> None:
     """The vector of a chunk, with zeros up to the last lane of the last column, where padded weights lie."""
-    padded = chunks.packing.columns * chunks.steps(matrix.use) * matrix.use.lanes
+    padded = chunks.packing.columns * matrix.use.multiplied(chunks.steps(matrix.use))
     send_vector(b, target.bursts(padded * matrix.input_bytes), VECTOR + first)
 
 

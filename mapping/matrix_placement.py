@@ -60,8 +60,8 @@ class MatrixPlacement:
 
 def size_matrix(matrix: Matrix, fmt: Format, inputs: str | None, target: Target) -> MatrixPlacement:
     """A matrix with the sizes of its chunks, not yet with addresses."""
-    use = target.use(fmt)
     input_format = inputs if inputs and not fmt.is_float else fmt.name if fmt.is_float else "int8"
+    use = target.use(fmt, input_format)
     input_bytes = value_bytes(input_format)
     chunks = _chunks(matrix, fmt, use, input_bytes, target)
     rows = sum(c.rows * c.count for c in chunks)

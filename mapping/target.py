@@ -23,7 +23,8 @@ class ColumnUse:
     `format` may name scales ("int4-g64"); the MAC units know only the codes, `mac_format`.
 
     `values` per column; `lanes` of them are multiplied in one MAC command, so that a column takes `steps` commands.
-    A unit with more lanes than a column has values is limited by the column: then lanes = values.
+    A unit with more lanes than a column has values is limited by the column: then lanes = values. In a serial unit each
+    step of the lanes is `serial` MAC commands, which take some bits of the activations each.
     """
 
     format: str
@@ -31,6 +32,7 @@ class ColumnUse:
     values: int
     lanes: int
     steps: int
+    serial: int = 1
 
     def columns(self, width: int) -> int:
         """Columns for `width` values of one output."""
@@ -38,7 +40,20 @@ class ColumnUse:
 
     def steps_for(self, width: int) -> int:
         """MAC commands per column for outputs of `width` values: fewer where they do not fill one column."""
-        return ceil_div(min(width, self.values), self.lanes)
+        return ceil_div(min(width, self.values), self.lanes) * self.serial
+
+    def multiplied(self, steps: int) -> int:
+        """Values that `steps` MAC commands multiply."""
+        return steps // self.serial * self.lanes
+
+
+@dataclass(frozen=True, slots=True)
+class MacLanes:
+    """A format's lanes in a bank's unit: weights per step, MAC commands per step, and whether only for integers."""
+
+    per_step: int
+    serial: int = 1
+    integer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +72,7 @@ class Target:
     column_bytes: int
     buffer_bytes: int
     accumulator_bytes: int
-    lanes: tuple[tuple[str, int], ...]
+    lanes: tuple[tuple[str, MacLanes], ...]
     row_change: int
     readout: int
     asic: AsicModel
@@ -79,16 +94,24 @@ class Target:
     def bursts(self, size_bytes: int) -> int:
         return ceil_div(size_bytes, self.column_bytes)
 
-    def use(self, fmt: Format) -> ColumnUse:
-        """Columns and MAC steps of a format; `NearbankError` when the MAC units do not have it."""
+    def use(self, fmt: Format, inputs: str = "") -> ColumnUse:
+        """Columns and MAC steps of a format; `NearbankError` when the MAC units do not have it, or not for `inputs`."""
         known = dict(self.lanes)
         if fmt.name not in known:
             raise NearbankError(
                 f"machine {self.name}: its MAC units have no format {fmt.name!r}; they have: {', '.join(known)}"
             )
+        have = known[fmt.name]
+        if have.integer and inputs and _lookup(inputs).is_float:
+            able = ", ".join(name for name, lanes in known.items() if not lanes.integer)
+            raise NearbankError(
+                f"machine {self.name}: its unit for {fmt.name} multiplies with integers, not with {inputs}; "
+                f"formats that it multiplies with {inputs}: {able}"
+            )
         values = int(8 * self.column_bytes / fmt.code_bits)
-        lanes = min(known[fmt.name], values)
-        return ColumnUse(fmt.spec, fmt.name, values, lanes, ceil_div(values, lanes))
+        lanes = min(have.per_step, values)
+        steps = ceil_div(values, lanes) * have.serial
+        return ColumnUse(fmt.spec, fmt.name, values, lanes, steps, have.serial)
 
     def outputs_of(self, channel: int, n: int) -> int:
         """Outputs in each bank of a channel when n are dealt out, a bank's worth to one channel after another.
@@ -135,7 +158,10 @@ def target_of(machine: Machine) -> Target:
         column_bytes=organization.column_bytes,
         buffer_bytes=buffer.bytes,
         accumulator_bytes=mac.accumulator_bytes,
-        lanes=tuple((name, lanes.per_step) for name, lanes in mac.formats.items()),
+        lanes=tuple(
+            (name, MacLanes(lanes.per_step, lanes.serial, lanes.activations == "integer"))
+            for name, lanes in mac.formats.items()
+        ),
         row_change=delay_cycles("tRTP + tRP + tRCDRDMAC|tRCDRD|tRCD", cycles),
         readout=delay_cycles("tMACRD|0", cycles),
         asic=AsicModel.of(asic),

@@ -225,7 +225,7 @@ def _mac_command(model: _Model, name: str, weights: str) -> int | None:
     formats = model.machine.mac_unit.formats if model.machine.mac_unit else {}
     lanes = formats.get(weights) if weights else (next(iter(formats.values())) if len(formats) == 1 else None)
     each = _energy_zj(lanes.energy_per_mac) if lanes else None
-    return None if lanes is None or each is None else reach * lanes.per_step * each
+    return None if lanes is None or each is None else reach * lanes.per_step * each // lanes.serial
 
 
 def _global_buffer(model: _Model, what: Activity) -> int | None:

@@ -21,6 +21,7 @@ from ruamel.yaml.error import YAMLError
 from nearbank import units
 from nearbank.errors import NearbankError
 from nearbank.formats import FORMATS
+from nearbank.sim.mac_unit import Process, UnitDesign, with_derived
 from nearbank.sim.policy import Policy
 
 _MACHINES = Path(__file__).parent / "machines"
@@ -127,19 +128,32 @@ class Refresh(_Strict):
 
 
 class Lanes(_Strict):
-    """How many weights of one format a bank's unit takes from an open column in one step, and what a MAC costs."""
+    """How many weights of one format a bank's unit takes from an open column in one step, and what a MAC costs.
+
+    A step lasts `serial` MAC commands, in each of which the unit takes some bits of the activations. With `activations`
+    integer the lanes are no good for floating ones. All but `source` follow from `unit`, where that is given.
+    """
 
     per_step: Count
     source: str
+    serial: Count = 1
+    activations: Literal["any", "integer"] = "any"
     energy_per_mac: Energy | None = None
+    area: Area | None = None
+    unit: UnitDesign | None = None
 
 
 class MacUnit(_Strict):
-    """The multiply-accumulate unit beside every bank, by weight format."""
+    """The multiply-accumulate unit beside every bank, by weight format.
+
+    A bank has `accumulators`, each of which the pins read as `accumulator_bytes`; a MAC command says which it adds to.
+    """
 
     formats: dict[str, Lanes]
     accumulator_bytes: Count
     source: str
+    accumulators: Count = 1
+    process: Process | None = None
 
     @model_validator(mode="after")
     def _known_formats(self) -> MacUnit:
@@ -229,6 +243,20 @@ class Machine(_Strict):
     power: PowerModel = PowerModel()
     controller: Policy | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_units(cls, content: Any) -> Any:
+        """Fill in what follows from the description of the MAC units."""
+        if not isinstance(content, dict):
+            return content
+        mac, organization = content.get("mac_unit"), content.get("organization")
+        if not isinstance(mac, dict) or not isinstance(organization, dict):
+            return content  # what is wrong with it is said field by field
+        width = organization.get("column_bytes")
+        if not isinstance(mac.get("formats"), dict) or not isinstance(width, int) or width < 1:
+            return content
+        return {**content, "mac_unit": with_derived(mac, width)}
+
     @property
     def tck_ps(self) -> int:
         return units.TIME.parse(self.tCK.value)
@@ -307,11 +335,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+# What has one of these is replaced as a whole: its other keys belong to it.
+_WHOLE = frozenset({"value", "unit"})
+
+
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        nested = isinstance(old, dict) and isinstance(value, dict) and "value" not in value
+        nested = isinstance(old, dict) and isinstance(value, dict) and not _WHOLE & value.keys()
         result[key] = _merged(old, value) if nested else value  # type: ignore[arg-type]
     return result
 

@@ -1,0 +1,267 @@
+"""What a MAC unit beside a bank does and costs, worked out from its description: lanes, adder tree, accumulator.
+
+A unit takes weights from an open column, multiplies them with buffered activations, adds the products in a tree and
+the tree's result to an accumulator. It is limited by its lanes or by the column, and a serial unit takes the bits of
+an activation one after another. What is worked out here is *derived*: published energies of arithmetic, scaled
+between two processes, times the cost of routing in a DRAM process. How a machine file states a unit is in
+`sim.machine`; what a run costs is in `sim.energy`.
+
+Not known and therefore left out: leakage, clocking, registers, and the decoder of base-3 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, log, log2
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nearbank import units
+from nearbank.errors import NearbankError
+from nearbank.formats import FORMATS, Format
+from nearbank.units import ceil_div
+
+# Energies in fJ. 45 nm: Horowitz, ISSCC 2014; 7 nm: Jouppi et al., ISCA 2021; neither checked against the text.
+_ENERGY_FJ: Mapping[str, Mapping[int, int]] = {
+    "add int8": {45: 30, 7: 7},
+    "multiply int8": {45: 200, 7: 70},
+    "add fp16": {45: 400, 7: 160},
+    "multiply fp16": {45: 1100, 7: 340},
+}
+_ADD_FP32_OVER_FP16 = 0.9 / 0.4  # both at 45 nm
+# Areas in um2 at 45 nm: Horowitz, as printed with those energies; not checked either.
+_AREA_UM2 = {"add int8": 36, "multiply int8": 282, "add fp16": 1360, "multiply fp16": 1640, "add fp32": 4184}
+
+# Bits of a weight's magnitude: as many rows of a multiplier's array does a product take.
+_WEIGHT_BITS = {"int8": 8, "int4": 4, "int2": 2, "ternary": 1, "ternary-b3": 1, "binary": 1}
+# Significands with their hidden bit; a multiplier's energy and area go with their square.
+_SIGNIFICAND = {"fp16": 11, "bf16": 8}
+
+Positive = Annotated[int, Field(gt=0, le=2**20)]
+
+
+class _Described(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class UnitDesign(_Described):
+    """A MAC unit for one weight format.
+
+    `lanes` weights are multiplied at once; without it as many as a column holds. Integer weights meet activations of
+    `activation_bits`, of which `bits_per_step` are taken at once: all when left out, 1 in a bit-serial unit.
+    """
+
+    lanes: Positive | None = None
+    activation_bits: Annotated[int, Field(ge=1, le=16)] = 8
+    bits_per_step: Annotated[int, Field(ge=1, le=16)] | None = None
+    accumulator_bits: Annotated[int, Field(ge=8, le=64)] = 32
+
+
+class Process(_Described):
+    """The process that energies and areas are scaled to.
+
+    `routing` is what wires cost more in a DRAM process. `calibrated_to` names a format of the machine whose published
+    energy is trusted: all derived energies are scaled so that the model gives that one.
+    """
+
+    node_nm: Annotated[int, Field(ge=7, le=45)]
+    source: str
+    routing: Annotated[float, Field(ge=1, le=10)] = 1.5
+    calibrated_to: str | None = None
+    verified: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UnitCosts:
+    """A unit in numbers. `steps` clocks take a column in `groups` of `lanes`, each in `serial` clocks.
+
+    `tree_bits` is the width of the adder tree's result; `exact_inputs` how many products the accumulator is sure to
+    hold (None: it is a float). Energy is per multiply-accumulate, area per unit; both derived.
+    """
+
+    values: int
+    lanes: int
+    groups: int
+    serial: int
+    tree_bits: int | None
+    exact_inputs: int | None
+    energy_per_mac_fj: int
+    area_um2: int
+
+    @property
+    def steps(self) -> int:
+        return self.groups * self.serial
+
+    @property
+    def limit(self) -> str:
+        """What keeps the unit from more weights per clock."""
+        if self.groups > 1:
+            return "lanes"
+        return "activation bits" if self.serial > 1 else "column"
+
+
+def unit_costs(fmt: Format, design: UnitDesign, column_bytes: int, process: Process, scale: float = 1.0) -> UnitCosts:
+    """The unit in numbers; `scale` multiplies the energy. `NearbankError` says what cannot be built."""
+    values = int(8 * column_bytes / fmt.code_bits)
+    lanes = min(design.lanes or values, values)
+    groups = ceil_div(values, lanes)
+    lanes = ceil_div(values, groups)  # the groups are equal, and no lane more than they need
+    work = _float_work(fmt, lanes) if fmt.is_float else _integer_work(fmt, design, lanes)
+    energy_fj = sum(count * _energy_fj(name, process.node_nm) for name, count in work.operations.items())
+    area_um2 = sum(count * _area_um2(name) for name, count in work.hardware.items())
+    return UnitCosts(
+        values=values,
+        lanes=lanes,
+        groups=groups,
+        serial=work.serial,
+        tree_bits=work.tree_bits,
+        exact_inputs=work.exact_inputs,
+        energy_per_mac_fj=round(energy_fj * process.routing * scale),
+        area_um2=round(area_um2 * (process.node_nm / 45) ** 2 * process.routing),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """`operations` per multiply-accumulate and `hardware` per unit, by name of an operation with a published cost."""
+
+    operations: Mapping[str, float]
+    hardware: Mapping[str, float]
+    serial: int = 1
+    tree_bits: int | None = None
+    exact_inputs: int | None = None
+
+
+def _float_work(fmt: Format, lanes: int) -> _Work:
+    """Multipliers and adder tree in the format's 16 bits, the accumulator in fp32."""
+    if fmt.name not in _SIGNIFICAND:
+        raise NearbankError(f"mac_unit: no unit for {fmt.name} is known; known: {', '.join(known_formats())}")
+    multiply = (_SIGNIFICAND[fmt.name] / _SIGNIFICAND["fp16"]) ** 2
+    each = {"multiply fp16": multiply, "add fp16": (lanes - 1) / lanes, "add fp32": 1 / lanes}
+    return _Work(each, {name: count * lanes for name, count in each.items()})
+
+
+def _integer_work(fmt: Format, design: UnitDesign, lanes: int) -> _Work:
+    """Products of w x s bits, a tree whose adders widen by a bit a level, an accumulator; all once per serial step.
+
+    An adder costs by its bits, a product by its w rows of s cells of a multiplier's array. That is an upper bound for
+    ternary and binary weights, whose one row only passes, negates or drops the activation.
+    """
+    if fmt.name not in _WEIGHT_BITS:
+        raise NearbankError(f"mac_unit: no unit for {fmt.name} is known; known: {', '.join(known_formats())}")
+    taken = min(design.bits_per_step or design.activation_bits, design.activation_bits)
+    serial = ceil_div(design.activation_bits, taken)
+    weight_bits = _WEIGHT_BITS[fmt.name]
+    product_bits = taken + weight_bits
+    levels = ceil(log2(lanes))
+    tree = sum(lanes / 2**level * (product_bits + level - 1) for level in range(1, levels + 1))
+    hardware = {"multiply int8": lanes * taken * weight_bits / 64, "add int8": (tree + design.accumulator_bits) / 8}
+    spare = design.accumulator_bits - (design.activation_bits + weight_bits)
+    if spare < ceil(log2(lanes)):
+        raise NearbankError(
+            f"mac_unit: {fmt.name}: an accumulator of {design.accumulator_bits} bits cannot hold the sum of {lanes} "
+            f"products of {design.activation_bits + weight_bits} bits; expected "
+            f"{design.activation_bits + weight_bits + ceil(log2(lanes))} or more"
+        )
+    operations = {name: serial * count / lanes for name, count in hardware.items()}
+    return _Work(operations, hardware, serial, product_bits + levels, 2**spare)
+
+
+def _energy_fj(name: str, node_nm: int) -> float:
+    """One operation's energy: a straight line between the two published processes, on logarithmic axes."""
+    if name == "add fp32":
+        return _ADD_FP32_OVER_FP16 * _energy_fj("add fp16", node_nm)
+    known = _ENERGY_FJ[name]
+    slope = log(known[45] / known[7]) / log(45 / 7)
+    return float(known[45] * (node_nm / 45) ** slope)
+
+
+def _area_um2(name: str) -> int:
+    return _AREA_UM2[name]
+
+
+def known_formats() -> tuple[str, ...]:
+    """Weight formats that a unit can be described for."""
+    return (*_SIGNIFICAND, *_WEIGHT_BITS)
+
+
+def with_derived(mac: Mapping[str, Any], column_bytes: int) -> dict[str, Any]:
+    """A machine's `mac_unit` section with what follows from each format's `unit` filled in.
+
+    `NearbankError` where the section states something else than what follows.
+    """
+    formats: dict[str, Any] = dict(mac["formats"])
+    described = [name for name, lanes in formats.items() if _has_unit(lanes)]
+    if not described:
+        return dict(mac)
+    if not mac.get("process"):
+        raise NearbankError("mac_unit: a format with a unit needs mac_unit.process, such as {node_nm: 28, source: …}")
+    process = _read(Process, mac["process"], "mac_unit.process")
+    scale = _calibration(formats, process, column_bytes)
+    for name in described:
+        formats[name] = _derived(name, formats[name], column_bytes, process, scale)
+    return {**mac, "formats": formats}
+
+
+def _has_unit(lanes: object) -> bool:
+    return isinstance(lanes, Mapping) and lanes.get("unit") is not None
+
+
+_Part = TypeVar("_Part", bound=_Described)
+
+
+def _read(kind: type[_Part], content: object, where: str) -> _Part:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join((where, *(str(part) for part in first["loc"])))
+        raise NearbankError(f"{path}: {first['msg']}; known keys: {', '.join(kind.model_fields)}") from error
+
+
+def _calibration(formats: Mapping[str, Any], process: Process, column_bytes: int) -> float:
+    """What the model's energies are multiplied with so that its unit as wide as a column has the trusted one."""
+    name = process.calibrated_to
+    if name is None:
+        return 1.0
+    trusted = formats.get(name)
+    own = isinstance(trusted, Mapping) and not _has_unit(trusted) and trusted.get("energy_per_mac")
+    if name not in FORMATS or not trusted or not own:
+        raise NearbankError(
+            f"mac_unit.process.calibrated_to: {name!r} is no format with an energy_per_mac of its own; "
+            "leave it out, or name one"
+        )
+    model = unit_costs(FORMATS[name], UnitDesign(), column_bytes, process)
+    return units.ENERGY.parse(trusted["energy_per_mac"]["value"]) / model.energy_per_mac_fj
+
+
+def _derived(name: str, stated: Mapping[str, Any], column_bytes: int, process: Process, scale: float) -> dict[str, Any]:
+    if name not in FORMATS:
+        raise NearbankError(f"mac_unit: unknown format {name!r}; known: {', '.join(FORMATS)}")
+    design = _read(UnitDesign, stated["unit"], f"mac_unit.formats.{name}.unit")
+    costs = unit_costs(FORMATS[name], design, column_bytes, process, scale)
+    trusted = f", scaled to the published {process.calibrated_to} unit" if process.calibrated_to else ""
+    source = _source(process)
+    follows: dict[str, Any] = {
+        "per_step": costs.lanes,
+        "serial": costs.serial,
+        "activations": "any" if FORMATS[name].is_float else "integer",
+        "energy_per_mac": {"value": f"{costs.energy_per_mac_fj} fJ", "source": source + trusted, "verified": False},
+        "area": {"value": f"{costs.area_um2} um2", "source": source, "verified": False},
+    }
+    for key, value in follows.items():
+        if stated.get(key) is not None and stated[key] != value:
+            raise NearbankError(
+                f"mac_unit.formats.{name}.{key}: {stated[key]!r} is not what follows from its unit, {value!r}; "
+                "leave it out, or leave the unit out"
+            )
+    return {**stated, **follows}
+
+
+def _source(process: Process) -> str:
+    return (
+        f"derived: arithmetic at 45 and 7 nm brought to {process.node_nm} nm, x {process.routing:g} for routing "
+        "in a DRAM process"
+    )
