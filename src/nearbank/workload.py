@@ -30,8 +30,8 @@ class Workload:
 
     @property
     def max_context(self) -> int:
-        """Positions the KV cache must hold at the end."""
-        return self.prompt_tokens + self.tokens
+        """Positions the KV cache must hold at the end; the last token is never fed back."""
+        return self.prompt_tokens + self.tokens - 1
 
 
 def trace_workload(path: Path) -> Workload:
