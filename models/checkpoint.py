@@ -1,8 +1,10 @@
 """Checkpoints of our own models on disk: one safetensors file, its header in the file's metadata.
 
 Per block matrix `h.{i}.attn.qkv`, `.attn.proj`, `.mlp.fc1`, `.mlp.fc2`: `<name>.codes` uint8 [N, packed K] in the
-layout of `nearbank.formats`, and `<name>.scale` float32 [N]. Beside them `wte`, `wpe` (and `head` unless it is
-tied) as float16, LayerNorms as float32. Needs neither torch nor a network of any kind; it only stores and checks.
+layout of `nearbank.formats`, and `<name>.scale` float32 [N]; where the scale of its input is learned, `<name>.alpha`
+float32 [1], and `h.{i}.attn.q.alpha`, `k`, `v`, `p` likewise. Beside them `wte`, `wpe` (and `head` unless it is tied)
+as float16, LayerNorms as float32. A full-precision checkpoint has `<name>.weight` instead, all in float32. Needs
+neither torch nor a network of any kind; it only stores and checks.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ from nearbank.errors import NearbankError
 from nearbank.formats import FORMATS, Quantised
 from nearbank.models.config import Matrix, ModelConfig
 from nearbank.models.quantize import check_variant
+from nearbank.models.rounding import KINDS
 from nearbank.models.shape import gpt_shape
 
 Tensors = dict[str, npt.NDArray[Any]]
 
 SCHEMA = "nearbank-checkpoint"
-VERSION = 1
+VERSION = 2
+OLDEST = 1  # version 1 had no field "attention": nothing in it was rounded
 HEADER_KEY = "nearbank"
 DEFAULT_NAME = "shakespeare-ternary"
 
@@ -114,7 +118,8 @@ def _header(checkpoint: Checkpoint) -> dict[str, Any]:
         "tied_head": checkpoint.config.tied_head,
         "weights": checkpoint.config.weights,
         "activations": checkpoint.config.activations,
-        "variant": checkpoint.config.variant,
+        "variant": checkpoint.config.variant or "",
+        "attention": checkpoint.config.attention,
         "origin": asdict(checkpoint.origin),
     }
 
@@ -142,12 +147,12 @@ def _header_of(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         raise NearbankError(
             f"{path}: a safetensors file without a {SCHEMA} header; expected one written by `nearbank train`"
         )
-    if header.get("version") != VERSION:
+    if header.get("version") not in range(OLDEST, VERSION + 1):
         raise NearbankError(
-            f"{path}: checkpoint version {header.get('version')!r}; this nearbank reads version {VERSION}. "
-            "Train it again or use the nearbank that wrote it"
+            f"{path}: checkpoint version {header.get('version')!r}; this nearbank reads versions {OLDEST} to "
+            f"{VERSION}. Train it again or use the nearbank that wrote it"
         )
-    return header
+    return {"attention": "fp32", **header}
 
 
 _HEADER_TYPES: Mapping[str, type] = {
@@ -162,14 +167,16 @@ _HEADER_TYPES: Mapping[str, type] = {
     "weights": str,
     "activations": str,
     "variant": str,
+    "attention": str,
     "origin": dict,
 }
 
 
 _SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "architecture": ("gpt",),
-    "weights": ("ternary", "binary"),
-    "activations": ("int8",),
+    "weights": ("ternary", "binary", "fp32"),
+    "activations": KINDS,
+    "attention": KINDS,
 }
 
 
@@ -182,14 +189,16 @@ def _parse_header(path: Path, header: dict[str, Any]) -> tuple[ModelConfig, str,
                 f"{path}: header field '{field}' is {header[field]!r}; expected {' or '.join(map(repr, expected))}"
             )
     try:
-        check_variant(header["variant"])
+        if header["weights"] != "fp32":
+            check_variant(header["variant"])
         shape = gpt_shape(
             header["name"], header["layers"], header["width"], header["heads"],
             len(header["vocabulary"]), header["context"],
         )  # fmt: skip
     except NearbankError as error:
         raise NearbankError(f"{path}: {error}") from error
-    config = ModelConfig(shape, header["tied_head"], header["weights"], header["activations"], header["variant"])
+    formats = (header["weights"], header["activations"], header["variant"] or None, header["attention"])
+    config = ModelConfig(shape, header["tied_head"], *formats)
     return config, header["vocabulary"], _parse_origin(path, header["origin"])
 
 
@@ -210,14 +219,11 @@ def _check_field(path: Path, field: str, value: Any, kind: type) -> None:
 
 def _expected_tensors(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     """dtype and shape of every tensor by name."""
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {}
-    stored_as = FORMATS[config.weights]
-    for layer in range(config.shape.layers):
-        for matrix in config.block_matrices(layer):
-            expected[f"{matrix.name}.codes"] = ("uint8", (matrix.outputs, stored_as.row_bytes(matrix.inputs)))
-            expected[f"{matrix.name}.scale"] = ("float32", (matrix.outputs,))
-    for name, dims in config.vector_shapes().items():
-        expected[name] = ("float16" if len(dims) == 2 else "float32", dims)
+    expected = config.floats() | dict.fromkeys(config.alphas(), ("float32", (1,)))
+    for matrix in config.all_block_matrices() if config.is_packed else ():
+        row_bytes = FORMATS[config.weights].row_bytes(matrix.inputs)
+        expected[f"{matrix.name}.codes"] = ("uint8", (matrix.outputs, row_bytes))
+        expected[f"{matrix.name}.scale"] = ("float32", (matrix.outputs,))
     return expected
 
 
@@ -234,9 +240,11 @@ def _check_tensors(path: Path, config: ModelConfig, tensors: Tensors) -> None:
             )
     for name, (dtype, dims) in expected.items():
         _check_tensor(path, name, tensors[name], dtype, dims)
-    for layer in range(config.shape.layers):
-        for matrix in config.block_matrices(layer):
-            _check_codes(path, config, matrix.name, tensors[f"{matrix.name}.codes"], matrix.inputs)
+    for matrix in config.all_block_matrices() if config.is_packed else ():
+        _check_codes(path, config, matrix.name, tensors[f"{matrix.name}.codes"], matrix.inputs)
+    for name in config.alphas():
+        if not tensors[name][0] > 0:
+            raise NearbankError(f"{path}: tensor '{name}' is {tensors[name][0]}; expected a scale above 0")
 
 
 def _check_tensor(path: Path, name: str, tensor: npt.NDArray[Any], dtype: str, dims: tuple[int, ...]) -> None:

@@ -14,6 +14,8 @@ from nearbank.errors import NearbankError
 from nearbank.models.shape import Shape, gpt_shape
 
 GPT_VOCABULARY = 50257
+PACKED_WEIGHTS = ("ternary", "binary")
+LEARNED = ("elastic2", "elastic1")  # kinds of activation rounding with a learned scale
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Matrix:
 class ModelConfig:
     """A GPT-shaped decoder and how its numbers are stored.
 
-    weights, activations: formats of the four block matrices and of their inputs. variant: the ternary quantiser's
-    form ("paper" or "reference"), None where weights are not ternary. tied_head: the LM head is `wte`.
+    weights: format of the four block matrices. activations, attention: how their inputs are rounded, and queries, keys,
+    values and attention probabilities: kinds of `nearbank.models.rounding`. variant: the quantisers' form ("paper" or
+    "reference"), None where weights are not ternary or binary. tied_head: the LM head is `wte`.
     """
 
     shape: Shape
@@ -42,6 +45,7 @@ class ModelConfig:
     weights: str = "fp16"
     activations: str = "fp16"
     variant: str | None = None
+    attention: str = "fp32"
 
     @property
     def name(self) -> str:
@@ -49,8 +53,7 @@ class ModelConfig:
 
     def matrix_shapes(self) -> list[Matrix]:
         """Every matrix that a decoded token is multiplied with, in order of use, the LM head last."""
-        blocks = [matrix for layer in range(self.shape.layers) for matrix in self.block_matrices(layer)]
-        return [*blocks, Matrix("head", self.shape.vocabulary, self.shape.width)]
+        return [*self.all_block_matrices(), Matrix("head", self.shape.vocabulary, self.shape.width)]
 
     def block_matrices(self, layer: int) -> list[Matrix]:
         """The four matrices of a block: [q + k + v, D], [D, q], [hidden, D], [D, hidden]."""
@@ -69,6 +72,33 @@ class ModelConfig:
         vectors = {f"{norm}.{part}": (s.width,) for norm in norms for part in ("weight", "bias")}
         head = {} if self.tied_head else {"head": (s.vocabulary, s.width)}
         return {"wte": (s.vocabulary, s.width), "wpe": (s.context, s.width), **vectors, **head}
+
+    def all_block_matrices(self) -> list[Matrix]:
+        """The matrices of all blocks, in order of use."""
+        return [matrix for layer in range(self.shape.layers) for matrix in self.block_matrices(layer)]
+
+    @property
+    def is_packed(self) -> bool:
+        """True where a checkpoint of ours holds codes and scales, false where it holds float32 matrices."""
+        return self.weights in PACKED_WEIGHTS
+
+    def floats(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """dtype and shape of the float tensors of a checkpoint of ours, by name.
+
+        Tables beside packed matrices are float16; a full-precision checkpoint is float32 throughout.
+        """
+        table = "float16" if self.is_packed else "float32"
+        floats = {n: (table if len(dims) == 2 else "float32", dims) for n, dims in self.vector_shapes().items()}
+        whole = [] if self.is_packed else self.all_block_matrices()
+        return floats | {f"{matrix.name}.weight": ("float32", (matrix.outputs, matrix.inputs)) for matrix in whole}
+
+    def alphas(self) -> list[str]:
+        """Names of the learned activation scales: of the block matrices' inputs, then of q, k, v and probabilities."""
+        inputs = self.all_block_matrices() if self.activations in LEARNED else []
+        layers = range(self.shape.layers) if self.attention in LEARNED else ()
+        return [f"{matrix.name}.alpha" for matrix in inputs] + [
+            f"h.{layer}.attn.{part}.alpha" for layer in layers for part in "qkvp"
+        ]
 
     def block_parameters(self) -> int:
         """Values in the block matrices: the "non-embedding parameters" of the literature, without biases."""

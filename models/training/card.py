@@ -4,34 +4,34 @@ import os
 import platform
 
 from nearbank.models.checkpoint import Checkpoint
+from nearbank.models.config import ModelConfig
 from nearbank.models.training.data import Corpus
 from nearbank.models.training.options import TrainOptions
+
+ACTIVATIONS = {
+    "fp32": "not rounded",
+    "int8": "8-bit integers, one scale per token",
+    "elastic2": "−1, 0, 1 (0, 1, 2 where nowhere negative) times a learned scale",
+    "elastic1": "−1, 1 (0, 1 where nowhere negative) times a learned scale",
+    "twn": "−1, 0, 1 by TWN's rule, one scale per token",
+    "bwn": "−1, 1 by BWN's rule, one scale per token",
+}
 
 
 def card_text(checkpoint: Checkpoint, corpus: Corpus, options: TrainOptions, training_time_s: float) -> str:
     """Markdown."""
     origin, config = checkpoint.origin, checkpoint.config
-    gap = origin.val_loss_nats - origin.val_loss_twin_nats
     size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-    tokens = options.batch * options.context
     return f"""# {config.name}
 
 A character-level GPT: {config.shape.layers} layers, width {config.shape.width}, {config.shape.heads} heads,
 context {config.shape.context}, {config.shape.vocabulary} characters.
-{config.block_parameters():,} {config.weights} weights, {config.parameters():,} parameters in all,
+{config.block_parameters():,} {config.weights} weights in the blocks, {config.parameters():,} parameters in all,
 {size:,} bytes of tensors.
 
-Block matrices: {config.weights}, one float32 scale per output row, quantiser of "Binary and Ternary Natural Language
-Generation" (arXiv 2306.01841), {config.variant} form. Their inputs: 8-bit integers, one scale max|x|/127 per token.
-(The authors clip 8-bit activations to ±2.5 with one scale per tensor over batch and tokens, which lets later tokens
-influence earlier ones; a scale per token is causal and can be deployed.)
-Embeddings and the tied LM head: float16. LayerNorms: float32.
+{_numbers(config)}
 
-| model | validation loss, nats per character |
-|---|---|
-| full-precision twin (float32) | {origin.val_loss_twin_nats:.4f} |
-| this checkpoint, measured on the packed values | {origin.val_loss_nats:.4f} |
-| difference | {gap:+.4f} |
+{_losses(checkpoint)}
 
 Validation: the last 10 % of the text ({len(corpus.validation):,} characters), cut into windows of
 {config.shape.context} characters side by side (the last one shorter). Every character but the first is predicted
@@ -40,9 +40,8 @@ once, from the characters before it in its window; the mean over all of them, in
 Data: {options.text.name}, SHA-256 `{corpus.sha256}`;
 the first 90 % ({len(corpus.train):,} characters) trained.
 
-Training: twin {origin.twin_steps} steps, then the student {origin.student_steps} steps from the twin's weights with
-straight-through gradients; its loss is the mean of the text's cross-entropy and the Kullback-Leibler divergence from
-the twin's probabilities. {tokens:,} characters per step, Muon for the block matrices and AdamW for the rest,
+{_training(options)}
+{options.batch * options.context:,} characters per step, Muon for the block matrices and AdamW for the rest,
 bfloat16 autocast, warm-up {options.warmup_steps} steps, linear fall to zero over the last {options.decay_percent} %,
 learning rates {options.twin_lr:g} and {options.student_lr:g}, dropout {options.dropout:g} (twin only),
 seed {options.seed}.
@@ -54,6 +53,40 @@ Again, on the same text:
 """
 
 
+def _numbers(config: ModelConfig) -> str:
+    """How weights and activations are stored."""
+    if not config.is_packed:
+        return "All tensors: float32."
+    return f"""Block matrices: {config.weights}, one float32 scale per output row, quantiser of "Binary and Ternary
+Natural Language Generation" (arXiv 2306.01841), {config.variant} form. Their inputs: {ACTIVATIONS[config.activations]}.
+Queries, keys, values and attention probabilities: {ACTIVATIONS[config.attention]}.
+Embeddings and the tied LM head: float16. LayerNorms: float32."""
+
+
+def _losses(checkpoint: Checkpoint) -> str:
+    origin = checkpoint.origin
+    rows = [("full-precision twin (float32)", f"{origin.val_loss_twin_nats:.4f}")]
+    if origin.student_steps:
+        gap = origin.val_loss_nats - origin.val_loss_twin_nats
+        rows.append(("this checkpoint, measured on the packed values", f"{origin.val_loss_nats:.4f}"))
+        rows.append(("difference", f"{gap:+.4f}"))
+    table = "\n".join(f"| {model} | {loss} |" for model, loss in rows)
+    return f"| model | validation loss, nats per character |\n|---|---|\n{table}"
+
+
+def _training(options: TrainOptions) -> str:
+    twin = "a twin from another run" if options.teacher else f"twin {options.twin_steps} steps"
+    if not options.has_student:
+        return f"Training: {options.twin_steps} steps on the text."
+    started = f"Training: {twin}, then {options.student_steps} steps from the twin's weights"
+    if not options.recipe.distilled:
+        return f"{started} on the text alone."
+    return f"""{started};
+the loss is the mean of the text's cross-entropy and the Kullback-Leibler divergence from the twin's probabilities,
+plus {options.hidden_weight:g} × the relative squared distance of the hidden states and {options.attention_weight:g} ×
+that of the attention scores."""
+
+
 def _machine(options: TrainOptions) -> str:
     if options.device == "cuda":
         return "one GPU"
@@ -62,7 +95,9 @@ def _machine(options: TrainOptions) -> str:
 
 def _command(options: TrainOptions) -> str:
     shown = (
-        "layers", "width", "heads", "context", "batch", "twin_steps", "student_steps", "seed", "threads", "device",
+        "precision", "layers", "width", "heads", "context", "batch", "twin_steps", "student_steps", "twin_lr",
+        "student_lr", "hidden_weight", "attention_weight", "dropout", "seed", "threads", "device",
     )  # fmt: skip
     flags = " ".join(f"--{key.replace('_', '-')} {getattr(options, key)}" for key in shown)
-    return f"nearbank train {options.text.name} --out {options.name} {flags}"
+    teacher = "" if options.teacher is None else f" --teacher {options.teacher.name}"
+    return f"nearbank train {options.text.name} --out {options.name} --name {options.name}{teacher} {flags}"

@@ -1,10 +1,10 @@
-"""Losses: the task's own, and the distance of a student's logits from its teacher's; and the validation loss."""
+"""Losses: the text's own, and a student's distances from its teacher; and the validation loss."""
 
 import torch
 from torch.nn import functional
 
 from nearbank.models.training.data import validation_batches
-from nearbank.models.training.network import CharGpt
+from nearbank.models.training.network import CharGpt, States
 
 
 def task_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -25,6 +25,24 @@ def distillation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Ten
         reduction="batchmean",
         log_target=True,
     )
+
+
+def hidden_loss(student: States, teacher: States) -> torch.Tensor:
+    """Squared distance of the residual streams after each block, over the teacher's mean square; mean over layers.
+
+    The ratio, since the stream of a pre-norm network has no size of its own.
+    """
+    pairs = zip(student.hidden, teacher.hidden, strict=True)
+    distances = [(s.float() - t.float()).square().mean() / t.float().square().mean() for s, t in pairs]
+    return torch.stack(distances).mean()
+
+
+def attention_loss(student: States, teacher: States) -> torch.Tensor:
+    """Mean squared difference of the attention scores over pairs that are attended; mean over layers."""
+    length = student.logits.shape[1]
+    share = (length + 1) / (2 * length)  # of the T × T pairs; scores ahead are 0 in both
+    pairs = zip(student.scores, teacher.scores, strict=True)
+    return torch.stack([(s.float() - t.float()).square().mean() / share for s, t in pairs]).mean()
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ import torch
 
 from nearbank.errors import NearbankError
 from nearbank.models.training.data import Corpus, training_batch
-from nearbank.models.training.distill import student_loss, task_loss, validation_loss
-from nearbank.models.training.network import CharGpt
+from nearbank.models.training.distill import attention_loss, hidden_loss, student_loss, task_loss, validation_loss
+from nearbank.models.training.network import CharGpt, States
 from nearbank.models.training.optimiser import build_optimisers, schedule, set_learning_rate
 from nearbank.models.training.options import TrainOptions
 
@@ -80,15 +80,27 @@ def _step(
     inputs, targets = training_batch(corpus, options.batch, options.context, torch.default_generator)
     inputs, targets = inputs.to(options.device), targets.to(options.device)
     with torch.autocast(options.device, torch.bfloat16):
-        logits = network(inputs)
-        wanted = None if teacher is None else teacher(inputs)
-    loss = task_loss(logits, targets) if wanted is None else student_loss(logits, wanted, targets)
+        states = network.states(inputs)
+        wanted = None if teacher is None else teacher.states(inputs)
+    loss = _loss(states, wanted, targets, options)
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     for optimiser in optimisers:
         optimiser.step()
         optimiser.zero_grad()
     return float(loss.detach())
+
+
+def _loss(states: States, wanted: States | None, targets: torch.Tensor, options: TrainOptions) -> torch.Tensor:
+    """The text's loss; with a teacher, what its logits and its inside ask for too. Weights of 0 cost no time."""
+    if wanted is None:
+        return task_loss(states.logits, targets)
+    loss = student_loss(states.logits, wanted.logits, targets)
+    if options.hidden_weight:
+        loss = loss + options.hidden_weight * hidden_loss(states, wanted)
+    if options.attention_weight:
+        loss = loss + options.attention_weight * attention_loss(states, wanted)
+    return loss
 
 
 def _save_state(path: Path, network: CharGpt, optimisers: list[torch.optim.Optimizer], step: int) -> None:
@@ -113,16 +125,33 @@ def _load_state(path: Path, network: CharGpt, optimisers: list[torch.optim.Optim
     """The number of steps already taken."""
     if not path.exists():
         return 0
+    state = _read_state(path, network)
     try:
-        state = torch.load(path, map_location=network.wte.weight.device, weights_only=True)
         network.load_state_dict(state["network"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         return int(state["step"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise _no_state(path) from error
+
+
+def load_network(path: Path, network: CharGpt) -> None:
+    """Weights of a saved state into `network`."""
+    try:
+        network.load_state_dict(_read_state(path, network)["network"])
+    except (RuntimeError, KeyError) as error:
+        raise _no_state(path) from error
+
+
+def _read_state(path: Path, network: CharGpt) -> Any:
+    try:
+        return torch.load(path, map_location=network.wte.weight.device, weights_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
-        raise NearbankError(
-            f"{path}: no training state of this run; remove the file to start this phase over"
-        ) from error
+        raise _no_state(path) from error
+
+
+def _no_state(path: Path) -> NearbankError:
+    return NearbankError(f"{path}: no training state of this run; remove the file to start this phase over")
 
 
 def _cut_log(path: Path, steps: int) -> None:
@@ -138,7 +167,10 @@ def _append(path: Path, row: dict[str, float]) -> None:
 
 
 def training_time_s(folder: Path) -> float:
-    """Seconds that the logged steps of all phases took."""
-    logs = sorted(folder.glob("*.log.jsonl"))
-    rows = (json.loads(line) for log in logs for line in log.read_text("utf-8").splitlines())
-    return sum(float(row["time_s"]) for row in rows)
+    """Seconds that the logged steps of all phases in a run's folder took."""
+    return sum(float(row["time_s"]) for log in sorted(folder.glob("*.log.jsonl")) for row in read_log(log))
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """A phase's steps: step, loss_nats, time_s, and val_loss_nats where it was measured."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]

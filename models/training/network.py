@@ -1,20 +1,52 @@
-"""The character GPT in torch, for training: a full-precision twin and its ternary student are the same module.
+"""The character GPT in torch, for training: a full-precision twin and its low-bit student are the same module.
 
 GPT-2's shape, pre-norm: learned positions, biased LayerNorms, block matrices without bias, tanh GELU, head tied to
 the token embedding. The runtime in `nearbank.models.gpt` computes the same function without torch.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from nearbank.models.training.straight_through import fake_int8, fake_weights
+from nearbank.models.training.elastic import activation_rounding
+from nearbank.models.training.straight_through import fake_weights
 
 LAYER_NORM_EPS = 1e-5
 
-Rounding = tuple[str, str | None]  # format of the weights, and the quantiser's variant or None for full precision
+
+@dataclass(frozen=True)
+class Rounding:
+    """How a network's numbers are rounded. form: the quantiser's, "paper" or "reference", or STORED.
+
+    weights: "fp32" or a key of `straight_through.PARTS`; inputs, attention: kinds of `activation_rounding`, for the
+    inputs of block matrices, and for queries, keys, values and attention probabilities.
+    """
+
+    weights: str = "fp32"
+    inputs: str = "fp32"
+    attention: str = "fp32"
+    form: str = "paper"
+
+    def activation(self, kind: str, signed: bool = True) -> nn.Module:
+        return activation_rounding(kind, signed, self.form)
+
+
+EXACT = Rounding()
+
+
+@dataclass(frozen=True)
+class States:
+    """What a teacher shows: logits [B, T, V]; per layer the residual stream [B, T, D] and scores [B, H, T, T].
+
+    Scores of positions ahead are 0.
+    """
+
+    logits: torch.Tensor
+    hidden: list[torch.Tensor]
+    scores: list[torch.Tensor]
 
 
 class ChannelDropout(nn.Module):
@@ -32,17 +64,19 @@ class ChannelDropout(nn.Module):
 
 
 class BlockLinear(nn.Module):
-    """y = x Wᵀ. With a variant set, W is ternary or binary per output row and x is 8-bit per token."""
+    """y = x Wᵀ, both rounded as `rounding` says."""
 
     def __init__(self, inputs: int, outputs: int, rounding: Rounding) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.stored_as, self.variant = rounding
+        self.rounding = rounding
+        self.input = rounding.activation(rounding.inputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # x: [..., inputs] -> [..., outputs]
-        if self.variant is None:
-            return functional.linear(x, self.weight)
-        return functional.linear(fake_int8(x), fake_weights(self.weight, self.stored_as, self.variant))
+        weight: torch.Tensor = self.weight
+        if self.rounding.weights != "fp32":
+            weight = fake_weights(weight, self.rounding.weights, self.rounding.form)
+        return functional.linear(self.input(x), weight)
 
 
 class Attention(nn.Module):
@@ -53,17 +87,20 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = BlockLinear(width, 3 * width, rounding)
         self.proj = BlockLinear(width, width, rounding)
+        self.q, self.k, self.v = (rounding.activation(rounding.attention) for _ in range(3))
+        self.p = rounding.activation(rounding.attention, signed=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # x: [B, T, D]
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # x: [B, T, D]
+        """The output [B, T, D] and the scores [B, H, T, T]."""
         batch, length, width = x.shape
         heads = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each [B, H, T, D/H]
-        scores = q @ k.transpose(2, 3) / math.sqrt(width // self.heads)
+        scores = self.q(q) @ self.k(k).transpose(2, 3) / math.sqrt(width // self.heads)
         ahead = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
-        probabilities = scores.masked_fill(ahead, -math.inf).softmax(-1)
-        mixed = probabilities.to(v.dtype) @ v
+        probabilities = self.p(scores.masked_fill(ahead, -math.inf).softmax(-1))
+        mixed = probabilities.to(v.dtype) @ self.v(v).to(v.dtype)
         y: torch.Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
-        return y
+        return y, scores.masked_fill(ahead, 0)
 
 
 class Mlp(nn.Module):
@@ -88,17 +125,14 @@ class Block(nn.Module):
         self.mlp = Mlp(width, rounding)
         self.dropout = ChannelDropout(dropout)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.dropout(self.attn(self.ln_1(x)))
-        y: torch.Tensor = x + self.dropout(self.mlp(self.ln_2(x)))
-        return y
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y, scores = self.attn(self.ln_1(x))
+        x = x + self.dropout(y)
+        return x + self.dropout(self.mlp(self.ln_2(x))), scores
 
 
 class CharGpt(nn.Module):
-    """Logits float [B, T, vocabulary] of token numbers int64 [B, T], T at most `context`.
-
-    variant: None computes in full precision; a quantiser's variant rounds the block matrices to the format `weights`.
-    """
+    """Logits float [B, T, vocabulary] of token numbers int64 [B, T], T at most `context`."""
 
     def __init__(
         self,
@@ -107,14 +141,13 @@ class CharGpt(nn.Module):
         width: int,
         heads: int,
         context: int,
-        variant: str | None = None,
+        rounding: Rounding = EXACT,
         dropout: float = 0.0,
-        weights: str = "ternary",
     ) -> None:
         super().__init__()
         self.wte = nn.Embedding(vocabulary, width)
         self.wpe = nn.Embedding(context, width)
-        self.h = nn.ModuleList(Block(width, heads, (weights, variant), dropout) for _ in range(layers))
+        self.h = nn.ModuleList(Block(width, heads, rounding, dropout) for _ in range(layers))
         self.ln_f = nn.LayerNorm(width, LAYER_NORM_EPS)
         self.dropout = ChannelDropout(dropout)
         self._initialise(layers)
@@ -126,13 +159,16 @@ class CharGpt(nn.Module):
                 deep = name.endswith(("proj.weight", "fc2.weight"))
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers) if deep else 0.02)
 
-    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+    def states(self, tokens: torch.Tensor) -> States:
+        """Logits, and what the blocks make on the way."""
         x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         x = self.dropout(x)
+        hidden, scores = [], []
         for block in self.h:
-            x = block(x)
-        normed: torch.Tensor = self.ln_f(x)
-        return normed
+            x, seen = block(x)
+            hidden.append(x)
+            scores.append(seen)
+        return States(functional.linear(self.ln_f(x), self.wte.weight), hidden, scores)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return functional.linear(self.hidden(tokens), self.wte.weight)
+        return self.states(tokens).logits

@@ -7,15 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nearbank.errors import NearbankError
-from nearbank.models.quantize import WeightQuantiser
+from nearbank.models.quantize import check_variant
+from nearbank.models.training.recipes import Recipe, recipe_named
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """One training run. Two runs with equal options on one machine give the same bits.
 
+    precision: of `nearbank.models.training.recipes`; form: the quantisers', "paper" or "reference". teacher: the folder
+    of a finished run whose twin teaches; without one the twin is trained first. "fp" without a teacher stops there,
+    with one it is the full-precision control: as many steps as a student, the same batches and losses, no rounding.
+
     `twin_lr` and `student_lr` are the peaks of a schedule that warms up over `warmup_steps`, holds, and falls
-    linearly to zero over the last `decay_percent` of the steps.
+    linearly to zero over the last `decay_percent` of the steps. hidden_weight, attention_weight: of the distances
+    from the teacher's hidden states and attention scores, beside the loss of 1 for the text and the teacher's logits.
     """
 
     text: Path
@@ -33,8 +39,11 @@ class TrainOptions:
     decay_percent: int = 35
     dropout: float = 0.1
     weight_decay: float = 0.1
-    weights: str = "ternary"
-    variant: str = "paper"
+    precision: str = "2-8"
+    form: str = "paper"
+    teacher: Path | None = None
+    hidden_weight: float = 0.0
+    attention_weight: float = 0.0
     seed: int = 1
     threads: int = 2
     device: str = "cpu"
@@ -47,7 +56,11 @@ class TrainOptions:
         for name in ("twin_lr", "student_lr"):
             if not 0 < getattr(self, name) < 1:
                 raise NearbankError(f"{name} is {getattr(self, name)}; expected a learning rate above 0 and below 1")
-        WeightQuantiser(self.weights, self.variant)
+        recipe_named(self.precision)
+        check_variant(self.form)
+        for name in ("hidden_weight", "attention_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise NearbankError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if not self.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise NearbankError(f"name {self.name!r} is no file name; expected letters, digits, '.', '-' and '_'")
         if self.width % self.heads:
@@ -65,6 +78,16 @@ class TrainOptions:
             )
         if self.seed < 0:
             raise NearbankError(f"seed {self.seed} is negative; choose 0 or more")
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the student is made of."""
+        return recipe_named(self.precision)
+
+    @property
+    def has_student(self) -> bool:
+        """False where the run ends with the full-precision twin."""
+        return self.recipe.rounds or self.teacher is not None
 
 
 _COUNTS = (

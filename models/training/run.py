@@ -1,5 +1,6 @@
-"""The whole run behind `nearbank train`: text in; full-precision twin, ternary student, checkpoint and card out."""
+"""The whole run behind `nearbank train`: text in; full-precision twin, low-bit student, checkpoint and card out."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ from nearbank.errors import NearbankError
 from nearbank.models.checkpoint import Checkpoint, save_checkpoint
 from nearbank.models.training.card import card_text
 from nearbank.models.training.data import Corpus, read_corpus
-from nearbank.models.training.export import pack_student
-from nearbank.models.training.loop import Phase, Progress, run_phase, training_time_s
-from nearbank.models.training.network import CharGpt
+from nearbank.models.training.export import pack_network
+from nearbank.models.training.loop import Phase, Progress, load_network, read_log, run_phase, training_time_s
+from nearbank.models.training.network import EXACT, CharGpt, Rounding
 from nearbank.models.training.options import TrainOptions
 from nearbank.models.training.progress import training_bar
+
+TWIN = "twin"
+OPTIONS = "options.json"
 
 
 @dataclass(frozen=True)
@@ -52,47 +56,54 @@ def run(options: TrainOptions, out: Path, progress: Progress | None) -> Trained:
     _check_device(options.device)
     torch.set_num_threads(options.threads)
     corpus = read_corpus(options.text, options.context)
-    _claim_folder(out, options, corpus)
+    teacher = None if options.teacher is None else load_teacher(options.teacher, corpus, options)
+    _claim_folder(out, options, corpus, teacher)
     try:
-        twin = train_twin(corpus, options, out, progress)
-        student = train_student(twin, corpus, options, out, progress)
-        return _finish(pack_student(student, twin, corpus, options), corpus, options, out)
+        twin = teacher or train_twin(corpus, options, out, progress)
+        trained = train_student(twin, corpus, options, out, progress) if options.has_student else twin
+        return _finish(pack_network(trained, twin, corpus, options), corpus, options, out)
     except OSError as error:
         raise NearbankError(f"{out}: cannot write the run's files ({error}); what was written is kept") from error
 
 
 def train_twin(corpus: Corpus, options: TrainOptions, folder: Path, progress: Progress) -> CharGpt:
     """The full-precision model, trained on the text alone."""
-    twin = build_network(corpus, options, None, options.dropout)
-    phase = Phase("twin", 0, options.twin_steps, options.twin_lr, options.weight_decay)
+    twin = build_network(corpus, options, EXACT, options.dropout)
+    phase = Phase(TWIN, 0, options.twin_steps, options.twin_lr, options.weight_decay)
     run_phase(phase, twin, None, corpus, options, folder, progress)
     return twin.eval().requires_grad_(False)
 
 
+def load_teacher(folder: Path, corpus: Corpus, options: TrainOptions) -> CharGpt:
+    """The twin of a finished run with the same text and sizes."""
+    network = build_network(corpus, options, EXACT, 0.0)
+    _check_teacher(folder, corpus, options)
+    load_network(folder / f"{TWIN}.state.pt", network)
+    return network.eval().requires_grad_(False)
+
+
 def train_student(twin: CharGpt, corpus: Corpus, options: TrainOptions, folder: Path, progress: Progress) -> CharGpt:
-    """The ternary model: starts at the twin's weights, learns from the text and from the twin's probabilities."""
-    student = build_network(corpus, options, options.variant, 0.0)
-    student.load_state_dict(twin.state_dict())
+    """The low-bit model: starts at the twin's weights, learns from the text and, unless it is naive, from the twin."""
+    recipe = options.recipe
+    student = build_network(corpus, options, rounding_of(options), 0.0)
+    student.load_state_dict({**student.state_dict(), **twin.state_dict()})
     # No weight decay: a latent weight's size only matters relative to its row, and decay would erase what it learned.
     phase = Phase("student", 1, options.student_steps, options.student_lr, 0.0)
-    run_phase(phase, student, twin, corpus, options, folder, progress)
+    run_phase(phase, student, twin if recipe.distilled else None, corpus, options, folder, progress)
     return student.eval().requires_grad_(False)
 
 
-def build_network(corpus: Corpus, options: TrainOptions, variant: str | None, dropout: float) -> CharGpt:
+def rounding_of(options: TrainOptions) -> Rounding:
+    """How the options' student rounds."""
+    recipe = options.recipe
+    return Rounding(recipe.weights, recipe.activations, recipe.activations, options.form)
+
+
+def build_network(corpus: Corpus, options: TrainOptions, rounding: Rounding, dropout: float) -> CharGpt:
     """A network of the options' size with the seed's starting weights."""
     torch.manual_seed(options.seed)
-    network = CharGpt(
-        len(corpus.vocabulary),
-        options.layers,
-        options.width,
-        options.heads,
-        options.context,
-        variant,
-        dropout,
-        options.weights,
-    )
-    return network.to(options.device)
+    sizes = (len(corpus.vocabulary), options.layers, options.width, options.heads, options.context)
+    return CharGpt(*sizes, rounding, dropout).to(options.device)
 
 
 def _finish(checkpoint: Checkpoint, corpus: Corpus, options: TrainOptions, out: Path) -> Trained:
@@ -108,15 +119,16 @@ def _check_device(device: str) -> None:
         raise NearbankError("device cuda: torch finds no GPU here; choose device cpu or install a CUDA build of torch")
 
 
-# Options that change how a run is watched, not what it computes.
-_FREE = ("text", "save_every", "evaluate_every")
+# Options that change how a run is watched or where its parts lie, not what it computes.
+_FREE = ("text", "teacher", "save_every", "evaluate_every")
 
 
-def _claim_folder(out: Path, options: TrainOptions, corpus: Corpus) -> None:
+def _claim_folder(out: Path, options: TrainOptions, corpus: Corpus, teacher: CharGpt | None) -> None:
     """Make the folder, or check that the run found in it is this very one."""
     wanted = {key: value for key, value in asdict(options).items() if key not in _FREE}
     wanted["data_sha256"] = corpus.sha256
-    record = out / "options.json"
+    wanted["teacher_sha256"] = None if teacher is None else _digest(teacher)
+    record = out / OPTIONS
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not record.exists():
@@ -125,6 +137,27 @@ def _claim_folder(out: Path, options: TrainOptions, corpus: Corpus) -> None:
     except (OSError, ValueError) as error:
         raise NearbankError(f"{out}: cannot be used for a training run ({error}); choose another folder") from error
     _check_same_run(out, wanted, found)
+
+
+def _digest(network: CharGpt) -> str:
+    """SHA-256 over the weights."""
+    digest = hashlib.sha256()
+    for _, tensor in sorted(network.state_dict().items()):
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_teacher(folder: Path, corpus: Corpus, options: TrainOptions) -> None:
+    """The teacher's run took all its steps, on the same text, with the same sizes."""
+    try:
+        found = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+        steps = len(read_log(folder / f"{TWIN}.log.jsonl"))
+    except (OSError, ValueError) as error:
+        raise NearbankError(f"{folder}: no run that trained a twin ({error}); train one with --precision fp") from error
+    wanted = {key: getattr(options, key) for key in ("layers", "width", "heads", "context")}
+    _check_same_run(folder, {**wanted, "data_sha256": corpus.sha256}, found)
+    if steps < found["twin_steps"]:
+        raise NearbankError(f"{folder}: its twin took {steps} of {found['twin_steps']} steps; finish that run first")
 
 
 def _check_same_run(out: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:

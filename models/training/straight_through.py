@@ -24,7 +24,20 @@ def binary_parts(weight: torch.Tensor, variant: str) -> tuple[torch.Tensor, torc
     return torch.where(centred >= 0, 1.0, -1.0), centred.abs().mean(dim=1, keepdim=True)
 
 
-PARTS = {"ternary": ternary_parts, "binary": binary_parts}
+def twn_parts(weight: torch.Tensor, _form: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(t, α) of TWN (arXiv 1605.04711): t = 0 below 0.7·mean|w|, α = mean|w| of the others, per output row."""
+    size = weight.abs()
+    large = (size > 0.7 * size.mean(dim=1, keepdim=True)).to(weight.dtype)
+    alpha = (size * large).sum(1, keepdim=True) / large.sum(1, keepdim=True).clamp_min(1)
+    return torch.sign(weight) * large, alpha
+
+
+def bwn_parts(weight: torch.Tensor, _form: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(b, α) of BWN (arXiv 1603.05279): sign and mean|w| per output row."""
+    return binary_parts(weight, "reference")
+
+
+PARTS = {"ternary": ternary_parts, "binary": binary_parts, "twn": twn_parts, "bwn": bwn_parts}
 
 
 def fake_weights(weight: torch.Tensor, stored_as: str, variant: str) -> torch.Tensor:
@@ -49,6 +62,15 @@ def fake_int8(x: torch.Tensor) -> torch.Tensor:
     """x [..., K] rounded to 255 steps of max|x|/127 per row, to nearest even; straight through backward."""
     with torch.no_grad():
         scale = x.abs().amax(dim=-1, keepdim=True).float() / 127
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        offset = torch.round(x / scale) * scale - x
+    return x + offset
+
+
+def fake_uint8(x: torch.Tensor) -> torch.Tensor:
+    """x [..., K] that is nowhere negative, rounded to 256 steps of max x/255 per row; straight through backward."""
+    with torch.no_grad():
+        scale = x.amax(dim=-1, keepdim=True).float() / 255
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         offset = torch.round(x / scale) * scale - x
     return x + offset

@@ -133,7 +133,7 @@ def _set_origin(**values: Any) -> Callable[[dict[str, Any], dict[str, np.ndarray
         (_retype, r"'ln_f.bias' is float64\[6\]; expected float32"),
         (_code_3, "'h.0.mlp.fc2.codes'.*expected 0 to 2"),
         (_nan_scale, "'h.0.attn.qkv.scale' holds NaN"),
-        (_set(version=2), "version 2; this nearbank reads version 1"),
+        (_set(version=3), "version 3; this nearbank reads versions 1 to 2"),
         (_set(schema="other"), "without a nearbank-checkpoint header"),
         (_set(layers=True), "'layers' is True; expected a value of type int"),
         (_set(layers=2), "lacks 12 tensors"),

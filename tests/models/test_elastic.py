@@ -93,7 +93,7 @@ def test_torch_learns_with_the_same_gradients(kind: Elastic) -> None:
     assert alpha == pytest.approx(kind.first_alpha(x), rel=1e-6)
     assert rounded.detach().numpy() == pytest.approx(kind.rounded(x, alpha), rel=1e-6)
     assert given_x.grad.numpy() == pytest.approx(of_x)
-    assert float(module.alpha.grad) == pytest.approx(of_alpha, rel=1e-5, abs=1e-6)
+    assert float(module.gain.grad) == pytest.approx(of_alpha * alpha, rel=1e-5, abs=1e-6)  # α is first · gain
 
 
 def test_alpha_is_started_once_and_then_learned() -> None:

@@ -49,10 +49,11 @@ def test_logits_do_not_depend_on_later_tokens(text: str, seed: int) -> None:
 @pytest.mark.parametrize("variant", [None, "paper", "reference"])
 def test_logits_equal_the_training_network(variant: str | None) -> None:
     torch = pytest.importorskip("torch")
-    from nearbank.models.training.network import CharGpt
+    from nearbank.models.training.network import EXACT, CharGpt, Rounding
 
     torch.manual_seed(5)
-    twin = CharGpt(len(VOCABULARY), SHAPE.layers, SHAPE.width, SHAPE.heads, SHAPE.context, variant).eval()
+    rounding = EXACT if variant is None else Rounding("ternary", "int8", form=variant)
+    twin = CharGpt(len(VOCABULARY), SHAPE.layers, SHAPE.width, SHAPE.heads, SHAPE.context, rounding).eval()
     tokens = torch.randint(len(VOCABULARY), (1, 50))
     with torch.no_grad():
         for parameter in twin.parameters():

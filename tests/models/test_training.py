@@ -19,8 +19,10 @@ from nearbank.models.training import TrainOptions, train  # noqa: E402
 from nearbank.models.training.data import read_corpus, training_batch, validation_batches  # noqa: E402
 from nearbank.models.training.distill import distillation_loss, student_loss, task_loss  # noqa: E402
 from nearbank.models.training.export import unpack_network  # noqa: E402
-from nearbank.models.training.network import CharGpt  # noqa: E402
+from nearbank.models.training.network import CharGpt, Rounding  # noqa: E402
 from nearbank.models.training.optimiser import schedule  # noqa: E402
+from nearbank.models.training.recipes import RECIPES, Recipe  # noqa: E402
+from nearbank.models.training.run import rounding_of  # noqa: E402
 
 TEXT = "the cat sat on the mat; the dog sat on the log. " * 30
 
@@ -106,9 +108,11 @@ def test_the_schedule_warms_up_holds_and_falls(text: Path) -> None:
 # --- the network
 
 
-def test_the_network_is_causal() -> None:
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_the_network_is_causal(recipe: Recipe) -> None:
+    rounding = Rounding(recipe.weights, recipe.activations, recipe.activations)
     torch.manual_seed(0)
-    network = CharGpt(11, 2, 16, 2, 12, "paper").eval()
+    network = CharGpt(11, 2, 16, 2, 12, rounding).eval()
     tokens = torch.randint(11, (1, 12))
     changed = tokens.clone()
     changed[0, 8:] = (changed[0, 8:] + 1) % 11
@@ -125,7 +129,7 @@ def test_attention_equals_torchs_own() -> None:
     x = torch.randn(3, 8, 16)
     q, k, v = attention.qkv(x).view(3, 8, 3, 2, 8).permute(2, 0, 3, 1, 4)
     mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    assert torch.allclose(attention(x), attention.proj(mixed.transpose(1, 2).reshape(3, 8, 16)), atol=1e-6)
+    assert torch.allclose(attention(x)[0], attention.proj(mixed.transpose(1, 2).reshape(3, 8, 16)), atol=1e-6)
 
 
 # --- runs
@@ -188,7 +192,7 @@ def test_a_stopped_run_ends_in_the_same_bits(text: Path, tmp_path: Path) -> None
 
 
 def test_a_binary_student(text: Path, tmp_path: Path) -> None:
-    trained = train(micro(text, weights="binary", variant="reference"), tmp_path / "run", quiet)
+    trained = train(micro(text, precision="1-8", form="reference"), tmp_path / "run", quiet)
     read = load_checkpoint(trained.path)
     assert (read.config.weights, read.config.variant) == ("binary", "reference")
     network = unpack_network(read.config, read.tensors)
@@ -207,7 +211,7 @@ def test_the_packed_values_compute_what_the_student_computed(text: Path, tmp_pat
     """Rounding fp16 embeddings aside, packing changes nothing: the last student state, fake-quantised, agrees."""
     options = micro(text)
     checkpoint = train(options, tmp_path / "run", quiet).checkpoint
-    student = CharGpt(len(checkpoint.vocabulary), 1, 16, 2, 16, "paper").eval()
+    student = CharGpt(len(checkpoint.vocabulary), 1, 16, 2, 16, rounding_of(options)).eval()
     state = torch.load(tmp_path / "run" / "student.state.pt", weights_only=True)["network"]
     state = {k: v.half().float() if k in ("wte.weight", "wpe.weight") else v for k, v in state.items()}
     student.load_state_dict(state)
@@ -227,10 +231,11 @@ def test_the_packed_values_compute_what_the_student_computed(text: Path, tmp_pat
         ({"layers": 0}, "layers is 0"),
         ({"batch": -3}, "batch is -3"),
         ({"device": "tpu"}, "unknown device 'tpu'; choose cpu or cuda"),
-        ({"variant": "mean"}, "known: paper, reference"),
+        ({"form": "mean"}, "known: paper, reference"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"seed": -1}, "seed -1"),
-        ({"weights": "int4"}, "expected ternary or binary"),
+        ({"precision": "4-4"}, "unknown precision '4-4'; known: fp, 2-8"),
+        ({"hidden_weight": -1.0}, "hidden_weight is -1.0"),
         ({"name": "../x"}, "is no file name"),
         ({"twin_lr": 0.0}, "twin_lr is 0.0"),
         ({"decay_percent": 101}, "decay_percent 101"),

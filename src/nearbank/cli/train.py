@@ -9,10 +9,18 @@ import typer
 
 from nearbank.cli.output import Json, output_folder, print_json
 
+PRECISIONS = "fp, 2-8, 1-8, 2-2, 1-1 (bits of weights, of activations), or the naive baselines twn-2 and bwn-1."
+
 
 def train(
     text: Annotated[Path, typer.Argument(help="UTF-8 text: the first 90 % trains, the last 10 % validates.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint, its card and what a resumed run needs.")],
+    precision: Annotated[str | None, typer.Option("--precision", "--variant", help=PRECISIONS)] = None,
+    form: Annotated[str | None, typer.Option(help="Quantisers' form: paper, or reference (the authors' code).")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Folder of a run whose twin teaches; else it is trained.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name, and its files'.")] = None,
     layers: Annotated[int | None, typer.Option(help="Transformer blocks.")] = None,
     width: Annotated[int | None, typer.Option(help="Values per token between blocks.")] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
@@ -20,25 +28,22 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
     twin_steps: Annotated[int | None, typer.Option(help="Steps of the full-precision twin.")] = None,
     student_steps: Annotated[int | None, typer.Option(help="Steps of the low-bit student.")] = None,
+    twin_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the twin.")] = None,
+    student_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the student.")] = None,
+    hidden_weight: Annotated[float | None, typer.Option(help="Weight of the teacher's hidden states.")] = None,
+    attention_weight: Annotated[float | None, typer.Option(help="Weight of the teacher's attention scores.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Share of channels dropped while the twin trains.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, batches and dropout.")] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between states that a resumed run can start from.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a character model and its ternary student by distillation; an interrupted run resumes."""
-    given = {
-        "layers": layers,
-        "width": width,
-        "heads": heads,
-        "context": context,
-        "batch": batch,
-        "twin_steps": twin_steps,
-        "student_steps": student_steps,
-        "seed": seed,
-        "threads": threads,
-        "device": device,
-    }
-    result = _run(text, out, {key: value for key, value in given.items() if value is not None})
+    """Train a character model and its low-bit student by distillation; an interrupted run resumes."""
+    settings = {key: value for key, value in locals().items() if key not in ("text", "out", "as_json")}
+    result = _run(text, out, {key: value for key, value in settings.items() if value is not None})
     if as_json:
         print_json(result)
     else:
