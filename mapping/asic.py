@@ -35,6 +35,11 @@ class Work:
     def __add__(self, other: Work) -> Work:
         return Work(self.adds + other.adds, self.multiplies + other.multiplies, self.passes + other.passes)
 
+    @property
+    def streamed(self) -> Work:
+        """The same when more of its kind follows: the units stay full, so no trip is waited for."""
+        return Work(self.adds, self.multiplies, 0)
+
     def times(self, count: int) -> Work:
         """The same for `count` elements or heads at once: the passes are shared."""
         return Work(self.adds * count, self.multiplies * count, self.passes)
@@ -52,6 +57,16 @@ _ROOT = Work(adds=ROOT_ITERATIONS, multiplies=3 * ROOT_ITERATIONS + 1, passes=1)
 def norm_work(n: int) -> Work:
     """Layer norm of n values: mean, centre, square and sum, then times 1/σ, gain and bias."""
     return Work(adds=4, multiplies=3, passes=3).times(n) + _ROOT
+
+
+def statistics_work(n: int) -> Work:
+    """Mean and squares of n values while they arrive: of each block its mean, centred, squared, summed; blocks merge."""
+    return Work(adds=3, multiplies=1, passes=0).times(n)
+
+
+def finish_norm_work(n: int) -> Work:
+    """What a layer norm has left when its statistics came with the values: blocks merged, 1/σ, then every value."""
+    return Work(adds=2, multiplies=2, passes=2).times(n) + _ROOT
 
 
 def softmax_work(heads: int, positions: int) -> Work:

@@ -1,13 +1,15 @@
 """A matrix times one vector: chunk by chunk, the vector into the global buffer, every row once, sums to the ASIC.
 
 The ASIC adds a chunk's results while the next chunk runs. Those of the last chunk are handed over in pieces, so that
-the ASIC is nearly done when the banks are; an activation that follows is computed piece by piece with them.
+the ASIC is nearly done when the banks are; element-wise work that follows is done piece by piece with them. A slow
+ASIC falls behind: what the next matrix needs last is then computed beside that matrix's first chunks (`Feed`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from nearbank.mapping import asic
 from nearbank.mapping.asic import Work
@@ -15,6 +17,7 @@ from nearbank.mapping.matrix_placement import Chunks, MatrixPlacement
 from nearbank.mapping.sweep import READ, RESULT, VECTOR, Address, Sweep, send_vector, sweep
 from nearbank.mapping.target import Target
 from nearbank.sim.program import Builder, Mark, Start, Wait
+from nearbank.units import ceil_div
 
 # Hand-overs of the last chunk: more would hide more of the ASIC's work, but make longer programs.
 PIECES = 16
@@ -24,10 +27,22 @@ Rows = Callable[[int], Address]
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """A job of the ASIC that can begin with part of a matrix product's results: its name and work per value."""
+    """A job of the ASIC that can begin with part of a matrix product's results: its name and work per value.
+
+    `needed` of the values must be queued when the product ends; None: all.
+    """
 
     job: str
     work: Callable[[int], Work]
+    needed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """A matrix's input that the ASIC has not finished: its job, and how many values are queued already."""
+
+    follow: Follow
+    queued: int
 
 
 def label_of(name: str) -> str:
@@ -36,9 +51,18 @@ def label_of(name: str) -> str:
 
 
 def matmul(
-    b: Builder, matrix: MatrixPlacement, target: Target, channel: int, rows: Rows, follow: Follow | None
-) -> None:
-    """Append one GEMV for one channel. `rows` turns a row of layer 0 into that of the current layer."""
+    b: Builder,
+    matrix: MatrixPlacement,
+    target: Target,
+    channel: int,
+    rows: Rows,
+    follow: Follow | None,
+    feed: Feed | None = None,
+) -> int:
+    """Append one GEMV for one channel; returns how many results have their `follow` queued.
+
+    `rows` turns a row of layer 0 into that of the current layer. With `feed`, the vector is finished chunk by chunk.
+    """
     label = label_of(matrix.name)
     if matrix.scales:
         b.add(Mark("scales"))
@@ -47,11 +71,13 @@ def matmul(
     b.add(Wait("asic"))
     b.add(Mark(label))
     outputs = _Outputs.of(matrix, target, channel)
-    *before, last = matrix.chunks
-    for chunks in before:
-        _chunks(b, matrix, chunks, chunks.count, outputs, target, rows)
-    _chunks(b, matrix, last, last.count - 1, outputs, target, rows)
-    _last_chunk(b, matrix, last, outputs, target, rows, follow)
+    last = matrix.chunks[-1]
+    if feed:
+        _fed_chunks(b, matrix, outputs, target, rows, feed)
+    else:
+        for chunks in matrix.chunks:
+            _chunks(b, matrix, chunks, chunks.count - (chunks is last), outputs, target, rows)
+    return _last_chunk(b, matrix, last, outputs, target, rows, follow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +132,7 @@ def _sweep_of(matrix: MatrixPlacement, chunks: Chunks, target: Target) -> Sweep:
         part_stride=bursts,
         scale_columns=chunks.scale_columns,
         banks=target.banks,
+        accumulators=target.accumulators,
     )
 
 
@@ -125,15 +152,64 @@ def _chunks(
     rows: Rows,
 ) -> None:
     """`count` equal chunks, each handed to the ASIC as a whole."""
+    with b.loop(count) as chunk:
+        _chunk(b, matrix, chunks, chunk, outputs, target, rows)
+        _sum(b, matrix, chunks, outputs, target)
+
+
+def _chunk(
+    b: Builder,
+    matrix: MatrixPlacement,
+    chunks: Chunks,
+    chunk: Address,
+    outputs: _Outputs,
+    target: Target,
+    rows: Rows,
+) -> None:
+    if not outputs.here:
+        return
     first = target.bursts(chunks.first * matrix.input_bytes)
     stride = target.bursts(chunks.width * matrix.input_bytes)
-    with b.loop(count) as chunk:
-        if outputs.here:
-            _send(b, matrix, chunks, first + chunk * stride, target)
-            row = rows(chunks.first_row) + chunk * chunks.rows
-            sweep(b, _sweep_of(matrix, chunks, target), row, outputs.here, RESULT)
-        work = _sum_work(matrix, chunks, outputs.most * target.banks * target.channels)
-        b.add(Start("asic", f"sum {label_of(matrix.name)}", target.asic.time_ps(work)))
+    _send(b, matrix, chunks, first + chunk * stride, target)
+    sweep(b, _sweep_of(matrix, chunks, target), rows(chunks.first_row) + chunk * chunks.rows, outputs.here, RESULT)
+
+
+def _sum(b: Builder, matrix: MatrixPlacement, chunks: Chunks, outputs: _Outputs, target: Target) -> None:
+    work = _sum_work(matrix, chunks, outputs.most * target.banks * target.channels)
+    b.add(Start("asic", f"sum {label_of(matrix.name)}", target.asic.time_ps(work.streamed)))
+
+
+def _fed_chunks(b: Builder, matrix: MatrixPlacement, outputs: _Outputs, target: Target, rows: Rows, feed: Feed) -> None:
+    """All chunks but the last, each while the ASIC computes what the next one multiplies."""
+    each = [(chunks, i) for chunks in matrix.chunks for i in range(chunks.count)]
+    ready = feed.queued
+    before: Chunks | None = None
+    for (chunks, i), (following, j) in pairwise(each):
+        if before:
+            _sum(b, matrix, before, outputs, target)
+        ready = _supply(b, following.first + (j + 1) * following.width, matrix.k, ready, feed.follow, target)
+        _chunk(b, matrix, chunks, i, outputs, target, rows)
+        b.add(Mark(feed.follow.job))
+        b.add(Wait("asic"))
+        b.add(Mark(label_of(matrix.name)))
+        before = chunks
+    if before:
+        _sum(b, matrix, before, outputs, target)
+
+
+def _supply(b: Builder, end: int, total: int, ready: int, follow: Follow, target: Target) -> int:
+    """Queue the job for inputs up to `end` of `total` where they are not yet.
+
+    The last of them need some cycles to come out of the units; so much of the next inputs' work is queued with them.
+    """
+    trip = replace(follow.work(1), adds=0, multiplies=0)
+    ahead = target.asic.cycles(trip) * 1000 // max(target.asic.cycles(follow.work(1000).streamed), 1)
+    stop = min(end + ahead, total)
+    if end <= ready:
+        return ready
+    work = follow.work(stop - ready)
+    b.add(Start("asic", follow.job, target.asic.time_ps(work if stop == total else work.streamed)))
+    return stop
 
 
 def _sum_work(matrix: MatrixPlacement, chunks: Chunks, results: int) -> Work:
@@ -151,35 +227,61 @@ def _last_chunk(
     target: Target,
     rows: Rows,
     follow: Follow | None,
-) -> None:
+) -> int:
     """The last chunk in pieces of whole row periods; every channel starts the same jobs."""
     done = chunks.count - 1
     first = target.bursts(chunks.first * matrix.input_bytes) + done * target.bursts(chunks.width * matrix.input_bytes)
     row = rows(chunks.first_row + done * chunks.rows)
     plan = _sweep_of(matrix, chunks, target)
+    if outputs.here:
+        _send(b, matrix, chunks, first, target)
     each, period_rows = chunks.packing.period
     periods = max(outputs.least // each // PIECES, 1)
     size = periods * each
-    pieces = outputs.least // size
-    if outputs.here:
-        _send(b, matrix, chunks, first, target)
-    with b.loop(pieces) as i:
+    whole = max(ceil_div(outputs.most, size) - 1, 0)
+    early = _early(matrix, chunks, size, whole, target, follow)
+
+    def piece(i: Address, count: int, here: int, follows: Follow | None, last: bool) -> None:
         result = RESULT + i * (size * plan.output_stride)
         scales = READ + i * (periods * plan.period_scales)
-        sweep(b, plan, row + i * (periods * period_rows), size, result, scales)
-        _hand_over(b, matrix, chunks, size, target, follow)
-    if outputs.most > pieces * size:
-        to = RESULT + pieces * size * plan.output_stride
-        left = READ + pieces * periods * plan.period_scales
-        sweep(b, plan, row + pieces * periods * period_rows, outputs.here - pieces * size, to, left)
-        _hand_over(b, matrix, chunks, outputs.most - pieces * size, target, follow)
+        sweep(b, plan, row + i * (periods * period_rows), here, result, scales)
+        _hand_over(b, matrix, chunks, count, target, follows, last)
+
+    for begin, end, follows in ((0, early, follow), (early, whole, None)):
+        with b.loop(end - begin) as i:
+            piece(begin + i, size, size, follows, False)
+    last = follow if early == whole else None
+    piece(whole, outputs.most - whole * size, outputs.here - whole * size, last, True)
+    queued = outputs.most if early == whole else early * size
+    return min(queued * target.banks * target.channels, matrix.n)
+
+
+def _early(
+    matrix: MatrixPlacement, chunks: Chunks, size: int, whole: int, target: Target, follow: Follow | None
+) -> int:
+    """How many whole pieces have their follow-up queued before the product ends: what the ASIC can do meanwhile."""
+    if follow is None or follow.needed is None or follow.needed >= matrix.n:
+        return whole
+    results = size * target.banks * target.channels
+    work = (_sum_work(matrix, chunks, results) + follow.work(results)).streamed
+    cycles = chunks.packing.cycles_per_output(chunks.steps(matrix.use), target.row_change, target.readout)
+    pace = size * cycles * target.tck_ps / target.asic.time_ps(work)
+    needed = ceil_div(follow.needed, results)
+    return whole if needed >= whole else max(needed, min(round(pace * whole), whole - 1))
 
 
 def _hand_over(
-    b: Builder, matrix: MatrixPlacement, chunks: Chunks, outputs: int, target: Target, follow: Follow | None
+    b: Builder,
+    matrix: MatrixPlacement,
+    chunks: Chunks,
+    outputs: int,
+    target: Target,
+    follow: Follow | None,
+    last: bool,
 ) -> None:
     results = min(outputs * target.banks * target.channels, matrix.n)
-    work = _sum_work(matrix, chunks, results)
-    b.add(Start("asic", f"sum {label_of(matrix.name)}", target.asic.time_ps(work)))
-    if follow:
-        b.add(Start("asic", follow.job, target.asic.time_ps(follow.work(results))))
+    jobs = [(f"sum {label_of(matrix.name)}", _sum_work(matrix, chunks, results))]
+    jobs += [(follow.job, follow.work(results))] if follow else []
+    for i, (job, work) in enumerate(jobs):
+        ends = last and i == len(jobs) - 1
+        b.add(Start("asic", job, target.asic.time_ps(work if ends else work.streamed)))

@@ -8,16 +8,17 @@ Tokens of a prompt go through the model one by one, as in PIM-GPT: the ASIC's me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 
 from nearbank.errors import NearbankError
 from nearbank.mapping import asic
 from nearbank.mapping.asic import Work
 from nearbank.mapping.attention import Attention, Span, append_keys, attend
 from nearbank.mapping.cache_placement import heads_at_work, score_bytes, vector_bytes
-from nearbank.mapping.matmul import Follow, Rows, matmul
+from nearbank.mapping.matmul import Feed, Follow, Rows, matmul
 from nearbank.mapping.placement import Placement, place
 from nearbank.mapping.sweep import Address
 from nearbank.mapping.target import Target, target_of
@@ -34,6 +35,12 @@ _WORK: dict[str, Callable[[int], Work]] = {
     "activation": asic.gelu_work,
     "residual": asic.add_work,
     "sample": asic.add_work,
+}
+# The same where the statistics of every norm are gathered while its input is added up, token by token.
+_STREAMED_WORK = _WORK | {
+    "embed": lambda n: asic.add_work(n).streamed + asic.statistics_work(n),
+    "norm": asic.finish_norm_work,
+    "residual": lambda n: asic.add_work(n).streamed + asic.statistics_work(n),
 }
 # Element-wise work that can begin with part of a matrix product's outputs.
 _FOLLOWS = ("activation", "residual", "sample")
@@ -66,6 +73,14 @@ class _Position:
 
 
 @dataclass(frozen=True)
+class _Lowering:
+    """What a stream's body is made for: its channels, by the first of them, and the ASIC's work by operation."""
+
+    channel: int
+    work: Mapping[str, Callable[[int], Work]]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A placed model. `lower` turns a step of its trace into a program; parts that repeat are made once."""
 
@@ -83,8 +98,10 @@ class Plan:
         inside = [b for b in step.blocks if _size(b) == tokens]
         after = [b for b in step.blocks if _size(b) != tokens]
         positions = list(self._positions(end - tokens, end))
+        work = _STREAMED_WORK if _norms_stream(step) else _WORK
         streams = tuple(
-            Stream(channels, self._body(channels[0], inside, after, positions)) for channels in self.channel_groups
+            Stream(channels, self._body(_Lowering(channels[0], work), inside, after, positions))
+            for channels in self.channel_groups
         )
         return Program(f"{step.phase} {step.index}", streams)
 
@@ -113,21 +130,22 @@ class Plan:
             yield _Position(begin, count)
             begin += count
 
-    def _body(self, channel: int, inside: list[Block], after: list[Block], positions: list[_Position]) -> Nodes:
+    def _body(self, way: _Lowering, inside: list[Block], after: list[Block], positions: list[_Position]) -> Nodes:
         nodes: list[Node] = [
-            Loop(p.count, tuple(Loop(b.count, self._block(channel, b, p)) for b in inside)) for p in positions
+            Loop(p.count, tuple(Loop(b.count, self._block(way, b, p)) for b in inside)) for p in positions
         ]
         last = positions[-1]
-        nodes += [Loop(_size(b), (Loop(b.count, self._block(channel, b, last)),)) for b in after]
+        nodes += [Loop(_size(b), (Loop(b.count, self._block(way, b, last)),)) for b in after]
         return (*nodes, Wait("asic"))
 
-    def _block(self, channel: int, block: Block, position: _Position) -> Nodes:
+    def _block(self, way: _Lowering, block: Block, position: _Position) -> Nodes:
         nodes: list[Node] = []
+        channel, streamed = way.channel, way.work is _STREAMED_WORK
         for operations in _fused(block.operations):
             if operations[0].op in ("append", *_ATTENTION):
                 nodes += self._attention(channel, block.first, operations, position)
             else:
-                nodes += self._part((channel, block.first, operations), partial(self._plain, channel, operations))
+                nodes += self._part((channel, block.first, operations, streamed), partial(self._plain, way, operations))
         return tuple(nodes)
 
     def _part(self, key: tuple[object, ...], emit: Emit) -> Nodes:
@@ -152,25 +170,47 @@ class Plan:
     def _stride(self) -> int:
         return self.placement.cache.keys.stride
 
-    def _plain(self, channel: int, operations: tuple[Operation, ...], b: Builder, token: Address, rows: Rows) -> None:
-        """A matrix product with what follows it, or one job of the ASIC."""
+    def _plain(self, way: _Lowering, operations: tuple[Operation, ...], b: Builder, token: Address, rows: Rows) -> None:
+        """A matrix product with what follows it, up to the next matrix that needs that; or one job of the ASIC."""
         first, *rest = operations
         if first.op != "matmul":
-            _element_wise(b, first, self.target)
+            _element_wise(b, first, self.target, way.work)
             return
-        matrix = self.placement.matrix(first.name)
-        if (matrix.n, matrix.k) != (first.n, first.k):
+        feed = None
+        for product, followed, next_product in _stages(operations):
+            follow = Follow(followed.op, way.work[followed.op], self._needed(next_product)) if followed else None
+            queued = self._matmul(way.channel, product, b, rows, follow, feed)
+            if followed:
+                b.add(Mark(followed.op))
+            feed = Feed(follow, queued) if follow and follow.needed is not None else None
+
+    def _needed(self, following: Operation | None) -> int | None:
+        """How many values the next matrix multiplies first; None when it takes all at once."""
+        if following is None:
+            return None
+        matrix = self.placement.matrix(following.name)
+        return None if matrix.chunk_count == 1 or matrix.input_format == "int8" else matrix.chunks[0].width
+
+    def _matmul(
+        self,
+        channel: int,
+        operation: Operation,
+        b: Builder,
+        rows: Rows,
+        follow: Follow | None,
+        feed: Feed | None,
+    ) -> int:
+        matrix = self.placement.matrix(operation.name)
+        if (matrix.n, matrix.k) != (operation.n, operation.k):
             raise NearbankError(
-                f"{first.name} is [{first.n}, {first.k}] in the trace but [{matrix.n}, {matrix.k}] in the placed model"
+                f"{operation.name} is [{operation.n}, {operation.k}] in the trace but [{matrix.n}, {matrix.k}] "
+                "in the placed model"
             )
         if matrix.input_format == "int8":
             work = asic.quantise_work(matrix.k)
             b.add(Start("asic", "quantise", self.target.asic.time_ps(work)))
-        follow = Follow(rest[0].op, _WORK[rest[0].op]) if rest else None
         outside = matrix.region.stride == 0
-        matmul(b, matrix, self.target, channel, _same_row if outside else rows, follow)
-        if rest:
-            b.add(Mark(rest[0].op))
+        return matmul(b, matrix, self.target, channel, _same_row if outside else rows, follow, feed)
 
     def _attention(
         self, channel: int, layer: int, operations: tuple[Operation, ...], position: _Position
@@ -251,7 +291,26 @@ def _fused_size(operations: tuple[Operation, ...], i: int) -> int:
         return 1 + size
     following = rest[0] if rest else None
     fuses = following is not None and following.op in _FOLLOWS and following.n == first.n
-    return 2 if first.op == "matmul" and fuses else 1
+    if first.op != "matmul" or following is None or not fuses:
+        return 1
+    feeds = len(rest) > 1 and rest[1].op == "matmul" and rest[1].k == first.n and following.op == "activation"
+    return 2 + (_fused_size(operations, i + 2) if feeds else 0)
+
+
+def _stages(operations: tuple[Operation, ...]) -> Iterator[tuple[Operation, Operation | None, Operation | None]]:
+    """(matrix product, what follows it, the product that needs that) of operations lowered together."""
+    products = [i for i, o in enumerate(operations) if o.op == "matmul"]
+    for i, end in zip(products, [*products[1:], None], strict=True):
+        followed = operations[i + 1] if i + 1 < len(operations) else None
+        yield operations[i], followed, operations[end] if end is not None else None
+
+
+def _norms_stream(step: Step) -> bool:
+    """True when every norm's input is added up just before, by a residual or the embedding."""
+    pairs = [pair for b in step.blocks for pair in pairwise((*b.operations, *b.operations[: b.count > 1]))]
+    pairs += [(a.operations[-1], b.operations[0]) for a, b in pairwise(step.blocks)]
+    norms = [(before, o) for before, o in pairs if o.op == "norm"]
+    return bool(norms) and all(before.op in ("residual", "embed") and before.n == o.n for before, o in norms)
 
 
 def _attended(operations: tuple[Operation, ...], position: _Position) -> tuple[int, int]:
@@ -263,13 +322,13 @@ def _attended(operations: tuple[Operation, ...], position: _Position) -> tuple[i
     return (0 if window is None else max(position.token + 1 - window, 0)), last
 
 
-def _element_wise(b: Builder, operation: Operation, target: Target) -> None:
-    if operation.op not in _WORK:
+def _element_wise(b: Builder, operation: Operation, target: Target, work: Mapping[str, Callable[[int], Work]]) -> None:
+    if operation.op not in work:
         raise NearbankError(
             f"operation {operation.op!r} stands alone in the trace; this mapping lowers it in attention"
         )
     b.add(Mark(operation.op))
-    b.add(Start("asic", operation.op, target.asic.time_ps(_WORK[operation.op](operation.n or 0))))
+    b.add(Start("asic", operation.op, target.asic.time_ps(work[operation.op](operation.n or 0))))
 
 
 def plan(model: ModelDescription, machine: Machine, options: MappingOptions | None = None) -> Plan:

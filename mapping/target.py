@@ -72,9 +72,11 @@ class Target:
     column_bytes: int
     buffer_bytes: int
     accumulator_bytes: int
+    accumulators: int
     lanes: tuple[tuple[str, MacLanes], ...]
     row_change: int
     readout: int
+    tck_ps: int
     asic: AsicModel
 
     @property
@@ -158,11 +160,13 @@ def target_of(machine: Machine) -> Target:
         column_bytes=organization.column_bytes,
         buffer_bytes=buffer.bytes,
         accumulator_bytes=mac.accumulator_bytes,
+        accumulators=mac.accumulators,
         lanes=tuple(
             (name, MacLanes(lanes.per_step, lanes.serial, lanes.activations == "integer"))
             for name, lanes in mac.formats.items()
         ),
         row_change=delay_cycles("tRTP + tRP + tRCDRDMAC|tRCDRD|tRCD", cycles),
         readout=delay_cycles("tMACRD|0", cycles),
+        tck_ps=machine.tck_ps,
         asic=AsicModel.of(asic),
     )
