@@ -265,6 +265,7 @@ def _score(b: Builder, at: Attention, span: Span, slot: Address, count: int, hel
         output_stride=reads,
         part_stride=cache.queries * records,
         query_stride=records,
+        accumulators=target.accumulators,
     )
     first, end = (position // target.banks for position in (span.begin, span.end))
     begin = first // cache.team // packing.per_row * packing.per_row
@@ -298,7 +299,16 @@ def _block(b: Builder, at: Attention, slot: Address, query: Address, block: int,
     send_vector(b, sent, VECTOR + vector + first)
     reads = target.read_bursts
     packing = Packing(cache.v_packing.columns, cache.v_dims * cache.v_packing.columns, False)
-    plan = Sweep(packing, cache.format, cache.use.steps, reads, used=used, skip=skip, output_stride=reads)
+    plan = Sweep(
+        packing,
+        cache.format,
+        cache.use.steps,
+        reads,
+        used=used,
+        skip=skip,
+        output_stride=reads,
+        accumulators=target.accumulators,
+    )
     row = at.rows(cache.values.first_row + block * cache.v_rows) + slot * (cache.v_blocks * cache.v_rows)
     result = RESULT + slot * (cache.queries * cache.v_blocks * cache.v_local * reads)
     result += query * (cache.v_blocks * cache.v_local * reads) + block * cache.v_local * reads

@@ -83,7 +83,7 @@ class BankMemory:
         t = self.target
         self.open: Ints = np.full((t.channels, t.banks), CLOSED, dtype=np.int64)
         self.buffer: Bytes = np.zeros((t.channels, t.buffer_bytes), dtype=np.uint8)
-        self.sums: Floats = np.zeros((t.channels, t.banks))
+        self.sums: Floats = np.zeros((t.channels, t.accumulators, t.banks))
         self.read: Ints = np.zeros(t.channels, dtype=np.int64)
 
     def row(self, row: int) -> Bytes:
@@ -117,7 +117,7 @@ class BankMemory:
         if found is None:
             use, t = self.use(fmt), self.target
             columns = decode(fmt, self._stored(row)).reshape(t.channels, t.banks, t.columns, -1)
-            missing = use.steps * use.lanes - use.values
+            missing = use.multiplied(use.steps) - use.values
             padded = np.pad(columns, ((0, 0), (0, 0), (0, 0), (0, missing))) if missing else columns
             found = self._levels[row, fmt] = padded.reshape(t.channels, t.banks, -1, use.lanes)
         return found
@@ -277,7 +277,7 @@ class _Run:
         if not isinstance(node, Command) or node.name != "MACAB":
             return False
         depth = len(counters)
-        if any(node.row.strides[depth:]):
+        if any(node.row.strides[depth:]) or any(node.register.strides[depth:]):
             return False
         rounds = int(np.prod(counts))
         self.memory.counts[node.name] += rounds * len(self.stream.channels)
@@ -289,13 +289,17 @@ class _Run:
         row = self._check_open(node, counters)
         fmt = self.unit.inputs(self.label)
         vectors = memory.vector(fmt)[self._at]
-        self._check_macs(columns, steps, vectors.shape[1] // use.lanes)
-        vectors = vectors[:, : vectors.shape[1] // use.lanes * use.lanes].reshape(len(vectors), 1, -1, use.lanes)
-        weights = memory.weights(row, node.format)[self._at]
-        weights = weights[:, :, columns * use.steps + steps % use.steps]
-        exact = fmt == "int8" and weights.dtype == np.int8
-        macs = integer_macs if exact else float_macs
-        memory.sums[self._at] = macs(memory.sums[self._at], weights, vectors[:, :, steps])
+        buffered = vectors.shape[1] // use.lanes
+        self._check_macs(columns, steps, buffered * use.serial)
+        places, parts = steps // use.serial, steps % use.serial
+        vectors = vectors[:, : buffered * use.lanes].reshape(len(vectors), 1, -1, use.lanes)[:, :, places]
+        if use.serial > 1:
+            vectors = _bits(vectors, parts[:, None], use.serial)
+        in_column = use.steps // use.serial
+        weights = memory.weights(row, node.format)[self._at][:, :, columns * in_column + places % in_column]
+        macs = integer_macs if fmt == "int8" and weights.dtype == np.int8 else float_macs
+        to = self._register(node, counters)
+        memory.sums[self._at, to] = macs(memory.sums[self._at, to], weights, vectors)
         memory.read[self._at] = 0
 
     def _check_macs(self, columns: Ints, steps: Ints, buffered: int) -> None:
@@ -309,22 +313,40 @@ class _Run:
                 f"MACAB with steps {steps.min()} to {steps.max()} of the vector; the global buffer holds {buffered}"
             )
 
+    def _register(self, node: Command, counters: Counters) -> int:
+        register = _at(node.register, counters)
+        if not 0 <= register < self.memory.target.accumulators:
+            raise NearbankError(
+                f"{node.name} with accumulator {register}; the MAC units of machine {self.memory.target.name} have "
+                f"{self.memory.target.accumulators}"
+            )
+        return register
+
     def read_sums(self, node: Command, counters: Counters) -> None:
         """One burst of the accumulators, bank after bank; the last burst clears them."""
         memory, target = self.memory, self.memory.target
         each = target.column_bytes // target.accumulator_bytes
         turn = int(memory.read[self.stream.channels[0]])
-        sums = memory.sums[self._at, turn * each : (turn + 1) * each]
+        register = self._register(node, counters)
+        sums = memory.sums[self._at, register, turn * each : (turn + 1) * each]
         self._received(node, counters, read_out(sums, target.accumulator_bytes).copy())
         last = turn + 1 == target.read_bursts
         memory.read[self._at] = 0 if last else turn + 1
         if last:
-            memory.sums[self._at] = 0
+            memory.sums[self._at, register] = 0
+
+
+def _bits(values: Levels, part: Ints, parts: int) -> Levels:
+    """The share of int8 values that a serial unit takes in one command: their `part`-th bits, the last ones signed."""
+    width = -(-8 // parts)
+    shifted = values.astype(np.int16) >> (part * width)
+    kept = np.where(part == parts - 1, shifted, shifted & ((1 << width) - 1))
+    return np.asarray(kept << (part * width))
 
 
 def _at(index: Index, counters: Counters) -> int:
     """`index.at(counters)`, in the shortest way: it is asked for several times in every command."""
-    return index.base + sum(map(mul, index.strides, counters))
+    return int(index.base + sum(map(mul, index.strides, counters)))
 
 
 def _all_of(index: Index, counters: Counters, counts: list[int]) -> Ints:

@@ -119,7 +119,9 @@ def _grouped_rows(matrix: Matrix, fmt: Format, use: ColumnUse, width: int, targe
 def _chunk(n: int, first: int, width: int, count: int, fmt: Format, use: ColumnUse, target: Target) -> Chunks:
     outputs = target.outputs_of(0, n)
     if fmt.scaling.per != "group":
-        packing = best_packing(use.columns(width), target.columns, use.steps, target.row_change, target.readout)
+        packing = best_packing(
+            use.columns(width), target.columns, use.steps, target.row_change, target.readout, target.accumulators
+        )
         return Chunks(first, width, count, packing, 1, packing.rows(outputs), 0)
     packing, scale_columns = _with_scales(fmt, use, width, target)
     return Chunks(

@@ -23,6 +23,11 @@ class Run:
     count: int
     last: bool
 
+    @property
+    def whole(self) -> bool:
+        """True when the output begins and ends in this run."""
+        return self.offset == 0 and self.last
+
 
 @dataclass(frozen=True, slots=True)
 class Packing:
@@ -77,15 +82,17 @@ class Packing:
             yield Run(output, offset, column, count, offset + count == self.columns)
             offset += count
 
-    def cycles_per_output(self, steps: int, row_change: int, readout: int) -> float:
+    def cycles_per_output(self, steps: int, row_change: int, readout: int, accumulators: int = 1) -> float:
         """Average cycles for one output: its MAC steps, its share of row changes, reads in the middle of a row."""
         outputs, rows = self.period
         visits = self.visits(outputs)
-        inside = sum(run.last and run is not runs[-1] for _, runs in visits for run in runs)
+        inside = sum(ceil_div(len(runs), accumulators) - 1 for _, runs in visits)
         return self.columns * steps + (rows * row_change + inside * readout) / outputs
 
 
-def best_packing(columns: int, row_columns: int, steps: int, row_change: int, readout: int) -> Packing:
+def best_packing(
+    columns: int, row_columns: int, steps: int, row_change: int, readout: int, accumulators: int = 1
+) -> Packing:
     """The quicker of the two; whole outputs per row when they are equal."""
     choices = [Packing(columns, row_columns, crossing) for crossing in (False, True)]
-    return min(choices, key=lambda p: (p.cycles_per_output(steps, row_change, readout), p.crossing))
+    return min(choices, key=lambda p: (p.cycles_per_output(steps, row_change, readout, accumulators), p.crossing))

@@ -39,6 +39,7 @@ class Sweep:
     `queries` vectors, `query_vector` steps apart, are multiplied with the same columns. `bursts` read one result;
     results lie `output_stride` bursts apart from output to output, `part_stride` from part to part and
     `query_stride` from query to query. `scale_columns` columns behind the outputs of a row are read over the pins.
+    With several `accumulators` as many results wait in the bank before they are read.
     """
 
     packing: Packing
@@ -56,6 +57,7 @@ class Sweep:
     query_stride: int = 0
     scale_columns: int = 0
     banks: int = 0
+    accumulators: int = 1
 
     @property
     def part_columns(self) -> int:
@@ -111,59 +113,119 @@ def repeat(b: Builder, count: int) -> Iterator[Address]:
             yield counter
 
 
-def multiply(b: Builder, plan: Sweep, row: Address, column: Address, vector: Address, columns: int) -> None:
+def multiply(
+    b: Builder, plan: Sweep, row: Address, column: Address, vector: Address, columns: int, register: Address = 0
+) -> None:
     """MAC commands over neighbouring columns; `vector` is the step the first one multiplies with."""
     with repeat(b, columns) as c, repeat(b, plan.steps) as s:
-        b.command("MACAB", row=row, column=column + c, data=vector + c * plan.steps + s, format=plan.format)
+        step = vector + c * plan.steps + s
+        b.command("MACAB", row=row, column=column + c, data=step, format=plan.format, register=register)
 
 
-def read_result(b: Builder, bursts: int, result: Address) -> None:
-    """Read the accumulators of all banks, which clears them."""
+def read_result(b: Builder, bursts: int, result: Address, register: Address = 0) -> None:
+    """Read one accumulator of all banks, which clears it."""
     for i in range(bursts):
-        b.command("RDMAC", data=result + i)
+        b.command("RDMAC", data=result + i, register=register)
 
 
 def _visit(b: Builder, plan: Sweep, row: Address, runs: list[Run], result: Address) -> None:
-    """One row of whole or cut outputs, in order. The last result of a row is read while the row closes."""
+    """One row of whole or cut outputs, in order, read a batch at a time; the last one while the row closes."""
     b.command("ACT16", row=row)
-    *before, last = runs
-    for whole, group in groupby(before, key=lambda run: run.offset == 0):
+    each = plan.accumulators
+    *before, last = [runs[i : i + each] for i in range(0, len(runs), each)]
+    for whole, group in groupby(before, key=lambda batch: all(run.whole for run in batch)):
         same = list(group)
-        if whole and len(same) > 1:
-            _whole_outputs(b, plan, row, same, result)
+        if whole:
+            with b.loop(len(same)) as i:
+                _multiply_batch(b, plan, row, same[0], i * each)
+                _read_batch(b, plan, same[0], result, i * each)
             continue
-        for run in same:
-            multiply(b, plan, row, run.column, run.offset * plan.steps, run.count)
-            read_result(b, plan.bursts, result + run.output * plan.output_stride)
-    multiply(b, plan, row, last.column, last.offset * plan.steps, last.count)
+        for batch in same:
+            _multiply_batch(b, plan, row, batch)
+            _read_batch(b, plan, batch, result)
+    _multiply_batch(b, plan, row, last)
     b.command("PREA")
-    if last.last:
-        read_result(b, plan.bursts, result + last.output * plan.output_stride)
+    _read_batch(b, plan, last, result)
 
 
-def _whole_outputs(b: Builder, plan: Sweep, row: Address, whole: list[Run], result: Address) -> None:
-    first = whole[0]
-    with b.loop(len(whole)) as i:
-        multiply(b, plan, row, first.column + i * first.count, 0, first.count)
-        read_result(b, plan.bursts, result + (first.output + i) * plan.output_stride)
+def _multiply_batch(b: Builder, plan: Sweep, row: Address, batch: list[Run], shift: Address = 0) -> None:
+    """As many outputs as there are accumulators; `shift` whole outputs after those that `batch` names."""
+    for same in _stretches(batch, plan.accumulators):
+        first = same[0]
+        with repeat(b, len(same)) as i:
+            column = first.column + (i + shift) * first.count
+            register = first.output % plan.accumulators + i
+            multiply(b, plan, row, column, first.offset * plan.steps, first.count, register)
+
+
+def _read_batch(b: Builder, plan: Sweep, batch: list[Run], result: Address, shift: Address = 0) -> None:
+    """Read the outputs that end in a batch; one that the row's end cuts stays in its accumulator."""
+    for same in _stretches([run for run in batch if run.last], plan.accumulators):
+        first = same[0]
+        with repeat(b, len(same)) as i:
+            to = result + (first.output + i + shift) * plan.output_stride
+            read_result(b, plan.bursts, to, first.output % plan.accumulators + i)
+
+
+def _stretches(batch: list[Run], accumulators: int) -> list[list[Run]]:
+    """Neighbouring whole outputs whose accumulators follow each other; cut ones alone."""
+    found: list[list[Run]] = []
+    for run in batch:
+        if found and run.whole and found[-1][-1].whole and run.output % accumulators:
+            found[-1].append(run)
+        else:
+            found.append([run])
+    return found
 
 
 def _nested_visit(b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address) -> None:
     """A row of whole outputs of several parts or queries, or of which not all columns are used."""
-    alone = outputs * plan.parts * plan.queries == 1 and not plan.scale_columns
+    each = plan.parts * plan.queries
+    held = min(plan.accumulators // each, outputs)
+    if held < 2 and outputs * each > 1:
+        _nested_one_by_one(b, plan, row, outputs, result, scales)
+        return
+    b.command("ACT16", row=row)
+    before = (outputs - 1) // held
+    with b.loop(before) as batch:
+        _nested_batch(b, plan, row, batch * held, held)
+        _read_nested_batch(b, plan, batch * held, held, result)
+    rest = outputs - before * held
+    _nested_batch(b, plan, row, before * held, rest)
+    _read_scale_columns(b, plan, row, scales)
+    b.command("PREA")
+    _read_nested_batch(b, plan, before * held, rest, result)
+
+
+def _nested_batch(b: Builder, plan: Sweep, row: Address, first: Address, outputs: int) -> None:
+    with repeat(b, outputs) as o, repeat(b, plan.parts) as p, repeat(b, plan.queries) as q:
+        column = (first + o) * plan.packing.columns + p * plan.part_columns + plan.skip
+        register = (o * plan.parts + p) * plan.queries + q
+        vector = p * plan.part_vector + q * plan.query_vector
+        multiply(b, plan, row, column, vector, plan.used_columns, register)
+
+
+def _read_nested_batch(b: Builder, plan: Sweep, first: Address, outputs: int, result: Address) -> None:
+    with repeat(b, outputs) as o, repeat(b, plan.parts) as p, repeat(b, plan.queries) as q:
+        to = result + (first + o) * plan.output_stride + p * plan.part_stride + q * plan.query_stride
+        read_result(b, plan.bursts, to, (o * plan.parts + p) * plan.queries + q)
+
+
+def _nested_one_by_one(b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address) -> None:
+    """The same with one accumulator, or too few for two outputs: every result is read at once."""
     b.command("ACT16", row=row)
     with repeat(b, outputs) as o, repeat(b, plan.parts) as p, repeat(b, plan.queries) as q:
         column = o * plan.packing.columns + p * plan.part_columns + plan.skip
-        vector = p * plan.part_vector + q * plan.query_vector
-        multiply(b, plan, row, column, vector, plan.used_columns)
-        if not alone:
-            target = result + o * plan.output_stride + p * plan.part_stride + q * plan.query_stride
-            read_result(b, plan.bursts, target)
+        multiply(b, plan, row, column, p * plan.part_vector + q * plan.query_vector, plan.used_columns)
+        to = result + o * plan.output_stride + p * plan.part_stride + q * plan.query_stride
+        read_result(b, plan.bursts, to)
+    _read_scale_columns(b, plan, row, scales)
+    b.command("PREA")
+
+
+def _read_scale_columns(b: Builder, plan: Sweep, row: Address, scales: Address) -> None:
     with b.loop(plan.scale_columns) as c, b.loop(plan.banks) as bank:
         b.command("RD", bank=bank, row=row, column=plan.packing.row_columns + c, data=scales + c * plan.banks + bank)
-    b.command("PREA")
-    if alone:
-        read_result(b, plan.bursts, result)
 
 
 def send_vector(b: Builder, bursts: int, data: Address) -> None:

@@ -54,7 +54,8 @@ class Command:
     `bank` is the flat bank number in the channel; commands for all banks ignore it, commands for four banks take a
     multiple of four. `column` counts column accesses (32 B in GDDR6), `data` counts the same bursts in the memory of
     the unit beside the DRAM: where WR and WRGB read from and RD and RDMAC write to. `format` names the weight format
-    of a MAC; it decides how many MACs the command does and what they cost, not when it issues.
+    of a MAC; it decides how many MACs the command does and what they cost, not when it issues. `register` says which
+    accumulator of a bank a MAC adds to or RDMAC reads, in units that have several.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Command:
     column: Index = ZERO
     data: Index = ZERO
     format: str = ""
+    register: Index = ZERO
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ class Step:
     column: int
     data: int
     format: str
+    register: int = 0
 
 
 def expand(program: Program) -> Iterator[Step]:
@@ -147,8 +150,9 @@ def expand(program: Program) -> Iterator[Step]:
     for number, stream in enumerate(program.streams):
         for node, counters in unrolled(stream.body):
             if isinstance(node, Command):
-                bank, row, column, data = (i.at(counters) for i in (node.bank, node.row, node.column, node.data))
-                yield Step(number, node.name, bank, row, column, data, node.format)
+                fields = (node.bank, node.row, node.column, node.data)
+                bank, row, column, data = (i.at(counters) for i in fields)
+                yield Step(number, node.name, bank, row, column, data, node.format, node.register.at(counters))
 
 
 def unrolled(body: tuple[Node, ...], counters: tuple[int, ...] = ()) -> Iterator[tuple[Node, tuple[int, ...]]]:
@@ -186,9 +190,10 @@ class Builder:
         column: Index | int = 0,
         data: Index | int = 0,
         format: str = "",  # noqa: A002  (the field's own name)
+        register: Index | int = 0,
     ) -> None:
         """Append one DRAM command."""
-        self.add(Command(name, _index(bank), _index(row), _index(column), _index(data), format))
+        self.add(Command(name, _index(bank), _index(row), _index(column), _index(data), format, _index(register)))
 
     def add(self, node: Node) -> None:
         """Append any node."""
