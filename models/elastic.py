@@ -60,7 +60,7 @@ class Elastic:
     def offsets(self, x: Floats) -> Floats:
         """What is subtracted from the rows of x [M, K]: [M, 1]."""
         if self.offset == "mean":
-            return np.asarray(x.mean(axis=1, keepdims=True), dtype=np.float32)
+            return np.asarray(x.mean(axis=1, keepdims=True, dtype=np.float64), dtype=np.float32)
         return x.min(axis=1, keepdims=True) if self.offset == "minimum" else np.zeros((len(x), 1), np.float32)
 
     def codes(self, x: Floats, alpha: float) -> npt.NDArray[np.int8]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from nearbank.formats import Format
 from nearbank.kernels import Matrix, linear
 from nearbank.models.operations import OUTSIDE, append, attended, attention, elementwise, matmul
+from nearbank.models.rounding import Rounding
 from nearbank.trace import Operation
 
 Floats = npt.NDArray[np.float32]
@@ -40,15 +41,20 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class Linear:
-    """A named weight matrix [N, K] ready to multiply; `inputs` is the format its activations are rounded to."""
+    """A named weight matrix [N, K] ready to multiply; `inputs` is the format its activations are rounded to.
+
+    rounding: how, where it is not the kernels' own int8.
+    """
 
     name: str
     matrix: Matrix
     inputs: str
     bias: Floats | None = None
+    rounding: Rounding | None = None
 
     def __call__(self, x: Floats) -> Floats:
-        y: Floats = linear(x, self.matrix, self.inputs)  # [M, N]
+        rounding = self.rounding  # y: [M, N]
+        y: Floats = linear(x, self.matrix, self.inputs) if rounding is None else rounding.multiply(x, self.matrix)
         return y if self.bias is None else y + self.bias
 
 

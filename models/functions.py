@@ -1,6 +1,7 @@
 """What a transformer computes besides matrix products: norms, activations, rotary positions. NumPy, float32.
 
-Every function works on each row [.., D] by itself, so a token's result does not depend on the tokens beside it.
+Every function works on each row [.., D] by itself, so a token's result does not depend on the tokens beside it. Means
+and tanh are computed in double precision and rounded once, so that no library's order of sums shows in the result.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ ONE = np.float32(1)
 
 def layer_norm(x: Floats, weight: Floats, bias: Floats | None, eps: float) -> Floats:
     """x [M, D] → (x − mean) / √(variance + eps) · weight [D] + bias [D]."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    centred = x - x.mean(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
+    variance = np.square(centred).mean(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
     scaled: Floats = centred / np.sqrt(variance + np.float32(eps)) * weight
     return scaled if bias is None else scaled + bias
 
@@ -34,7 +35,8 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 def gelu_tanh(x: Floats) -> Floats:
     """GPT-2's GELU: ½x(1 + tanh(√(2/π)(x + 0.044715x³)))."""
     inner: Floats = SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x)
-    return np.asarray(HALF * x * (ONE + np.tanh(inner)), dtype=np.float32)
+    bend = np.tanh(inner.astype(np.float64)).astype(np.float32)
+    return np.asarray(HALF * x * (ONE + bend), dtype=np.float32)
 
 
 def silu(x: Floats) -> Floats:

@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 from nearbank.errors import NearbankError
 from nearbank.kernels import KVCache, WindowedKVCache, thread_count
+from nearbank.models.codes_cache import CodesCache
 from nearbank.models.execution import Cache, Floats, Linear, Pass
 from nearbank.models.kv import ChannelFit, kv_scheme
 from nearbank.models.plain_cache import PlainCache
+from nearbank.models.rounding import AttentionRounding
 from nearbank.models.shape import Shape
 from nearbank.models.sketch import describe
 from nearbank.trace import ModelDescription
@@ -43,6 +45,7 @@ class Tokenizer(Protocol):
 class Model:
     """weights, inputs: formats of the block matrices and their activations; kv: of the cache (`nearbank.models.kv`).
 
+    attention: per layer, how a model that was trained with rounded attention rounds it; its `kv` is a format then.
     card: what the checkpoint says about itself; kv_fit: what a fitted KV scheme rounds with.
     """
 
@@ -54,6 +57,7 @@ class Model:
     backend: str
     card: dict[str, Any] = field(default_factory=dict)
     kv_fit: ChannelFit | None = None
+    attention: tuple[AttentionRounding, ...] | None = None
 
     @property
     def shape(self) -> Shape:
@@ -74,9 +78,23 @@ class Model:
         """The shape as a trace's header states it."""
         return describe(self.shape)
 
+    @property
+    def kv_needs_fit(self) -> bool:
+        """True if its KV cache must be fitted to a text before the model can run."""
+        return self.attention is None and kv_scheme(self.kv).needs_fit
+
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one more token adds to the KV cache, all layers."""
+        shape = self.shape
+        if self.attention is not None:
+            return sum(rounding.bytes_per_token(shape.kv_heads, shape.head_dim) for rounding in self.attention)
+        return shape.layers * kv_scheme(self.kv).bytes_per_token(shape.kv_heads, shape.head_dim)
+
     def cache(self, capacity: int) -> Cache:
         """An empty KV cache for `capacity` tokens of one sequence."""
         shape = self.shape
+        if self.attention is not None:
+            return CodesCache(self.attention, shape.kv_heads, shape.head_dim, capacity)
         sizes = (shape.layers, shape.kv_heads, shape.head_dim, capacity)
         scheme = kv_scheme(self.kv)
         slides = any(window is not None and window < capacity for window in shape.windows)

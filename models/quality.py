@@ -178,12 +178,11 @@ def _check_windows(model: Model, tokens: int, window: int | None, length: int, s
 
 def weight_bytes(model: Model) -> int:
     """Bytes of the block matrices and the LM head in their formats."""
-    shape, block, head = model.shape, format_named(model.weights), model.network.head.matrix.format
-    sizes = ((x, head if x.name == "lm_head" else block) for x in model.description().matrices)
-    return sum(fmt.bytes_for(x.n, x.k) * (shape.layers if x.per_layer else 1) for x, fmt in sizes)
+    described, block, head = model.description(), format_named(model.weights), model.network.head.matrix.format
+    sizes = ((x, head if x.name == "lm_head" else block) for x in described.matrices)
+    return sum(fmt.bytes_for(x.n, x.k) * described.copies(x) for x, fmt in sizes)
 
 
 def kv_bytes_per_token(model: Model) -> int:
     """Bytes that one more token adds to the KV cache, all layers."""
-    shape = model.shape
-    return shape.layers * kv_scheme(model.kv).bytes_per_token(shape.kv_heads, shape.head_dim)
+    return model.kv_bytes_per_token()
