@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from nearbank import __version__
-from nearbank.baselines.processor import load_processor
-from nearbank.baselines.roofline import modelled_rows
+from nearbank.baselines.eager import eager_rows
+from nearbank.baselines.processor import load_framework, load_processor
+from nearbank.baselines.roofline import roofline_row
 from nearbank.kernels.threads import thread_count
 from nearbank.models import Generation, Model, Sampling, load_model, record
 from nearbank.replay import Replay, record_timeline, replay
@@ -26,7 +27,8 @@ LARGE_SHAPE = "gpt3-xl"
 SIMULATED = (("pim-gpt", "bf16"), ("pim-gpt", "ternary"), ("pim-gpt-ternary", "ternary"))
 MODELLED = ("t4", "h200")
 MODELLED_WEIGHTS = ("bf16", "ternary")
-BASELINE = "t4 (launch), bf16"
+FRAMEWORK = "gpt2-eager"
+BASELINE = "t4 (eager, fp32), bf16"
 TIMELINE_STEPS = 2
 
 Stage = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
@@ -107,9 +109,10 @@ def _others(load: Workload, stages: _Stages) -> Iterator[MachineRow]:
     for machine, weights in SIMULATED:
         stages.next(f"simulating {load.model.name} on {machine}, {weights}")
         yield _replay(load, machine, weights).row
-    for name in MODELLED:
+    for processor in map(load_processor, MODELLED):
         for weights in MODELLED_WEIGHTS:
-            yield from modelled_rows(load_processor(name), load, weights)
+            yield roofline_row(processor, load, weights)
+        yield eager_rows(processor, load_framework(FRAMEWORK), load, "bf16")[0]
 
 
 def _replay(load: Workload, machine: str, weights: str) -> Replay:
@@ -119,7 +122,7 @@ def _replay(load: Workload, machine: str, weights: str) -> Replay:
 def _small_remarks(load: Workload) -> tuple[str, ...]:
     mb = load.model.weights() * 2 / 1e6
     return (
-        f"The bundled model is small: its matrices are {mb:.1f} MB at 16 bits, so launches, the ASIC and the "
+        f"The bundled model is small: its matrices are {mb:.1f} MB at 16 bits, so a host's overhead, the ASIC and the "
         "pins weigh as much as memory. The second table shows a size where memory decides.",
     )
 
@@ -133,8 +136,8 @@ def _large_title(load: Workload) -> str:
 
 _LARGE_REMARKS = (
     "PIM reads every weight inside the memory: a token costs about its weights' columns at one per bank and clock, "
-    "plus a precharge and an activation for every row, plus refresh. The GPUs cost about their weights' bytes at peak "
-    "bandwidth, plus a launch for every operation.",
+    "plus a precharge and an activation for every row, plus refresh. A roofline is the weights' bytes at peak "
+    "bandwidth; an eager framework waits for its host besides, layer by layer.",
 )
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from nearbank.baselines.processor import load_processor, processor_names
-from nearbank.baselines.roofline import kv_bytes, modelled_rows, operation_bytes, weight_bytes
+from nearbank.baselines.roofline import kv_bytes, operation_bytes, roofline_row, weight_bytes
 from nearbank.errors import NearbankError
 from nearbank.trace import Operation
 from nearbank.workload import sketch_workload
@@ -25,17 +25,15 @@ def test_attention_reads_the_cache_once() -> None:
 
 def test_decode_time_at_gpt3_xl_is_the_weights_over_the_bandwidth() -> None:
     load = sketch_workload("gpt3-xl", 1, 4)
-    bare, eager = modelled_rows(load_processor("t4"), load)
+    bare = roofline_row(load_processor("t4"), load)
     weights_ns = load.model.weights() * 2 / 320e9 * 1e9
     assert bare.ns_per_token == pytest.approx(weights_ns, rel=0.01)
-    operations = sum(b.count * len(b.operations) for step in load.steps() for b in step.blocks)
-    assert eager.time_ns - bare.time_ns == pytest.approx(operations * 10_000, abs=1)
     assert bare.energy_pj == pytest.approx(bare.time_ns * 70_000, rel=1e-6)
 
 
 def test_a_long_prompt_is_bound_by_arithmetic() -> None:
     processor = load_processor("h200")
-    bare, _ = modelled_rows(processor, sketch_workload("gpt3-xl", 2000, 1))
+    bare = roofline_row(processor, sketch_workload("gpt3-xl", 2000, 1))
     macs = sum(step.macs for step in sketch_workload("gpt3-xl", 2000, 1).steps())
     assert macs / processor.peak_macs_per_ns < bare.time_ns < 3 * macs / processor.peak_macs_per_ns
 
@@ -43,7 +41,7 @@ def test_a_long_prompt_is_bound_by_arithmetic() -> None:
 def test_fewer_bits_move_fewer_bytes() -> None:
     load = sketch_workload("gpt3-xl", 1, 2)
     processor = load_processor("t4")
-    moved = {w: modelled_rows(processor, load, w)[0].bytes_off_chip for w in ("bf16", "int8", "ternary", "binary")}
+    moved = {w: roofline_row(processor, load, w).bytes_off_chip for w in ("bf16", "int8", "ternary", "binary")}
     assert list(moved.values()) == sorted(moved.values(), reverse=True)
 
 

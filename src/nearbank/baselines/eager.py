@@ -23,32 +23,37 @@ _TRACE_VALUE_BYTES = 2
 
 
 def eager_rows(
-    processor: Processor, framework: Framework, load: Workload, *, host_slowdown: int = 1
+    processor: Processor,
+    framework: Framework,
+    load: Workload,
+    weights: str | None = None,
+    *,
+    host_slowdown: int = 1,
 ) -> list[MachineRow]:
-    """One row for each way the framework may run on the processor; `load` must be in 16-bit formats throughout.
+    """One row for each way the framework may run on the processor, the block matrices in `weights`, a 16-bit format.
 
     `host_slowdown` asks what a host would do that is so many times slower than the one that was measured.
     """
-    if {load.weights, load.kv} - {"bf16", "fp16"}:
-        raise NearbankError(f"eager baselines take 16-bit workloads, not {load.weights} weights and a {load.kv} cache")
-    steps = list(load.steps())
+    weights = weights or load.weights
+    if {weights, load.kv} - {"bf16", "fp16"}:
+        raise NearbankError(f"eager baselines take 16-bit workloads, not {weights} weights and a {load.kv} cache")
+    steps = list(load.steps(weights))
     runs = {name: _Run.of(framework, path, host_slowdown) for name, path in processor.eager.items()}
-    return [_row(processor, name, run, load, steps) for name, run in runs.items()]
+    return [_row(processor, name, [run.token_ps(step) for step in steps], load, weights) for name, run in runs.items()]
 
 
-def _row(processor: Processor, name: str, run: _Run, load: Workload, steps: list[Step]) -> MachineRow:
+def _row(processor: Processor, name: str, times_ps: list[int], load: Workload, weights: str) -> MachineRow:
     path = processor.eager[name]
-    times = [run.token_ps(step) for step in steps]
-    total_ps = sum(times)
+    total_ps = sum(times_ps)
     return MachineRow(
         machine=f"{processor.name} (eager, {name})",
         kind="modelled",
-        weights=load.weights,
+        weights=weights,
         kv=load.kv,
         tokens=load.tokens,
         time_ns=ceil_div(total_ps, 1000),
         energy_by_component_pj={"processor": path.power_nw * total_ps // 10**9},
-        token_time_ns=tuple(ceil_div(t, 1000) for t in times),
+        token_time_ns=tuple(ceil_div(t, 1000) for t in times_ps),
         note=f"{processor.title}, {path.title}, eager; GEMV's share of the bandwidth: {path.gemv_share.source}",
     )
 
@@ -60,6 +65,7 @@ class _Run:
     layer_ps: int
     outside_ps: int
     ps_per_byte: float
+    ps_per_mac: float
     beside: bool
 
     @classmethod
@@ -69,6 +75,7 @@ class _Run:
             host_slowdown * (framework.layer_ps + framework.kernels_per_layer * launch),
             host_slowdown * (framework.outside_ps + framework.kernels_outside_layers * launch),
             8e12 / path.bits_per_s * path.value_bytes / _TRACE_VALUE_BYTES,
+            1000 / path.peak_macs_per_ns,
             path.launch_ps is not None,
         )
 
@@ -78,10 +85,13 @@ class _Run:
         outside = sum(block.first < 0 for block in step.blocks)
         for block in step.blocks:
             issue = self.layer_ps if block.first >= 0 else self.outside_ps // outside
-            work = round(sum(map(_bytes, block.operations)) * self.ps_per_byte)
+            work = round(sum(self._work_ps(operation) for operation in block.operations))
             for _ in range(block.count):
                 host, device = self._after(host, device, issue, work)
         return max(host, device)
+
+    def _work_ps(self, operation: Operation) -> float:
+        return max(_bytes(operation) * self.ps_per_byte, operation.macs * self.ps_per_mac)
 
     def _after(self, host: int, device: int, issue: int, work: int) -> tuple[int, int]:
         """Times at which host and device are done with one more part."""

@@ -33,13 +33,15 @@ class Share(_Strict):
 class EagerPath(_Strict):
     """How an eager framework uses a processor: bytes per value, bandwidth a plain read reaches, a GEMV's share of it.
 
-    `launch` is what the host spends on starting a kernel, for processors that are not the host themselves; without it
-    the host computes, one operation after another. `power` is what the run draws.
+    `peak_macs_per_ns` bounds long prompts. `launch` is what the host spends on starting a kernel, for processors that
+    are not the host themselves; without it the host computes, one operation after another. `power` is what the run
+    draws.
     """
 
     title: str
     value_bytes: Annotated[int, Field(gt=0, le=8)]
     format_source: str
+    peak_macs_per_ns: Annotated[int, Field(gt=0)]
     read_bandwidth: BitRate
     gemv_share: Share
     launch: Time | None = None
@@ -60,7 +62,7 @@ class EagerPath(_Strict):
 
 
 class Processor(_Strict):
-    """Peak memory bandwidth, peak multiply-accumulates per second, launch overhead per operation, board power.
+    """Peak memory bandwidth, peak multiply-accumulates per second, board power.
 
     `eager` has the ways an eager framework may run on it, by name; the first is the one that reports use.
     """
@@ -70,7 +72,6 @@ class Processor(_Strict):
     memory_bandwidth: BitRate
     peak_macs_per_ns: int
     peak_source: str
-    launch_overhead: Time
     board_power: Power
     eager: Mapping[str, EagerPath] = Field(default_factory=dict)
 
@@ -79,19 +80,19 @@ class Processor(_Strict):
         return units.BIT_RATE.parse(_text(self.memory_bandwidth))
 
     @property
-    def launch_ps(self) -> int:
-        return units.TIME.parse(_text(self.launch_overhead))
-
-    @property
     def power_nw(self) -> int:
         return units.POWER.parse(_text(self.board_power))
 
 
 class Framework(_Strict):
-    """What an eager framework's host spends on a network: time in a layer and outside the layers, and the kernels."""
+    """What an eager framework's host spends on a network: time in a layer and outside the layers, and the kernels.
+
+    `measured_as` names the part of the calibration's result that the constants are from.
+    """
 
     name: str
     title: str
+    measured_as: str
     layer: Time
     outside_layers: Time
     kernels_per_layer: int
@@ -111,6 +112,11 @@ def _text(constant: Constant) -> str:
     return constant.value
 
 
+def framework_names() -> list[str]:
+    """The eager frameworks that come with the package."""
+    return sorted(path.stem for path in _FRAMEWORKS.glob("*.yaml"))
+
+
 def processor_names() -> list[str]:
     """The modelled processors that come with the package."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
@@ -127,9 +133,8 @@ def load_processor(name: str) -> Processor:
 @cache
 def load_framework(name: str) -> Framework:
     """The eager framework of that name; `NearbankError` lists the known ones."""
-    known = sorted(path.stem for path in _FRAMEWORKS.glob("*.yaml"))
-    if name not in known:
-        raise NearbankError(f"unknown framework {name!r}; known: {', '.join(known)}")
+    if name not in framework_names():
+        raise NearbankError(f"unknown framework {name!r}; known: {', '.join(framework_names())}")
     return _load(Framework, _FRAMEWORKS / f"{name}.yaml")
 
 

@@ -1,14 +1,13 @@
-"""What a run would cost on a modelled processor: idealised, with and without launch overhead.
+"""What a run would cost on a modelled processor at its best: bandwidth or arithmetic, and no host at all.
 
 An operation takes the longer of moving its bytes at peak bandwidth and doing its multiply-accumulates at peak rate.
-"Launch" adds a fixed overhead per operation, as an eager framework has. This is the idealised runtime of "Cheaply
-Evaluating Inference Efficiency Metrics": uniform hardware, no contention. Energy is board power times time, an upper
-bound for a processor that mostly waits for memory.
+This is the idealised runtime of "Cheaply Evaluating Inference Efficiency Metrics": uniform hardware, no contention.
+What an eager framework adds is in `nearbank.baselines.eager`. Energy is board power times time, an upper bound for a
+processor that mostly waits for memory.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 from nearbank.baselines.processor import Processor
@@ -21,44 +20,24 @@ from nearbank.workload import Workload
 _ACTIVATION_BYTES = 2  # activations between operations are 16-bit
 
 
-def modelled_rows(processor: Processor, load: Workload, weights: str | None = None) -> list[MachineRow]:
-    """Two rows for the workload with its block matrices in `weights`: the roofline alone, and with launch overhead."""
+def roofline_row(processor: Processor, load: Workload, weights: str | None = None) -> MachineRow:
+    """The workload with its block matrices in `weights`, at the processor's peaks."""
     steps = list(load.steps(weights))
-    times = [_step_ps(processor, step) for step in steps]
-    launches = [_launches(step) * processor.launch_ps for step in steps]
-    made = _Made(load, weights or load.weights, sum(_step_bytes(step) for step in steps))
-    with_launch = [time + launch for time, launch in zip(times, launches, strict=True)]
-    return [_row(processor, made, times, "roofline"), _row(processor, made, with_launch, "launch")]
-
-
-@dataclass(frozen=True)
-class _Made:
-    load: Workload
-    weights: str
-    bytes_moved: int
-
-
-def _row(processor: Processor, made: _Made, times_ps: list[int], model: str) -> MachineRow:
+    times_ps = [_step_ps(processor, step) for step in steps]
     total_ps = sum(times_ps)
     return MachineRow(
-        machine=f"{processor.name} ({model})",
+        machine=f"{processor.name} (roofline)",
         kind="modelled",
-        weights=made.weights,
-        kv=made.load.kv,
-        tokens=made.load.tokens,
+        weights=weights or load.weights,
+        kv=load.kv,
+        tokens=load.tokens,
         time_ns=ceil_div(total_ps, 1000),
         energy_by_component_pj={"board": processor.power_nw * total_ps // 10**9},
-        bytes_off_chip=made.bytes_moved,
+        bytes_off_chip=sum(_step_bytes(step) for step in steps),
         token_time_ns=tuple(ceil_div(t, 1000) for t in times_ps),
-        note=_NOTES[model].format(p=processor),
+        note=f"{processor.title}: bytes at {processor.memory_bandwidth.value} or MACs at peak, whichever is longer; "
+        f"energy at board power {processor.board_power.value}",
     )
-
-
-_NOTES = {
-    "roofline": "{p.title}: bytes at {p.memory_bandwidth.value} or MACs at peak, whichever is longer; "
-    "energy at board power {p.board_power.value}",
-    "launch": "{p.title}: roofline plus {p.launch_overhead.value} per operation ({p.launch_overhead.source})",
-}
 
 
 def _step_ps(processor: Processor, step: Step) -> int:
@@ -69,10 +48,6 @@ def _operation_ps(processor: Processor, operation: Operation) -> int:
     moving = ceil_div(operation_bytes(operation) * 8 * 10**12, processor.bits_per_s)
     computing = ceil_div(operation.macs * 1000, processor.peak_macs_per_ns)
     return max(moving, computing)
-
-
-def _launches(step: Step) -> int:
-    return sum(block.count * len(block.operations) for block in step.blocks)
 
 
 def _step_bytes(step: Step) -> int:

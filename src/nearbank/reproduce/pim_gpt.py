@@ -15,7 +15,7 @@ from typing import Any
 from nearbank import __version__
 from nearbank.baselines.eager import eager_rows
 from nearbank.baselines.processor import load_framework, load_processor
-from nearbank.baselines.roofline import modelled_rows
+from nearbank.baselines.roofline import roofline_row
 from nearbank.models.config import CONFIGS
 from nearbank.models.shape import Shape
 from nearbank.report.row import MachineRow
@@ -198,7 +198,7 @@ def _baselines(point: Point) -> dict[str, MachineRow]:
     found = {}
     for name in (GPU, CPU):
         processor = load_processor(name)
-        found[f"{name} roofline"] = modelled_rows(processor, load)[0]
+        found[f"{name} roofline"] = roofline_row(processor, load)
         first, *others = eager_rows(processor, framework, load)
         found[f"{name} eager"] = first
         found |= {f"{name} eager, {path}": row for path, row in zip(list(processor.eager)[1:], others, strict=True)}
