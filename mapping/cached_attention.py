@@ -1,22 +1,22 @@
 """The ASIC's side of attention when programs are executed: what it sends, receives and computes, head by head.
 
-K and V are rounded to the cache's format as the kernels round them; scores come from the banks, their softmax is
-exact (what Taylor series and Newton-Raphson cost in accuracy is another question than whether the mapping is right),
-probabilities are rounded to bf16 on their way to the global buffer, and the division comes last.
+K and V are rounded to the cache's format as the kernels round them. Queries, times 1/√d, and probabilities, times the
+scales of V, are rounded to bf16 on their way to the global buffer; scores come from the banks, and get K's scales and
+offsets; V's offsets are added to the context product, and the division comes last. All of it in float32.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nearbank.errors import NearbankError
-from nearbank.formats import Format, format_named, from_bf16, to_bf16
+from nearbank.formats import format_named, from_bf16, to_bf16
+from nearbank.mapping.asic_arithmetic import EXACT, AsicArithmetic, signed_zero
 from nearbank.mapping.attention import Span, scale_bursts
-from nearbank.mapping.bank_arithmetic import Bytes, Floats
+from nearbank.mapping.bank_arithmetic import Bytes, Floats, Singles, tree_sum
 from nearbank.mapping.cache_placement import CachePlacement
 from nearbank.mapping.sweep import CACHE_SCALES, KEYS, RESULT, VALUES, VECTOR
 from nearbank.mapping.target import Target
@@ -26,43 +26,14 @@ Masked = tuple[Bytes, Bytes]
 Reals = npt.NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True)
-class Rounded:
-    """One token's K or V in the cache's format: codes [heads, head_dim], scale and offset [heads].
-
-    Floats have scale 1 and offset 0.
-    """
-
-    codes: npt.NDArray[np.generic]
-    scales: npt.NDArray[np.float32]
-    offsets: npt.NDArray[np.float32]
-
-
-def round_token(fmt: Format, values: Reals) -> Rounded:
-    """K or V [heads, head_dim] of one token as the cache keeps it: the range of each head over the codes 0 … high.
-
-    int8 has the codes −high … high around the middle of the range. Scale and offset are bf16.
-    """
-    heads = len(values)
-    if fmt.is_float:
-        ones = np.ones(heads, dtype=np.float32)
-        return Rounded(fmt.quantise(values.astype(np.float32)).codes, ones, np.zeros_like(ones))
-    least, most = values.min(axis=1), values.max(axis=1)
-    low = -fmt.high if fmt.name == "int8" else 0
-    scales = from_bf16(to_bf16(((most - least) / (fmt.high - low)).astype(np.float32)))
-    offsets = from_bf16(to_bf16((least - low * scales).astype(np.float32)))
-    safe = np.where(scales > 0, scales, 1)
-    codes = np.clip(np.rint((values - offsets[:, None]) / safe[:, None]), low, fmt.high)
-    return Rounded(codes.astype(np.int8 if low else np.uint8), scales, offsets)
-
-
 class CachedAttention:
     """Attention of one token in one layer. Call `begin`, execute the program's part with the rest, take `result`."""
 
-    def __init__(self, cache: CachePlacement, target: Target) -> None:
-        self.cache, self.target = cache, target
+    def __init__(self, cache: CachePlacement, target: Target, arithmetic: AsicArithmetic = EXACT) -> None:
+        self.cache, self.target, self.arithmetic = cache, target, arithmetic
         self.format = format_named(cache.format)
         self._teams = cache.teams(target.channels)
+        self._zero = np.float32(signed_zero(self.format))
         self._old: dict[int, Bytes] = {}
 
     def begin(self, token: int, q: Reals, k: Reals, v: Reals, first: int = 0) -> None:
@@ -76,19 +47,21 @@ class CachedAttention:
         padded = np.zeros((cache.kv_heads, cache.queries, cache.head_columns * cache.use.values), dtype=np.float32)
         padded[:, :, : cache.head_dim] = q.reshape(cache.kv_heads, cache.queries, cache.head_dim)
         self.q = to_bf16(padded)
-        self.new = (round_token(self.format, k), round_token(self.format, v))
+        self._totals: Singles = tree_sum(from_bf16(to_bf16(padded[:, :, : cache.head_dim])))
+        self.new = tuple(self.arithmetic.round_token(self.format, part) for part in (k, v))
         positions = ceil_div(cache.max_context, self.target.banks * cache.team) * self.target.banks * cache.team
-        self.scores: Floats = np.zeros((cache.kv_heads, cache.queries, positions))
-        self.context: Floats = np.zeros((cache.kv_heads, cache.queries, cache.head_dim))
-        self.sums: Floats = np.zeros((cache.kv_heads, cache.queries))
-        self.offsets: Floats = np.zeros((cache.kv_heads, cache.queries))
+        self.scores: Singles = np.zeros((cache.kv_heads, cache.queries, positions), np.float32)
+        self.context: Singles = np.zeros((cache.kv_heads, cache.queries, cache.head_dim), np.float32)
+        self.sums: Singles = np.zeros((cache.kv_heads, cache.queries), np.float32)
+        self.offsets: Singles = np.zeros((cache.kv_heads, cache.queries), np.float32)
         self.params = np.tile(np.array([1, 0, 1, 0], dtype=np.float32), (cache.kv_heads, positions, 1))
         self._weights: dict[int, npt.NDArray[np.uint16]] = {}
         self._softmaxes = 0
 
-    def result(self) -> Floats:
+    def result(self) -> Singles:
         """The context product [heads, head_dim]."""
-        return ((self.context + self.offsets[..., None]) / self.sums[..., None]).reshape(-1, self.cache.head_dim)
+        total = self.context + self.offsets[..., None]
+        return self.arithmetic.divide(total, self.sums[..., None]).reshape(-1, self.cache.head_dim)
 
     def run(self, job: str) -> None:
         """Softmaxes come slot after slot; the other jobs have nothing left to do."""
@@ -111,15 +84,15 @@ class CachedAttention:
         # The new token's scales never left the ASIC.
         self.params[:, self.token] = np.stack([keys.scales, keys.offsets, values.scales, values.offsets], axis=1)
         for head in self._heads_of(slot):
-            key_scale, key_offset, value_scale, value_offset = self.params[head, attended].T
-            totals = from_bf16(self.q[head]).sum(axis=1, keepdims=True)
-            scores = self.scores[head, :, attended] * key_scale + totals * key_offset
-            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            key_scale, key_offset, value_scale, value_offset = np.ascontiguousarray(self.params[head, attended].T)
+            scores = self.scores[head, :, attended] * key_scale
+            scores += self._totals[head][:, None] * (key_offset + self._zero * key_scale)
+            weights = self.arithmetic.exp(scores - scores.max(axis=1, keepdims=True))
             room = np.zeros((self.cache.queries, self.scores.shape[2] + self.cache.v_block), dtype=np.float32)
             room[:, attended] = weights * value_scale
             self._weights[head] = to_bf16(room)
-            self.sums[head] = weights.sum(axis=1)
-            self.offsets[head] = (weights * value_offset).sum(axis=1)
+            self.sums[head] = tree_sum(weights)
+            self.offsets[head] = tree_sum(weights * (value_offset + self._zero * value_scale))
 
     def send(self, label: str, channels: tuple[int, ...], data: int) -> Masked:
         """A burst to write, for each channel."""

@@ -3,8 +3,9 @@
     decoder = MappedDecoder(plan, weights)
     logits = decoder.run(step, tokens)   # the logits of the step's last token
 
-The banks' bytes, the MAC units' arithmetic and the addresses are the machine's; layer norm, GELU and softmax are
-computed exactly in float32, so that what differs from a plain computation is the mapping or its number formats.
+The banks' bytes, the MAC units' arithmetic and the addresses are the machine's. What the ASIC computes is an
+`AsicArithmetic`: exact, so that what differs from a plain computation is the mapping or its number formats, or with
+the published approximations.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import numpy.typing as npt
 
 from nearbank.errors import NearbankError
 from nearbank.formats import Quantised
+from nearbank.mapping.asic_arithmetic import EXACT, AsicArithmetic
 from nearbank.mapping.bank_arithmetic import Bytes, Floats
 from nearbank.mapping.cached_attention import CachedAttention
 from nearbank.mapping.functional import BankMemory, Moment, execute
 from nearbank.mapping.gemv import MatrixSums, vector_bytes_of
 from nearbank.mapping.loading import load_matrix
 from nearbank.mapping.matmul import label_of
+from nearbank.mapping.matrix_placement import MatrixPlacement
 from nearbank.mapping.pim_gpt import Plan
 from nearbank.mapping.sweep import READ
 from nearbank.trace import Step
@@ -33,15 +36,11 @@ ATTENTION = ("append", "score", "context", "softmax")
 
 @dataclass(frozen=True)
 class Norm:
-    """Layer norm's gain and bias [width]."""
+    """Layer norm's gain and bias [width], and what is added to the variance."""
 
     gain: Array
     bias: Array
     eps: float = 1e-5
-
-    def __call__(self, x: Array) -> Array:
-        centred = x - x.mean(dtype=np.float32)
-        return np.asarray(centred / np.sqrt((centred**2).mean() + np.float32(self.eps)) * self.gain + self.bias)
 
 
 @dataclass(frozen=True)
@@ -57,36 +56,28 @@ class GptWeights:
     biases: Mapping[str, Sequence[Array]] = field(default_factory=dict)
 
 
-def gelu(x: Array) -> Array:
-    """GELU in its tanh form."""
-    inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)
-    return np.asarray(np.float32(0.5) * x * (1 + np.tanh(inner)), dtype=np.float32)
-
-
-def quantise_vector(x: Array) -> tuple[npt.NDArray[np.int8], float]:
-    """int8 codes and scale: the largest magnitude becomes 127."""
-    scale = np.float32(np.abs(x).max() / np.float32(127))
-    codes = np.rint(x / scale) if scale else np.zeros_like(x)
-    return codes.astype(np.int8), float(scale)
+def _extent(step: Step) -> tuple[int, int]:
+    """(tokens of a step, positions in the cache after it)."""
+    operations = [operation for block in step.blocks for operation in block.operations]
+    return max(o.m or 1 for o in operations), max(o.context or 0 for o in operations if o.op == "append")
 
 
 class MappedDecoder:
     """One sequence, decoded step by step in order. It is the `Unit` beside the memory of its programs."""
 
-    def __init__(self, plan: Plan, weights: GptWeights) -> None:
-        self.plan, self.weights = plan, weights
+    def __init__(self, plan: Plan, weights: GptWeights, arithmetic: AsicArithmetic = EXACT) -> None:
+        self.plan, self.weights, self.arithmetic = plan, weights, arithmetic
         self.memory = BankMemory(plan.target)
         self._matrices = {label_of(m.name): m for m in plan.placement.matrices}
         for label, matrix in self._matrices.items():
             for layer, codes in enumerate(weights.matrices[label]):
                 load_matrix(self.memory, matrix, codes, layer)
-        self._attention = CachedAttention(plan.placement.cache, plan.target)
+        self._attention = CachedAttention(plan.placement.cache, plan.target, arithmetic)
         self._position = -1
         self._sums: MatrixSums | None = None
         self._label = ""
         self._layer = 0
         self._attending = False
-        self._scale = 1.0
         self._scales: dict[int, Bytes] = {}
         self._effects: Mapping[str, Callable[[Array], None]] = {
             "qkv": self._got_qkv,
@@ -97,12 +88,30 @@ class MappedDecoder:
         }
 
     def run(self, step: Step, tokens: Sequence[int]) -> Array:
-        """Execute one step on its new tokens; the logits [vocabulary] after the last of them."""
+        """Execute one step on its new tokens; the logits [vocabulary] after the last of them.
+
+        Raises `NearbankError` for tokens outside the vocabulary, and for a step that does not follow the last one.
+        """
+        self._check(step, tokens)
         self._tokens = list(tokens)
         self._taken = 0
         execute(self.plan.lower(step), self.memory, self)
         self._settle()
         return self._logits
+
+    def _check(self, step: Step, tokens: Sequence[int]) -> None:
+        expected, end = _extent(step)
+        vocabulary = len(self.weights.tokens)
+        if len(tokens) != expected:
+            raise NearbankError(f"step {step.index} has {expected} tokens, but {len(tokens)} were given")
+        if end - expected != self._position + 1:
+            raise NearbankError(
+                f"step {step.index} begins at position {end - expected}, but {self._position + 1} tokens were "
+                "executed; run all steps of one sequence in order"
+            )
+        outside = [token for token in tokens if not 0 <= token < vocabulary]
+        if outside:
+            raise NearbankError(f"token {outside[0]} is outside the vocabulary of {vocabulary}")
 
     def inputs(self, label: str) -> str:
         return self._matrices[label].input_format if label in self._matrices else "bf16"
@@ -149,7 +158,7 @@ class MappedDecoder:
         layer, second = divmod(self._norms, 2)
         norms = self.weights.norms
         norm = norms[layer][second] if layer < len(norms) else self.weights.final_norm
-        self._vector = norm(self._x)
+        self._vector = self.arithmetic.norm(self._x, norm.gain, norm.bias, norm.eps)
         self._norms += 1
 
     def _store_scales(self, channels: tuple[int, ...], index: int, burst: Floats | Bytes) -> None:
@@ -163,29 +172,30 @@ class MappedDecoder:
             self._label, self._layer = moment.label, moment.layer
             matrix = self._matrices[moment.label]
             if self._attending:
-                self._vector = self._attention.result().reshape(-1).astype(np.float32)
+                self._vector = self._attention.result().reshape(-1)
                 self._attending = False
-            vector: npt.NDArray[np.generic] = self._vector
-            self._scale = 1.0
-            if matrix.input_format == "int8":
-                vector, self._scale = quantise_vector(self._vector)
-            self._sums = MatrixSums(matrix, self.plan.target, vector_bytes_of(matrix.input_format, vector))
+            self._sums = self._product(matrix)
             self._sums.scale_bytes, self._scales = self._scales, {}
         return self._sums
+
+    def _product(self, matrix: MatrixPlacement) -> MatrixSums:
+        """The ASIC's side of the product with the vector at hand, rounded to the matrix's inputs."""
+        vector: npt.NDArray[np.generic] = self._vector
+        scale = np.float32(1)
+        if matrix.input_format == "int8":
+            vector, scales = self.arithmetic.quantise(self._vector)
+            scale = np.float32(scales)
+        return MatrixSums(matrix, self.plan.target, vector_bytes_of(matrix.input_format, vector), scale)
 
     def _settle(self) -> None:
         """Finish the matrix product at hand and do what its result is for."""
         if self._sums is None:
             return
         sums, self._sums = self._sums, None
-        y = sums.result() * self._scale
-        if sums.matrix.scales:
-            y = y * sums.scales()
-        elif not sums.grouped and self.weights.matrices[self._label][self._layer].scales is not None:
-            y = y * np.asarray(self.weights.matrices[self._label][self._layer].scales).reshape(-1)
+        y = sums.result(self.weights.matrices[self._label][self._layer].scales)
         if self._label in self.weights.biases:
             y = y + self.weights.biases[self._label][self._layer]
-        self._effects[self._label](y.astype(np.float32))
+        self._effects[self._label](y)
 
     def _got_qkv(self, y: Array) -> None:
         model = self.plan.model
@@ -200,7 +210,7 @@ class MappedDecoder:
         self._x = self._x + y
 
     def _got_hidden(self, y: Array) -> None:
-        self._vector = gelu(y)
+        self._vector = self.arithmetic.gelu(y)
 
     def _got_logits(self, y: Array) -> None:
         self._logits = y

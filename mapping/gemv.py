@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nearbank.errors import NearbankError
 from nearbank.formats import Quantised, format_named, to_bf16
-from nearbank.mapping.bank_arithmetic import Bytes, Floats
+from nearbank.mapping.bank_arithmetic import Bytes, Floats, Singles
 from nearbank.mapping.functional import BankMemory, Moment, execute
 from nearbank.mapping.loading import chunks_of, load_matrix, output_index
 from nearbank.mapping.matmul import label_of, matmul
@@ -54,19 +55,23 @@ class MatrixSums:
     """The ASIC's side of one matrix product: it holds the vector, and adds up the results of the chunks.
 
     `totals` [outputs per bank, channels, banks] are the sums so far; `scale_bytes` are what was read from the rows.
-    With scales per group, the results of a chunk wait until it ends, and are then scaled group by group.
+    With scales per group, the results of a chunk wait until it ends, and are then scaled group by group, by the
+    inputs' scale too. Sums of floats are float32, those of integers exact until they are scaled.
     """
 
     matrix: MatrixPlacement
     target: Target
     vector: Bytes
+    input_scale: np.float32 = np.float32(1)  # noqa: RUF009
     scale_bytes: dict[int, Bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         t = self.target
         self._kinds = list(chunks_of(self.matrix))
         self._chunk = 0
-        self.totals: Floats = np.zeros((t.outputs_of(0, self.matrix.n), t.channels, t.banks))
+        exact = not (format_named(self.matrix.use.format).is_float or self.grouped)
+        shape = (t.outputs_of(0, self.matrix.n), t.channels, t.banks)
+        self.totals: npt.NDArray[Any] = np.zeros(shape, np.float64 if exact else np.float32)
         self._parts: dict[int, Floats] = {}
 
     @property
@@ -110,7 +115,7 @@ class MatrixSums:
             self.totals[output, where, span] += burst
 
     def _close_chunk(self) -> None:
-        """Add scale · (sum − zero · Σx) of every group of the chunk at hand."""
+        """Add scale · (sum − zero · Σx) of every group of the chunk at hand, in float32, group after group."""
         if not self._parts:
             return
         chunks, first, width, _ = self._kinds[self._chunk]
@@ -120,11 +125,12 @@ class MatrixSums:
         for index, sums in self._parts.items():
             output, part = divmod(index, chunks.parts)
             scale, zero = self._group_scale(chunks, output, part)
-            self.totals[output] += scale * (sums - zero * totals[part])
+            exact = (sums - zero * totals[part]).astype(np.float32)
+            self.totals[output] += exact * (self.input_scale * scale)
         self._parts.clear()
         self.scale_bytes.clear()
 
-    def _group_scale(self, chunks: Chunks, output: int, part: int) -> tuple[Floats, Floats]:
+    def _group_scale(self, chunks: Chunks, output: int, part: int) -> tuple[Singles, Floats]:
         """Scale and zero [channels, banks] of one group of one output, from the bytes at the end of its row."""
         banks, size = self.target.banks, self.target.column_bytes
         row, place = divmod(output, chunks.packing.per_row)
@@ -135,7 +141,7 @@ class MatrixSums:
         ]
         found = np.concatenate(columns, axis=2)[:, :, first % size :]  # [channels, banks, bytes]
         scale = np.ascontiguousarray(found[:, :, 4 * part : 4 * part + 4]).view(np.float32)[:, :, 0]
-        return scale.astype(np.float64), found[:, :, 4 * chunks.parts + part].astype(np.float64)
+        return scale, found[:, :, 4 * chunks.parts + part].astype(np.float64)
 
     def scales(self) -> npt.NDArray[np.float32]:
         """The scales per row [n] that were read, in the order of the outputs."""
@@ -146,12 +152,20 @@ class MatrixSums:
         used = np.ascontiguousarray(flat[:, : each * t.banks * 4]).view(np.float32)
         return used.reshape(t.channels, each, t.banks).transpose(1, 0, 2).reshape(-1)[: self.matrix.n]
 
-    def result(self) -> Floats:
-        """The sums [n], in the order of the outputs; scaled where scales are per group."""
+    def result(self, scales: npt.NDArray[np.float32] | None = None) -> Singles:
+        """The product [n] in float32, in the order of the outputs.
+
+        `scales`: of a tensor or of rows, where they did not come from the banks; integer sums are rounded to float32
+        and multiplied with inputs' scale · weights' scale, as the kernels do.
+        """
         self._close_chunk()
-        result = np.zeros(self.totals.size)
-        result[output_index(self.target, self.matrix.n).reshape(-1)] = self.totals.reshape(-1)
-        return result[: self.matrix.n]
+        sums = np.zeros(self.totals.size, self.totals.dtype)
+        sums[output_index(self.target, self.matrix.n).reshape(-1)] = self.totals.reshape(-1)
+        y = sums[: self.matrix.n].astype(np.float32)
+        if self.grouped or format_named(self.matrix.use.format).is_float:
+            return y
+        found = self.scales() if self.matrix.scales else np.asarray(scales, np.float32).reshape(-1)
+        return np.asarray(y * (self.input_scale * found))
 
 
 @dataclass
@@ -177,20 +191,13 @@ class _GemvUnit:
             raise NearbankError(f"unexpected job {job!r} in a matrix product")
 
 
-def run_gemv(
-    matrix: MatrixPlacement, target: Target, weights: Quantised, vector: npt.NDArray[np.generic]
-) -> npt.NDArray[np.float64]:
-    """weights [n, k] · vector [k] through the mapped program: sums [n] times the weights' scales.
+def run_gemv(matrix: MatrixPlacement, target: Target, weights: Quantised, vector: npt.NDArray[np.generic]) -> Singles:
+    """weights [n, k] · vector [k] through the mapped program: sums [n] times the weights' scales, in float32.
 
-    `vector` holds int8 codes where the matrix takes int8, else floats, which are rounded to its input format. Results
-    of chunks are added in float64, as sums that the ASIC keeps exactly.
+    `vector` holds int8 codes where the matrix takes int8, else floats, which are rounded to its input format.
     """
     memory = BankMemory(target)
     load_matrix(memory, matrix, weights)
     sums = MatrixSums(matrix, target, vector_bytes_of(matrix.input_format, vector))
     execute(gemv_program(matrix, target), memory, _GemvUnit(sums))
-    fmt = format_named(matrix.use.format)
-    if fmt.is_float or sums.grouped:
-        return sums.result()
-    scales = sums.scales() if matrix.scales else np.asarray(weights.scales).reshape(-1)
-    return np.asarray(sums.result() * scales)
+    return sums.result(weights.scales)

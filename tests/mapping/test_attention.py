@@ -9,9 +9,10 @@ import pytest
 
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named, from_bf16, to_bf16
+from nearbank.mapping.asic_arithmetic import EXACT as ASIC
 from nearbank.mapping.attention import Attention, Span, append_keys, attend
 from nearbank.mapping.cache_placement import CachePlacement
-from nearbank.mapping.cached_attention import CachedAttention, round_token
+from nearbank.mapping.cached_attention import CachedAttention
 from nearbank.mapping.functional import BankMemory, Moment, execute
 from nearbank.mapping.gemv import program_of
 from nearbank.mapping.placement import place
@@ -90,9 +91,7 @@ def worst_error(cache: CachePlacement, target: Target, tokens: int, window: int 
 def kept(cache: CachePlacement, values: np.ndarray) -> np.ndarray:
     """K or V [tokens, heads, d] as the cache's format keeps it."""
     fmt = format_named(cache.format)
-    rounded = [round_token(fmt, token) for token in values]
-    codes = [from_bf16(r.codes) if cache.format == "bf16" else r.codes.astype(np.float64) for r in rounded]
-    return np.stack([c * r.scales[:, None] + r.offsets[:, None] for c, r in zip(codes, rounded, strict=True)])
+    return np.stack([ASIC.round_token(fmt, token).values for token in values])
 
 
 def plain(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from nearbank.cli import bench, demo, doctor, importing, inspect, quality, replay, reproduce, trace, train
+from nearbank.cli import bench, demo, doctor, importing, inspect, prove, quality, replay, reproduce, trace, train
 from nearbank.errors import NearbankError
 
 INTERRUPTED = 130  # the status a shell gives a command that Ctrl-C stopped
@@ -27,6 +27,7 @@ app.command("validate")(inspect.validate)
 app.command("machines")(inspect.machines)
 app.command("formats")(inspect.formats)
 app.command("import")(importing.import_profile)
+app.command("prove")(prove.prove)
 app.command("quality")(quality.quality)
 app.command("train")(train.train)
 app.command("bench")(bench.bench)

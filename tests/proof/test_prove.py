@@ -1,0 +1,166 @@
+"""A model's text through its mapped programs: the bits of the same arithmetic without a memory, the kernels' tokens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nearbank.cli.app import run
+from nearbank.errors import NearbankError
+from nearbank.formats import format_named
+from nearbank.kernels.reference.quantise import quantise_rows, quantise_tokens
+from nearbank.mapping.asic_arithmetic import ARITHMETICS, EXACT, PIM_GPT
+from nearbank.mapping.decoder import MappedDecoder
+from nearbank.models import Model, load_model
+from nearbank.models.gpt import load_gpt
+from nearbank.models.shape import gpt_shape
+from nearbank.models.sketch import sketch
+from nearbank.models.tensors import Precision, Tensors
+from nearbank.proof import approximation_error, mapped_weights, prove, rounded_model
+from nearbank.proof.bridge import stored, values_of
+from nearbank.proof.prove import planned
+
+PROMPT = [3, 11, 7, 0, 48, 2, 9]
+
+
+def small(weights: str, kv: str, width: int = 64, bias: bool = False) -> Model:
+    """Two layers of random weights."""
+    shape = gpt_shape("small", 2, width, 4, 50, 32)
+    rng = np.random.default_rng(7)
+    hidden = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (4 * width, width)}
+    sizes = {f"h.{i}.{n}": s for i in range(2) for n, s in {**hidden, "mlp.fc2": (width, 4 * width)}.items()}
+    sizes |= {"wte": (50, width), "wpe": (32, width)}
+    tensors = {f"{name}.weight": rng.normal(0, size[1] ** -0.5, size) for name, size in sizes.items()}
+    tensors |= {f"{name}.bias": rng.normal(0, 0.1, size[0]) for name, size in sizes.items() if bias}
+    for norm in ("ln_f", *(f"h.{i}.ln_{j}" for i in range(2) for j in (1, 2))):
+        tensors |= {f"{norm}.weight": rng.normal(1, 0.1, width), f"{norm}.bias": rng.normal(0, 0.1, width)}
+    floats = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    precision = Precision(weights)
+    network = load_gpt(shape, Tensors(floats, "numpy", precision), bias)
+    return Model(network, None, weights, precision.activations, kv, "numpy")
+
+
+@pytest.mark.parametrize(
+    ("machine", "weights", "kv", "width", "asic"),
+    [
+        ("pim-gpt", "bf16", "bf16", 64, "exact"),
+        ("pim-gpt", "ternary", "int4", 64, "pim-gpt"),
+        ("pim-gpt-ternary", "bf16", "int8", 272, "exact"),  # fc2's 1,088 inputs are two chunks
+        ("pim-gpt-ternary", "int8", "int8", 64, "pim-gpt"),
+        ("pim-gpt-ternary", "ternary-tensor", "bf16", 64, "exact"),
+        ("pim-gpt-ternary", "binary", "int4", 64, "exact"),
+        ("pim-gpt-ternary", "int4-g64", "int2", 64, "exact"),
+    ],
+)
+def test_logits_have_the_bits_of_the_same_arithmetic_without_a_memory(
+    machine: str, weights: str, kv: str, width: int, asic: str
+) -> None:
+    model = small(weights, kv, width, bias=weights != "int8")
+    proof = prove(model, machine, PROMPT, 4, ARITHMETICS[asic])
+    assert proof.logits_bit_equal
+    if (machine, asic) == ("pim-gpt-ternary", "exact"):
+        assert proof.tokens_equal
+        assert proof.against_kernels.max_abs < 1e-5
+
+
+@pytest.mark.parametrize(("weights", "kv"), [("ternary", "int4"), ("bf16", "bf16")])
+def test_the_bundled_model_writes_what_the_kernels_write(weights: str, kv: str) -> None:
+    model = rounded_model(load_model(backend="numpy", kv=kv), weights)
+    proof = prove(model, "pim-gpt-ternary", "I ", 8)
+    assert proof.tokens_equal
+    assert proof.logits_bit_equal
+    assert len(proof.text) == 8
+    assert proof.commands["MACAB"] > 5_000
+
+
+def test_commands_one_by_one_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small("ternary", "int4")
+    fast = prove(model, "pim-gpt-ternary", PROMPT, 2)
+    monkeypatch.setattr("nearbank.mapping.functional._Run._macs", lambda *_: False)
+    slow = prove(model, "pim-gpt-ternary", PROMPT, 2)
+    assert slow.commands == fast.commands
+    assert slow.logits_bit_equal
+    assert replace(slow, seconds=0) == replace(fast, seconds=0)
+
+
+def test_a_flipped_bit_in_a_bank_is_seen() -> None:
+    model = small("ternary", "int4")
+    placed = planned(model, "pim-gpt-ternary", 8)
+    step = next(sketch(model.shape, 2, 1, weights="ternary", kv="int4"))
+    good, bad = (MappedDecoder(placed, mapped_weights(model)) for _ in range(2))
+    row = next(m for m in placed.placement.matrices if m.name.endswith("fc1")).region.first_row
+    bad.memory.row(row)[0, 0, 0] ^= 1
+    assert np.abs(good.run(step, [1, 2]) - bad.run(step, [1, 2])).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("tokens", "again", "complaint"),
+    [
+        ([1, 2, 3], False, "step 0 has 2 tokens, but 3 were given"),
+        ([1, 50], False, "token 50 is outside the vocabulary of 50"),
+        ([1, 2], True, "step 0 begins at position 0, but 2 tokens were executed"),
+    ],
+)
+def test_steps_and_tokens_are_checked(tokens: list[int], again: bool, complaint: str) -> None:
+    model = small("ternary", "bf16")
+    decoder = MappedDecoder(planned(model, "pim-gpt-ternary", 8), mapped_weights(model))
+    step = next(sketch(model.shape, 2, 1, weights="ternary"))
+    if again:
+        decoder.run(step, [1, 2])
+    with pytest.raises(NearbankError, match=complaint):
+        decoder.run(step, tokens)
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8", "ternary", "ternary-tensor", "binary", "int4-g64"])
+def test_codes_taken_from_a_prepared_matrix_stand_for_its_values(weights: str) -> None:
+    linear = small(weights, "bf16").network.blocks[0].fc2  # type: ignore[attr-defined]
+    assert (format_named(weights).dequantise(stored(linear)) == values_of(linear)).all()
+
+
+def test_the_exact_asic_rounds_to_integers_as_the_kernels_do() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 64)).astype(np.float32)
+    x[3], x[4] = 1.5, 0
+    codes, scales = EXACT.quantise(x)
+    expected = quantise_rows(x)
+    assert (codes == expected[0]).all() and (scales == expected[1]).all()
+    for fmt in ("int8", "int4", "int2"):
+        top = format_named(fmt).for_cache().high
+        kept, _, _ = quantise_tokens(x, top)
+        rounded = EXACT.round_token(format_named(fmt), x)
+        assert (rounded.codes.astype(np.int16) + (128 if fmt == "int8" else 0) == kept).all()
+        assert np.abs(rounded.values - x).max() <= rounded.scales.max() / 2 * (1 + 1e-4)
+
+
+def test_published_approximations_change_logits_little_and_choices_rarely() -> None:
+    found = approximation_error(load_model(backend="numpy"), "pim-gpt-ternary", "ROMEO:\n", 40)
+    assert 1e-5 < found.against_exact.max_abs < 0.5
+    assert found.against_exact.mean_abs < 0.05
+    assert found.against_exact.same_argmax >= 37
+
+
+def test_approximations_stay_within_their_bounds_over_the_whole_range() -> None:
+    x = np.linspace(-80, 80, 20001).astype(np.float32)
+    assert np.abs(PIM_GPT.exp(x) / np.exp(x.astype(np.float64)) - 1).max() < 2**-9 / 4
+    y = np.geomspace(1e-20, 1e20, 20001).astype(np.float32)
+    assert np.abs(PIM_GPT.divide(y, y) - 1).max() < 2**-9
+    assert np.abs(PIM_GPT.over_root(np.sqrt(y), y) - 1).max() < 2**-9
+    assert np.abs(PIM_GPT.gelu(x / 4) - EXACT.gelu(x / 4)).max() < 2e-4
+
+
+def test_the_command_prints_both_and_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(("prove", "--tokens", "2", "--prompt", "A", "--kv", "int8", "--json")) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["tokens"] == row["kernel_tokens"] and row["logits_bit_equal"]
+    for arguments, complaint in (
+        (("--machine", "gddr6"), "lacks MAC units"),
+        (("--asic", "cordic"), "unknown ASIC arithmetic 'cordic'; known: exact, pim-gpt"),
+        (("--weights", "int3"), "unknown format 'int3'"),
+        (("--tokens", "999"), "context of"),
+        (("--tokens", "1", "--prompt", "A", "--positions", "999"), "at most the context of 256"),
+    ):
+        assert run(("prove", *arguments)) == 2
+        assert complaint in capsys.readouterr().err
