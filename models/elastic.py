@@ -14,7 +14,6 @@ reason); `variant` says which form is meant. This is the definition in NumPy; tr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,8 @@ from nearbank.errors import NearbankError
 from nearbank.models.quantize import check_variant
 
 Floats = npt.NDArray[np.float32]
+
+START_SHARES = tuple(2 ** (-i / 4) for i in range(32))
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,16 @@ class Elastic:
             return "mean" if self.signed else "nothing"
         return "minimum" if self.bits == 2 and not self.signed else "nothing"
 
-    def first_alpha(self, x: npt.NDArray[Any]) -> float:
-        """Where the learning of α starts: 2·mean|X|/√high signed, 4·mean|X|/√high unsigned (authors' code)."""
-        return float((2 if self.signed else 4) * np.abs(x).mean() / np.sqrt(self.high))
+    def first_alpha(self, x: Floats) -> float:
+        """Where the learning of α starts: the share of max|X| with the least square error on X [M, K].
+
+        The authors' code starts at 2·mean|X|/√high signed, 4·mean|X|/√high unsigned. For attention probabilities, a few
+        large among many near 0, that is an order of magnitude too small to be learned away.
+        """
+        centred = x - self.offsets(x)
+        tried = [float(np.abs(centred).max() * share) or 1.0 for share in START_SHARES]
+        errors = [np.square(centred - self.rounded(x, alpha)).mean(dtype=np.float64) for alpha in tried]
+        return tried[int(np.argmin(errors))]
 
     def offsets(self, x: Floats) -> Floats:
         """What is subtracted from the rows of x [M, K]: [M, 1]."""

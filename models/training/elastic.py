@@ -12,6 +12,7 @@ from nearbank.models.elastic import Elastic
 from nearbank.models.training.straight_through import fake_int8, fake_uint8
 
 SMALLEST_GAIN = 1e-3
+START_ROWS = 4096  # of the first batch: enough to know its size
 TWN_SHARE = 0.7  # of the mean magnitude: below it a value becomes 0 (arXiv 1605.04711, eq. 6)
 
 
@@ -41,7 +42,7 @@ class EightBits(nn.Module):
 class ElasticActivation(nn.Module):
     """Rounds x [..., K] to α times the codes of `kind`.
 
-    α is the size of the first batch times a learned gain, so that one learning rate fits every α.
+    α is where the first batch starts it times a learned gain, so that one learning rate fits every α.
     """
 
     first: torch.Tensor
@@ -64,8 +65,8 @@ class ElasticActivation(nn.Module):
 
     @torch.no_grad()
     def _start(self, x: torch.Tensor) -> None:
-        factor = 2 if self.kind.signed else 4
-        self.first.copy_(factor * x.abs().float().mean() / self.kind.high**0.5)
+        rows = x.detach().reshape(-1, x.shape[-1])[:START_ROWS].float()
+        self.first.fill_(self.kind.first_alpha(rows.cpu().numpy()))
 
 
 def _offset(x: torch.Tensor, kind: Elastic) -> torch.Tensor:

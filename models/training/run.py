@@ -121,11 +121,13 @@ def _check_device(device: str) -> None:
 
 # Options that change how a run is watched or where its parts lie, not what it computes.
 _FREE = ("text", "teacher", "save_every", "evaluate_every")
+_STUDENT = ("student_steps", "student_lr", "hidden_weight", "attention_weight", "form")
 
 
 def _claim_folder(out: Path, options: TrainOptions, corpus: Corpus, teacher: CharGpt | None) -> None:
     """Make the folder, or check that the run found in it is this very one."""
-    wanted = {key: value for key, value in asdict(options).items() if key not in _FREE}
+    unused = _FREE if options.has_student else (*_FREE, *_STUDENT)
+    wanted = {key: value for key, value in asdict(options).items() if key not in unused}
     wanted["data_sha256"] = corpus.sha256
     wanted["teacher_sha256"] = None if teacher is None else _digest(teacher)
     record = out / OPTIONS

@@ -42,10 +42,20 @@ def test_binary_by_hand() -> None:
 
 
 def test_first_alpha_by_hand() -> None:
-    x = row(-1, 3)
-    assert Elastic(2, True).first_alpha(x) == pytest.approx(4)
-    assert Elastic(2, False).first_alpha(np.abs(x)) == pytest.approx(8 / np.sqrt(2))
-    assert Elastic(1, False).first_alpha(np.abs(x)) == pytest.approx(8)
+    """±3 round without error at alpha 3, the largest value; 0, 4, 8 at alpha 4."""
+    assert Elastic(2, True).first_alpha(row(-3, 0, 3)) == pytest.approx(3)
+    assert Elastic(1, True).first_alpha(row(-3, 3)) == pytest.approx(3)
+    assert Elastic(2, False).first_alpha(row(0, 4, 8)) == pytest.approx(4)
+    assert Elastic(1, False).first_alpha(row(0, 0, 8)) == pytest.approx(8)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_first_alpha_rounds_better_than_half_or_twice(kind: Elastic) -> None:
+    x = np.abs(np.random.default_rng(2).normal(size=(20, 30))).astype(np.float32)
+    centred, alpha = x - kind.offsets(x), kind.first_alpha(x)
+    worst = np.square(centred - kind.rounded(x, alpha)).mean()
+    for other in (alpha / 2, alpha * 2):
+        assert np.square(centred - kind.rounded(x, other)).mean() >= worst
 
 
 def test_gradients_by_hand() -> None:

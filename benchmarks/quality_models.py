@@ -1,0 +1,96 @@
+"""Train the small models of docs/quality.md, each as one JSON file in docs/quality: `make quality TEXT=file`.
+
+    python benchmarks/quality_models.py TEXT [--out build/quality] [--only 2-8 ...]
+
+One after the other, on one thread; a killed run resumes where it was, a finished one is not trained again.
+`quality_formats.py` rounds the full-precision model afterwards, `quality_page.py` writes the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nearbank.formats import FORMATS
+from nearbank.models.config import ModelConfig
+from nearbank.models.record import cpu_name
+from nearbank.models.training import TrainOptions, train
+from nearbank.models.training.run import Trained
+
+RESULTS = Path(__file__).parents[1] / "docs" / "quality"
+TEACHER = "fp"
+CONTROL = "fp-control"
+SMALL = TrainOptions(
+    text=Path(), name=TEACHER, precision="fp", layers=3, width=128, heads=4, context=128, batch=16, twin_steps=1800,
+    student_steps=1600, dropout=0.0, threads=1, seed=1,
+)  # fmt: skip
+# name, precision, peak learning rate: with activations of few bits a student has farther to go, as in the paper.
+STUDENTS = (
+    (CONTROL, "fp", 2e-3),
+    ("2-8", "2-8", 2e-3),
+    ("2-2", "2-2", 4e-3),
+    ("1-1", "1-1", 4e-3),
+    ("1-8", "1-8", 2e-3),
+    ("twn-2", "twn-2", 4e-3),
+    ("bwn-1", "bwn-1", 4e-3),
+)
+DISTILLED = {"hidden_weight": 1.0, "attention_weight": 0.1}  # the baselines learn from the text alone
+
+
+def runs(text: Path, out: Path) -> Iterator[TrainOptions]:
+    """The teacher, then everyone it teaches; a run's name is its folder's."""
+    yield replace(SMALL, text=text)
+    for name, precision, lr in STUDENTS:
+        student = replace(SMALL, text=text, name=name, precision=precision, teacher=out / TEACHER, student_lr=lr)
+        yield replace(student, **DISTILLED) if student.recipe.distilled else student
+
+
+def row(options: TrainOptions, trained: Trained) -> dict[str, Any]:
+    """What the page needs to know of a run. Losses in nats per character over the whole validation split."""
+    config, origin = trained.checkpoint.config, trained.checkpoint.origin
+    kept = ("layers", "width", "heads", "context", "batch", "hidden_weight", "attention_weight", "seed", "threads")
+    return {
+        "name": options.name,
+        "precision": options.precision,
+        "nats_per_character": origin.val_loss_nats,
+        "twin_nats_per_character": origin.val_loss_twin_nats,
+        "block_weight_bytes": block_bytes(config),
+        "block_parameters": config.block_parameters(),
+        "parameters": config.parameters(),
+        "steps": origin.student_steps or origin.twin_steps,
+        "lr": options.student_lr if origin.student_steps else options.twin_lr,
+        **{key: getattr(options, key) for key in kept},
+        "training_time_s": round(trained.training_time_s, 1),
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, shared",
+        "torch": origin.torch_version,
+        "date": origin.date,
+        "data_sha256": origin.data_sha256,
+    }
+
+
+def block_bytes(config: ModelConfig) -> int:
+    """Bytes of the block matrices in their format, scales included."""
+    return sum(FORMATS[config.weights].bytes_for(m.outputs, m.inputs) for m in config.all_block_matrices())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("build/quality"))
+    parser.add_argument("--only", nargs="*", default=None, help="names of runs; all when absent")
+    arguments = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for options in runs(arguments.text, arguments.out):
+        if arguments.only is None or options.name in arguments.only:
+            found = row(options, train(options, arguments.out / options.name))
+            (RESULTS / f"{options.name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            print(f"{options.name}: {found['nats_per_character']:.4f} nats per character", flush=True)
+
+
+if __name__ == "__main__":
+    main()
