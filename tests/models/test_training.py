@@ -15,11 +15,20 @@ torch = pytest.importorskip("torch")
 
 from nearbank.errors import NearbankError  # noqa: E402
 from nearbank.models.checkpoint import load_checkpoint  # noqa: E402
+from nearbank.models.execution import Pass  # noqa: E402
+from nearbank.models.load import checkpoint_model  # noqa: E402
 from nearbank.models.training import TrainOptions, train  # noqa: E402
 from nearbank.models.training.data import read_corpus, training_batch, validation_batches  # noqa: E402
-from nearbank.models.training.distill import distillation_loss, student_loss, task_loss  # noqa: E402
+from nearbank.models.training.deployed import deployed_logits  # noqa: E402
+from nearbank.models.training.distill import (  # noqa: E402
+    attention_loss,
+    distillation_loss,
+    hidden_loss,
+    student_loss,
+    task_loss,
+)
 from nearbank.models.training.export import unpack_network  # noqa: E402
-from nearbank.models.training.network import CharGpt, Rounding  # noqa: E402
+from nearbank.models.training.network import CharGpt, Rounding, States  # noqa: E402
 from nearbank.models.training.optimiser import schedule  # noqa: E402
 from nearbank.models.training.recipes import RECIPES, Recipe  # noqa: E402
 from nearbank.models.training.run import rounding_of  # noqa: E402
@@ -95,6 +104,16 @@ def test_losses_by_hand() -> None:
     assert float(task_loss(student, target)) == pytest.approx(-np.log(0.75), abs=1e-6)
     assert float(student_loss(student, teacher, target)) == pytest.approx((kl - np.log(0.75)) / 2, abs=1e-6)
     assert float(distillation_loss(teacher, teacher)) == pytest.approx(0, abs=1e-7)
+
+
+def test_inner_losses_by_hand() -> None:
+    """Hidden states: 0.25 / 1 and 0, over two layers. Scores: of the 3 attended pairs of 2 × 2, one is off by 3."""
+    logits, one = torch.zeros(1, 2, 4), torch.ones(1, 2, 1)
+    zero, off = torch.zeros(1, 1, 2, 2), torch.tensor([[[[0.0, 0], [3, 0]]]])
+    student = States(logits, [one / 2, one], [off, zero])
+    teacher = States(logits, [one, one], [zero, zero])
+    assert float(hidden_loss(student, teacher)) == pytest.approx(0.125)
+    assert float(attention_loss(student, teacher)) == pytest.approx(9 / 3 / 2)
 
 
 def test_the_schedule_warms_up_holds_and_falls(text: Path) -> None:
@@ -191,13 +210,52 @@ def test_a_stopped_run_ends_in_the_same_bits(text: Path, tmp_path: Path) -> None
         assert runs[0] == runs[1]
 
 
-def test_a_binary_student(text: Path, tmp_path: Path) -> None:
-    trained = train(micro(text, precision="1-8", form="reference"), tmp_path / "run", quiet)
-    read = load_checkpoint(trained.path)
-    assert (read.config.weights, read.config.variant) == ("binary", "reference")
+STUDENTS = [recipe for recipe in RECIPES.values() if recipe.rounds]
+
+
+@pytest.mark.parametrize("recipe", STUDENTS, ids=lambda recipe: recipe.name)
+def test_every_student_runs_packed_as_torch_computes_it(text: Path, tmp_path: Path, recipe: Recipe) -> None:
+    """Trained, packed, written, read, and run by the kernels: the logits of torch with the deployed arithmetic."""
+    options = micro(text, precision=recipe.name, form="reference", hidden_weight=1.0, attention_weight=0.1)
+    read = load_checkpoint(train(options, tmp_path / "run", quiet).path)
+    assert (read.config.weights, read.config.activations) == (recipe.stored_as, recipe.activations)
+    tokens = read_corpus(text, 16).validation[:16]
+    expected = deployed_logits(read, tokens).numpy()
+    for backend in ("numpy", "numba"):
+        model = checkpoint_model(read, backend)
+        np.testing.assert_allclose(model.logits(tokens.numpy()), expected, rtol=0, atol=1e-5)
     network = unpack_network(read.config, read.tensors)
-    alpha = read.tensors["h.0.mlp.fc1.scale"][:, None]
-    assert np.array_equal(np.abs(network.h[0].mlp.fc1.weight.numpy()), np.broadcast_to(alpha, (64, 16)))
+    assert np.abs(network(tokens[None])[0].numpy() - expected).mean() < 0.05
+
+
+def test_cached_attention_of_codes_equals_a_whole_pass(text: Path, tmp_path: Path) -> None:
+    """Token by token, and all at once; and the cache counts 2-bit codes with learned scales alone."""
+    options = micro(text, precision="2-2", twin_steps=2, student_steps=2)
+    model = checkpoint_model(train(options, tmp_path / "run", quiet).checkpoint, "numpy")
+    tokens, cache = read_corpus(text, 16).validation[:9].numpy(), model.cache(9)
+    single = [model.network.forward(Pass(tokens[i : i + 1], [1], [cache])) for i in range(9)]
+    np.testing.assert_array_equal(np.concatenate(single), model.logits(tokens))
+    assert model.kv_bytes_per_token() == 2 * 2 * 8 // 4  # K and V of 2 heads of 8 values, 4 values a byte
+
+
+def test_a_teacher_from_another_run(text: Path, tmp_path: Path) -> None:
+    """It teaches as if trained here, control and student alike; a run of other sizes or an unfinished one does not."""
+    train(micro(text, precision="fp"), tmp_path / "fp", quiet)
+    taught = train(micro(text, teacher=tmp_path / "fp"), tmp_path / "taught", quiet)
+    alone = train(micro(text), tmp_path / "alone", quiet)
+    for name, tensor in alone.checkpoint.tensors.items():
+        assert np.array_equal(taught.checkpoint.tensors[name], tensor), name
+    control = train(micro(text, precision="fp", teacher=tmp_path / "fp"), tmp_path / "control", quiet)
+    assert control.checkpoint.origin.student_steps == 12
+    assert control.checkpoint.origin.val_loss_nats < control.checkpoint.origin.val_loss_twin_nats
+    with pytest.raises(NearbankError, match="holds a run with width 16, not 32"):
+        train(micro(text, width=32, teacher=tmp_path / "fp"), tmp_path / "wide", quiet)
+    log = tmp_path / "fp" / "twin.log.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:5]))
+    with pytest.raises(NearbankError, match="took 5 of 12 steps; finish that run first"):
+        train(micro(text, teacher=tmp_path / "fp"), tmp_path / "early", quiet)
+    with pytest.raises(NearbankError, match="no run that trained a twin"):
+        train(micro(text, teacher=tmp_path / "none"), tmp_path / "none2", quiet)
 
 
 def test_seeds_matter(text: Path, tmp_path: Path) -> None:
