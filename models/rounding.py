@@ -3,12 +3,14 @@
 | kind | signed | nowhere negative |
 |---|---|---|
 | int8 | code = x / (max|x| / 127) | code = x / (max x / 255) |
+| int4 | code = x / (max|x| / 7) | code = x / (max x / 15) |
 | elastic2, elastic1 | `nearbank.models.elastic.Elastic`, one learned α per tensor | the same |
 | twn | −1, 0, 1: 0 below 0.7 · mean|x|; scale: mean|x| of the others | 0, 1 alike |
 | bwn | −1, 1 by sign; scale: mean|x| | 1 where x > 0; scale: mean x |
 
-The last two are the quantisers of TWN (arXiv 1605.04711) and BWN (arXiv 1603.05279). "fp32" rounds nothing. Training's
-own, with gradients, is `nearbank.models.training.elastic`.
+The last two are the quantisers of TWN (arXiv 1605.04711) and BWN (arXiv 1603.05279). int4 is for rounding after
+training alone; of the others, training's own, with gradients, is `nearbank.models.training.elastic`. "fp32" in a
+checkpoint rounds nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ Codes = npt.NDArray[np.int16]
 
 KINDS = ("fp32", "int8", "elastic2", "elastic1", "twn", "bwn")
 FORMATS_OF = MappingProxyType(
-    {"int8": "int8", "elastic2": "ternary", "twn": "ternary", "elastic1": "binary", "bwn": "binary"}
+    {"int8": "int8", "int4": "int4", "elastic2": "ternary", "twn": "ternary", "elastic1": "binary", "bwn": "binary"}
 )
 TWN_SHARE = np.float32(0.7)
 
@@ -50,7 +52,7 @@ class Rounding:
 
     @property
     def format(self) -> str:
-        """The format with as many bits as a code: int8, ternary (2 bits) or binary."""
+        """The format with as many bits as a code: int8, int4, ternary (2 bits) or binary."""
         return FORMATS_OF[self.kind]
 
     @property
@@ -65,14 +67,24 @@ class Rounding:
     def multiply(self, x: Floats, matrix: Matrix) -> Floats:
         """x [M, K], rounded, times packed weights → [M, N]."""
         codes, scales = self.apply(x)
-        return linear_codes(codes.astype(np.int8), scales, matrix, self.format)
+        levels = "int8" if self.format == "int4" else self.format
+        return linear_codes(codes.astype(np.int8), scales, matrix, levels)
 
 
 def _eight_bits(x: Floats, rounding: Rounding) -> tuple[Codes, Floats]:
     if rounding.signed:
         rows = quantise_rows(x, "numpy")
         return rows.codes.astype(np.int16), rows.scales
-    scales = np.asarray(x.max(axis=1, initial=0) / np.float32(255), dtype=np.float32)
+    return _evenly(x, 255)
+
+
+def _four_bits(x: Floats, rounding: Rounding) -> tuple[Codes, Floats]:
+    return _evenly(x, 7 if rounding.signed else 15)
+
+
+def _evenly(x: Floats, top: int) -> tuple[Codes, Floats]:
+    """Codes up to `top` for the largest magnitude of a row."""
+    scales = np.asarray(np.abs(x).max(axis=1, initial=0) / np.float32(top), dtype=np.float32)
     steps = np.where(scales > 0, scales, np.float32(1))[:, None]
     return np.rint(x / steps).astype(np.int16), scales
 
@@ -96,7 +108,7 @@ def _bwn(x: Floats, rounding: Rounding) -> tuple[Codes, Floats]:
 
 
 _RULES: Mapping[str, Callable[[Floats, Rounding], tuple[Codes, Floats]]] = MappingProxyType(
-    {"int8": _eight_bits, "elastic2": _elastic, "elastic1": _elastic, "twn": _twn, "bwn": _bwn}
+    {"int8": _eight_bits, "int4": _four_bits, "elastic2": _elastic, "elastic1": _elastic, "twn": _twn, "bwn": _bwn}
 )
 
 

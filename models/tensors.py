@@ -17,6 +17,7 @@ from nearbank.formats import format_named
 from nearbank.kernels import PackedMatrix, prepare
 from nearbank.models.execution import Floats, Linear
 from nearbank.models.operations import inputs_for
+from nearbank.models.rounding import Rounding
 
 Tensor = npt.NDArray[np.float32] | PackedMatrix
 SHOWN = 8
@@ -33,10 +34,10 @@ class Precision:
     def __post_init__(self) -> None:
         for name in (self.weights, self.head):
             format_named(name)
-        if self.inputs not in (None, "int8", "fp32"):
-            raise NearbankError(f"inputs '{self.inputs}'; activations are int8 or fp32")
-        if self.inputs == "int8" and format_named(self.weights).is_float:
-            raise NearbankError(f"int8 activations need integer weights; these are {self.weights}")
+        if self.inputs not in (None, "int8", "int4", "fp32"):
+            raise NearbankError(f"inputs '{self.inputs}'; activations are int8, int4 or fp32")
+        if self.inputs in ("int8", "int4") and format_named(self.weights).is_float:
+            raise NearbankError(f"{self.inputs} activations need integer weights; these are {self.weights}")
 
     @property
     def activations(self) -> str:
@@ -94,7 +95,8 @@ class Tensors:
 
     def _multiplier(self, label: str, packed: PackedMatrix, bias: Floats | None, inputs: str | None) -> Linear:
         default = "fp32" if packed.format.is_float else inputs_for(packed.format.name)
-        return Linear(label, prepare(packed, self.backend), inputs or default, bias)
+        rounding = Rounding("int4") if inputs == "int4" else None  # the kernels round to int8 themselves
+        return Linear(label, prepare(packed, self.backend), inputs or default, bias, rounding)
 
     def _named(self, name: str, shape: tuple[int, ...]) -> Tensor:
         full = self.prefix + name

@@ -166,7 +166,7 @@ def test_nan_weights_and_impossible_formats_are_refused(llama: Path) -> None:
     for options, message in (
         ({"weights": "int5"}, "unknown format 'int5'"),
         ({"weights": "bf16", "inputs": "int8"}, "int8 activations need integer weights"),
-        ({"weights": "int4", "inputs": "int2"}, "activations are int8 or fp32"),
+        ({"weights": "int4", "inputs": "int2"}, "activations are int8, int4 or fp32"),
     ):
         with pytest.raises(ValueError, match=message):
             load_model(llama, **options)  # type: ignore[arg-type]

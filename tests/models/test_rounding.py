@@ -5,7 +5,7 @@ import pytest
 
 from nearbank.errors import NearbankError
 from nearbank.kernels import PackedMatrix, prepare
-from nearbank.models.rounding import FORMATS_OF, Rounding
+from nearbank.models.rounding import FORMATS_OF, KINDS, Rounding
 
 
 def row(*values: float) -> np.ndarray:
@@ -19,6 +19,8 @@ def test_by_hand() -> None:
     assert _values("bwn", x) == [[2, -2, 2, 2]]
     codes, scales = Rounding("int8").apply(row(2.54, -1.28, 0.02, 0))
     assert (codes.tolist(), scales.tolist()) == ([[127, -64, 1, 0]], [pytest.approx(0.02)])
+    codes, scales = Rounding("int4").apply(row(-1.4, 0.5, 0.2, 0))
+    assert (codes.tolist(), scales.tolist()) == ([[-7, 2, 1, 0]], [pytest.approx(0.2)])
     codes, scales = Rounding("int8", signed=False).apply(row(0.51, 0.25, 0, 0.0008))
     assert (codes.tolist(), scales.tolist()) == ([[255, 125, 0, 0]], [pytest.approx(0.002)])
 
@@ -36,7 +38,7 @@ def _values(kind: str, x: np.ndarray, signed: bool = True) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("kind", FORMATS_OF)
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_training_rounds_alike(kind: str, signed: bool) -> None:
     """The last two of a row's probabilities are masked: for training they are 0, for a cache they are not there."""
     torch = pytest.importorskip("torch")
@@ -66,5 +68,5 @@ def test_products_are_those_of_the_values(kind: str, weights: str) -> None:
 
 
 def test_unknown_kinds_are_refused() -> None:
-    with pytest.raises(NearbankError, match="unknown activation rounding 'int3'; known: int8, elastic2"):
+    with pytest.raises(NearbankError, match="unknown activation rounding 'int3'; known: int8, int4, elastic2"):
         Rounding("int3")

@@ -1,0 +1,144 @@
+"""Round the trained full-precision model in every way of `WAYS` and score each on the validation split:
+
+    python benchmarks/quality_formats.py TEXT [--models build/quality] [--only W4 ...]
+
+Writes docs/quality/post-training.json; ways already there are kept unless named with --only. Every way is scored in
+windows side by side, like the trained models, and compared with its reference window by window, so that the difference
+has a standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from quality_models import CONTROL, RESULTS
+
+from nearbank.models.kv_fit import fit_channels
+from nearbank.models.load import load_model
+from nearbank.models.model import Model
+from nearbank.models.quality import measure, weight_bytes
+
+CALIBRATION_WINDOWS = 8  # of the training split, for ways that are fitted
+Fit = Callable[[Model, str, str], Model]  # the model, a text, the name of the KV cache
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of rounding. against: the way whose loss is subtracted; fit: for KV caches that are fitted."""
+
+    name: str
+    weights: str = "fp32"
+    inputs: str = "fp32"
+    kv: str = "fp32"
+    against: str = "FP"
+    fit: Fit | None = None
+
+
+def searched(model: Model, text: str, kv: str) -> Model:
+    """Channels fitted by a search of each layer's exponents."""
+    return fit_channels(model, text, kv, CALIBRATION_WINDOWS)
+
+
+WAYS = (
+    Way("FP"),
+    Way("W8A8", "int8", "int8", "int8"),
+    Way("W4", "int4"),
+    Way("W4KV4", "int4", kv="int4", against="W4"),
+    Way("W4KV4 past-only", "int4", kv="int4-past", against="W4"),
+    Way("W4KV4 two-dimensional", "int4", kv="int4-2d", against="W4", fit=searched),
+    Way("W4KV4 WKVQuant, searched", "int4", kv="int4-wkv", against="W4", fit=searched),
+    Way("W4KV4 KIVI", "int4", kv="int4-kivi", against="W4"),
+    Way("W4A4", "int4", "int4", "int4", against="W4"),
+    Way("KV4", kv="int4"),
+    Way("KV4 past-only", kv="int4-past"),
+    Way("KV2", kv="int2"),
+    Way("KV2 past-only", kv="int2-past"),
+    Way("KV2 WKVQuant, searched", kv="int2-wkv", fit=searched),
+    Way("KV2 KIVI", kv="int2-kivi"),
+    Way("W2", "int2"),
+    Way("ternary, not trained", "ternary"),
+    Way("binary, not trained", "binary"),
+)
+
+
+def model_of(way: Way, checkpoint: Path, text: str) -> Model:
+    """The full-precision model, rounded."""
+    kv = "fp32" if way.fit else way.kv
+    model = load_model(checkpoint, kv=kv, weights=way.weights, inputs=way.inputs, head="fp32")
+    return way.fit(model, text, way.kv) if way.fit else model
+
+
+def losses(model: Model, text: str) -> np.ndarray:
+    """Nats per character of each window, the last one shorter; windows share the character between them."""
+    length = model.shape.context
+    parts = [text[i : i + length + 1] for i in range(0, len(text) - 1, length)]
+    found = [measure(model, part, stride=min(length, len(part))) for part in parts]
+    weights = np.array([quality.tokens for quality in found])
+    return np.array([quality.nats_per_token for quality in found]) * weights / weights.mean()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One way's losses per window, and what its model stores."""
+
+    losses: np.ndarray
+    block_weight_bytes: int
+    kv_bytes_per_token: int
+    seconds: float
+
+
+def score(way: Way, checkpoint: Path, text: str, cut: int) -> Scored:
+    """Fit on the text before `cut`, if the way is fitted, and score what comes after."""
+    start = perf_counter()
+    model = model_of(way, checkpoint, text[:cut])
+    head_bytes = 4 * model.shape.vocabulary * model.shape.width  # fp32 throughout
+    stored = (weight_bytes(model) - head_bytes, model.kv_bytes_per_token())
+    return Scored(losses(model, text[cut:]), *stored, perf_counter() - start)
+
+
+def row(way: Way, scored: Scored, reference: Scored) -> dict[str, Any]:
+    """What the page needs to know."""
+    difference = scored.losses - reference.losses
+    return {
+        **{key: value for key, value in asdict(way).items() if key != "fit"},
+        "nats_per_character": float(scored.losses.mean()),
+        "above_reference_nats": float(difference.mean()),
+        "standard_error_nats": float(difference.std(ddof=1) / np.sqrt(len(difference))),
+        "block_weight_bytes": scored.block_weight_bytes,
+        "kv_bytes_per_token": scored.kv_bytes_per_token,
+        "seconds": round(scored.seconds, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--models", type=Path, default=Path("build/quality"))
+    parser.add_argument("--only", nargs="*", default=None, help="names of ways; those not yet measured when absent")
+    arguments = parser.parse_args()
+    text = arguments.text.read_text(encoding="utf-8")
+    checkpoint = arguments.models / CONTROL / f"{CONTROL}.safetensors"
+    results, by_name = RESULTS / "post-training.json", {way.name: way for way in WAYS}
+    rows = {r["name"]: r for r in json.loads(results.read_text(encoding="utf-8"))} if results.exists() else {}
+    known: dict[str, Scored] = {}
+    for way in WAYS:
+        if (way.name in rows) if arguments.only is None else (way.name not in arguments.only):
+            continue
+        for needed in (by_name[way.against], way):
+            if needed.name not in known:
+                known[needed.name] = score(needed, checkpoint, text, len(text) * 90 // 100)
+        rows[way.name] = row(way, known[way.name], known[way.against])
+        ordered = [rows[name] for name in by_name if name in rows]
+        results.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
+        print(f"{way.name}: {rows[way.name]['nats_per_character']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
