@@ -53,4 +53,19 @@ def train(
 def _run(text: Path, out: Path, given: dict[str, Any]) -> dict[str, Any]:
     from nearbank.models.training import TrainOptions, train
 
-    return train(TrainOptions(text=text, **given), output_folder(out)).summary()
+    trained = train(TrainOptions(text=text, **given), output_folder(out))
+    return {**trained.summary(), "plot": str(_plot(out))}
+
+
+def _plot(out: Path) -> Path:
+    """The run's loss over its steps, drawn from its logs."""
+    from matplotlib.figure import Figure
+
+    from nearbank.models.training.loop import read_log
+    from nearbank.plot.training import loss_curves
+
+    found = [(name, out / f"{name}.log.jsonl") for name in ("twin", "student")]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    loss_curves({name: read_log(log) for name, log in found if log.exists()}, figure.subplots())
+    figure.savefig(out / "loss.svg")
+    return out / "loss.svg"
