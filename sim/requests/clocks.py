@@ -71,7 +71,7 @@ def set_clocks(
     rows = [
         r
         for r in _strongest(rules, machine, used, commands)
-        if not never & {r.earlier, r.later} and not (alone and r.others)
+        if not never & {r.earlier, r.later} and not (alone and r.others) and not _is_bus(r, standard, commands)
     ]
     _check_sizes(state, machine, rows)
     path = _paths(machine.organization, used)
@@ -135,6 +135,16 @@ def _strongest(rules: Sequence[Rule], machine: Machine, used: list[Scope], comma
                 key = (earlier, used.index(_scope(rule)), later, int(rule.others), rule.window, window_of)
                 best[key] = max(best.get(key, 0), delay)
     return sorted(_Row._make((*key, delay)) for key, delay in best.items())
+
+
+def _is_bus(row: _Row, standard: Standard, commands: Sequence[str]) -> bool:
+    """Whether the row only says that a command bus holds one command a clock, which is the schedulers' business.
+
+    DRAMsim3's scheduler offers a precharge in the clock of an activation and then loses its turn: to see that, the
+    precharge must count as ready.
+    """
+    buses = [commands[i] in standard.row_bus for i in (row.earlier, row.later)]
+    return row.delay <= 1 and row.window == 1 and buses[0] == buses[1] and not standard.any_edge
 
 
 def _known(names: Sequence[str], commands: Sequence[str]) -> list[int]:
