@@ -1,10 +1,9 @@
-"""Losses: the text's own, and a student's distances from its teacher; and the validation loss."""
+"""Losses: the text's own, and a student's distances from its teacher."""
 
 import torch
 from torch.nn import functional
 
-from nearbank.models.training.data import validation_batches
-from nearbank.models.training.network import CharGpt, States
+from nearbank.models.training.network import States
 
 
 def task_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -38,21 +37,7 @@ def hidden_loss(student: States, teacher: States) -> torch.Tensor:
 
 
 def attention_loss(student: States, teacher: States) -> torch.Tensor:
-    """Mean squared difference of the attention scores over pairs that are attended; mean over layers."""
-    length = student.logits.shape[1]
-    share = (length + 1) / (2 * length)  # of the T × T pairs; scores ahead are 0 in both
+    """Mean squared difference of the attention scores over pairs that are attended; mean over attentions."""
     pairs = zip(student.scores, teacher.scores, strict=True)
-    return torch.stack([(s.float() - t.float()).square().mean() / share for s, t in pairs]).mean()
-
-
-@torch.no_grad()
-def validation_loss(network: CharGpt, tokens: torch.Tensor, context: int, batch: int = 16) -> float:
-    """Nats per character over the whole split in float32; see `validation_batches` for the windows."""
-    was_training, device = network.training, network.wte.weight.device
-    network.eval()
-    total = 0.0
-    for inputs, targets in validation_batches(tokens, batch, context):
-        logits = network(inputs.to(device))
-        total += float(functional.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), reduction="sum"))
-    network.train(was_training)
-    return total / (len(tokens) - 1)
+    distances = [(s.values.float() - t.values.float()).square().mean() / t.attended for s, t in pairs]
+    return torch.stack(distances).mean()

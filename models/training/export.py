@@ -10,10 +10,10 @@ from nearbank.models.checkpoint import Checkpoint, Origin, Tensors, stored_codes
 from nearbank.models.config import ModelConfig
 from nearbank.models.shape import gpt_shape
 from nearbank.models.training.data import Corpus
-from nearbank.models.training.distill import validation_loss
 from nearbank.models.training.network import CharGpt, Rounding
 from nearbank.models.training.options import TrainOptions
 from nearbank.models.training.straight_through import PARTS
+from nearbank.models.training.tasks import validation_loss
 
 
 def pack_network(trained: CharGpt, twin: CharGpt, corpus: Corpus, options: TrainOptions) -> Checkpoint:
@@ -90,6 +90,6 @@ def _torch_name(name: str) -> str:
 
 
 def _rounding_name(alpha: str) -> str:
-    """h.0.attn.qkv.alpha is learned by h.0.attn.qkv.input, h.0.attn.q.alpha by h.0.attn.q."""
-    owner = alpha.removesuffix(".alpha")
-    return owner if owner.endswith((".q", ".k", ".v", ".p")) else f"{owner}.input"
+    """h.0.attn.qkv.alpha is learned by h.0.attn.qkv.input, h.0.attn.q.alpha by h.0.attn.mix.q."""
+    owner, _, part = alpha.removesuffix(".alpha").rpartition(".")
+    return f"{owner}.mix.{part}" if part in ("q", "k", "v", "p") else f"{owner}.{part}.input"

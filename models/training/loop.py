@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from nearbank.errors import NearbankError
-from nearbank.models.training.data import Corpus, training_batch
-from nearbank.models.training.distill import attention_loss, hidden_loss, student_loss, task_loss, validation_loss
-from nearbank.models.training.network import CharGpt, States
+from nearbank.models.training.distill import attention_loss, hidden_loss, student_loss, task_loss
+from nearbank.models.training.network import Learner, States
 from nearbank.models.training.optimiser import build_optimisers, schedule, set_learning_rate
 from nearbank.models.training.options import TrainOptions
+from nearbank.models.training.tasks import Task
 
 Progress = Callable[[str, int, int, float], None]
 
@@ -39,9 +39,9 @@ class Phase:
 
 def run_phase(
     phase: Phase,
-    network: CharGpt,
-    teacher: CharGpt | None,
-    corpus: Corpus,
+    network: Learner,
+    teacher: Learner | None,
+    task: Task,
     options: TrainOptions,
     folder: Path,
     progress: Progress,
@@ -56,11 +56,11 @@ def run_phase(
     for step in range(start, phase.steps):
         set_learning_rate(optimisers, phase.lr * schedule(step, phase.steps, options))
         began = time.perf_counter()
-        loss = _step(phase, step, network, teacher, optimisers, corpus, options)
+        loss = _step(phase, step, network, teacher, optimisers, task, options)
         row = {"step": step + 1, "loss_nats": loss, "time_s": time.perf_counter() - began}
         last = step + 1 == phase.steps
         if last or (step + 1) % options.evaluate_every == 0:
-            row["val_loss_nats"] = validation_loss(network, corpus.validation, options.context)
+            row["val_loss_nats"] = task.validation_loss(network)
         _append(log, row)
         if last or (step + 1) % options.save_every == 0:
             _save_state(state_file, network, optimisers, step + 1)
@@ -70,15 +70,14 @@ def run_phase(
 def _step(
     phase: Phase,
     step: int,
-    network: CharGpt,
-    teacher: CharGpt | None,
+    network: Learner,
+    teacher: Learner | None,
     optimisers: list[torch.optim.Optimizer],
-    corpus: Corpus,
+    task: Task,
     options: TrainOptions,
 ) -> float:
     torch.manual_seed((options.seed * 4 + phase.number) * 1_000_003 + step)
-    inputs, targets = training_batch(corpus, options.batch, options.context, torch.default_generator)
-    inputs, targets = inputs.to(options.device), targets.to(options.device)
+    inputs, targets = _placed(task.batch(torch.default_generator), options.device)
     with torch.autocast(options.device, torch.bfloat16):
         states = network.states(inputs)
         wanted = None if teacher is None else teacher.states(inputs)
@@ -89,6 +88,11 @@ def _step(
         optimiser.step()
         optimiser.zero_grad()
     return float(loss.detach())
+
+
+def _placed(part: Any, device: str) -> Any:
+    """Tensors, nested in tuples, on a device."""
+    return part.to(device) if isinstance(part, torch.Tensor) else tuple(_placed(inner, device) for inner in part)
 
 
 def _loss(states: States, wanted: States | None, targets: torch.Tensor, options: TrainOptions) -> torch.Tensor:
@@ -103,7 +107,7 @@ def _loss(states: States, wanted: States | None, targets: torch.Tensor, options:
     return loss
 
 
-def _save_state(path: Path, network: CharGpt, optimisers: list[torch.optim.Optimizer], step: int) -> None:
+def _save_state(path: Path, network: Learner, optimisers: list[torch.optim.Optimizer], step: int) -> None:
     """Written beside and renamed, so a kill leaves the old state or the new one, never half of it."""
     state: dict[str, Any] = {
         "step": step,
@@ -121,7 +125,7 @@ def _save_state(path: Path, network: CharGpt, optimisers: list[torch.optim.Optim
         raise NearbankError(f"{path}: cannot save the training state ({error}); the one before it is kept") from error
 
 
-def _load_state(path: Path, network: CharGpt, optimisers: list[torch.optim.Optimizer]) -> int:
+def _load_state(path: Path, network: Learner, optimisers: list[torch.optim.Optimizer]) -> int:
     """The number of steps already taken."""
     if not path.exists():
         return 0
@@ -135,7 +139,7 @@ def _load_state(path: Path, network: CharGpt, optimisers: list[torch.optim.Optim
         raise _no_state(path) from error
 
 
-def load_network(path: Path, network: CharGpt) -> None:
+def load_network(path: Path, network: Learner) -> None:
     """Weights of a saved state into `network`."""
     try:
         network.load_state_dict(_read_state(path, network)["network"])
@@ -143,9 +147,9 @@ def load_network(path: Path, network: CharGpt) -> None:
         raise _no_state(path) from error
 
 
-def _read_state(path: Path, network: CharGpt) -> Any:
+def _read_state(path: Path, network: Learner) -> Any:
     try:
-        return torch.load(path, map_location=network.wte.weight.device, weights_only=True)
+        return torch.load(path, map_location=network.device, weights_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
         raise _no_state(path) from error
 

@@ -5,11 +5,11 @@ Muon moves the block matrices (it needs about a third fewer steps than AdamW her
 
 import torch
 
-from nearbank.models.training.network import CharGpt
+from nearbank.models.training.network import Learner
 from nearbank.models.training.options import TrainOptions
 
 
-def build_optimisers(network: CharGpt, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+def build_optimisers(network: Learner, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     matrices = [p for name, p in network.named_parameters() if _is_block_matrix(name, p)]
     others = [p for name, p in network.named_parameters() if not _is_block_matrix(name, p)]
     muon = torch.optim.Muon(matrices, lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
@@ -17,7 +17,7 @@ def build_optimisers(network: CharGpt, lr: float, weight_decay: float) -> list[t
 
 
 def _is_block_matrix(name: str, parameter: torch.Tensor) -> bool:
-    return name.startswith("h.") and parameter.dim() == 2
+    return "h" in name.split(".") and parameter.dim() == 2
 
 
 def schedule(step: int, steps: int, options: TrainOptions) -> float:

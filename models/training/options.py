@@ -10,14 +10,19 @@ from nearbank.errors import NearbankError
 from nearbank.models.quantize import check_variant
 from nearbank.models.training.recipes import Recipe, recipe_named
 
+TASKS = ("continue", "restore")
+SPAN = 5  # characters that the task "restore" damages together
+
 
 @dataclass(frozen=True)
 class TrainOptions:
     """One training run. Two runs with equal options on one machine give the same bits.
 
-    precision: of `nearbank.models.training.recipes`; form: the quantisers', "paper" or "reference". teacher: the folder
-    of a finished run whose twin teaches; without one the twin is trained first. "fp" without a teacher stops there,
-    with one it is the full-precision control: as many steps as a student, the same batches and losses, no rounding.
+    task: "continue" a text, with a decoder, or "restore" damaged text, with an encoder and a decoder of `layers` blocks
+    each. precision: of `nearbank.models.training.recipes`; form: the quantisers', "paper" or "reference". teacher: the
+    folder of a finished run whose twin teaches; without one the twin is trained first. "fp" without a teacher stops
+    there, with one it is the full-precision control: as many steps as a student, the same batches and losses, no
+    rounding.
 
     `twin_lr` and `student_lr` are the peaks of a schedule that warms up over `warmup_steps`, holds, and falls
     linearly to zero over the last `decay_percent` of the steps. hidden_weight, attention_weight: of the distances
@@ -26,6 +31,7 @@ class TrainOptions:
 
     text: Path
     name: str = "ternary"
+    task: str = "continue"
     layers: int = 4
     width: int = 256
     heads: int = 4
@@ -56,7 +62,12 @@ class TrainOptions:
         for name in ("twin_lr", "student_lr"):
             if not 0 < getattr(self, name) < 1:
                 raise NearbankError(f"{name} is {getattr(self, name)}; expected a learning rate above 0 and below 1")
-        recipe_named(self.precision)
+        if self.task not in TASKS:
+            raise NearbankError(f"unknown task {self.task!r}; known: {', '.join(TASKS)}")
+        if self.task == "restore" and self.context % SPAN:
+            raise NearbankError(f"context {self.context} is not a multiple of {SPAN}, the length of a damaged span")
+        if recipe_named(self.precision).embeddings != "fp32" and self.task != "restore":
+            raise NearbankError(f"precision {self.precision} rounds embeddings, which only the task 'restore' does")
         check_variant(self.form)
         for name in ("hidden_weight", "attention_weight"):
             if not 0 <= getattr(self, name) < float("inf"):

@@ -1,8 +1,9 @@
 """What a student is made of: its weights, its activations, and whether a teacher's inside is distilled into it.
 
-A recipe is named by its bits, weights then activations ("2-8"). "twn-2" and "bwn-1" are the naive baselines that the
-paper sets its method against: the quantisers of TWN (arXiv 1605.04711) and BWN/XNOR-Net (arXiv 1603.05279) for weights
-and activations alike, scales taken from each row as it comes, trained on the text alone.
+A recipe is named by its bits: weights and activations ("2-8"), or weights, embeddings and activations ("2-2-8").
+"twn-2" and "bwn-1" are the naive baselines that the paper sets its method against: the quantisers of TWN (arXiv
+1605.04711) and BWN/XNOR-Net (arXiv 1603.05279) for weights and activations alike, scales taken from each row as it
+comes, trained on the text alone.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ from nearbank.errors import NearbankError
 
 @dataclass(frozen=True)
 class Recipe:
-    """weights: "fp32", "ternary", "binary", "twn" or "bwn"; activations: a kind of `nearbank.models.rounding`.
+    """weights: "fp32", "ternary", "binary", "twn" or "bwn"; activations: a kind of `nearbank.models.rounding`;
+    embeddings: as weights, for the table of tokens, which the LM head uses unrounded.
 
     Activations are the inputs of block matrices, queries, keys and values, and the attention probabilities.
     distilled: learns from the teacher's logits, hidden states and attention scores; else from the text alone.
@@ -24,6 +26,7 @@ class Recipe:
     weights: str
     activations: str
     distilled: bool = True
+    embeddings: str = "fp32"
 
     @property
     def stored_as(self) -> str:
@@ -42,6 +45,8 @@ _ALL = (
     Recipe("1-8", "binary", "int8"),
     Recipe("2-2", "ternary", "elastic2"),
     Recipe("1-1", "binary", "elastic1"),
+    Recipe("2-2-8", "ternary", "int8", embeddings="ternary"),
+    Recipe("1-1-8", "binary", "int8", embeddings="binary"),
     Recipe("twn-2", "twn", "twn", distilled=False),
     Recipe("bwn-1", "bwn", "bwn", distilled=False),
 )

@@ -9,12 +9,13 @@ import typer
 
 from nearbank.cli.output import Json, output_folder, print_json
 
-PRECISIONS = "fp, 2-8, 1-8, 2-2, 1-1 (bits of weights, of activations), or the naive baselines twn-2 and bwn-1."
+PRECISIONS = "fp, 2-8, 1-8, 2-2, 1-1 (weights, activations), twn-2, bwn-1 (naive), 2-2-8, 1-1-8 (to restore)."
 
 
 def train(
     text: Annotated[Path, typer.Argument(help="UTF-8 text: the first 90 % trains, the last 10 % validates.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint, its card and what a resumed run needs.")],
+    task: Annotated[str | None, typer.Option(help="continue, or restore damaged text (encoder and decoder).")] = None,
     precision: Annotated[str | None, typer.Option("--precision", "--variant", help=PRECISIONS)] = None,
     form: Annotated[str | None, typer.Option(help="Quantisers' form: paper, or reference (the authors' code).")] = None,
     teacher: Annotated[
