@@ -9,10 +9,13 @@ One after the other, on one thread; a killed run resumes where it was, a finishe
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from nearbank.formats import FORMATS
 from nearbank.models.config import ModelConfig
 from nearbank.models.record import cpu_name
 from nearbank.models.training import TrainOptions, train
-from nearbank.models.training.run import Trained
+from nearbank.models.training.run import Restorer, Trained
 
 RESULTS = Path(__file__).parents[1] / "docs" / "quality"
 TEACHER = "fp"
@@ -40,43 +43,65 @@ STUDENTS = (
     ("twn-2", "twn-2", 4e-3),
     ("bwn-1", "bwn-1", 4e-3),
 )
+RESTORER = "restore-fp"
+RESTORER_CONTROL = "restore-fp-control"
+SMALL_RESTORER = replace(
+    SMALL, name=RESTORER, task="restore", layers=2, context=60, batch=24, twin_steps=1000, student_steps=800
+)
+RESTORERS = ((RESTORER_CONTROL, "fp", 2e-3), ("restore-2-2-8", "2-2-8", 2e-3), ("restore-1-1-8", "1-1-8", 2e-3))
 DISTILLED = {"hidden_weight": 1.0, "attention_weight": 0.1}  # the baselines learn from the text alone
 
 
 def runs(text: Path, out: Path) -> Iterator[TrainOptions]:
-    """The teacher, then everyone it teaches; a run's name is its folder's."""
-    yield replace(SMALL, text=text)
-    for name, precision, lr in STUDENTS:
-        student = replace(
-            SMALL, text=text, name=name, precision=precision, teacher=out / TEACHER, student_lr=lr,
-            decay_percent=STUDENT_DECAY_PERCENT,
-        )  # fmt: skip
-        yield replace(student, **DISTILLED) if student.recipe.distilled else student
+    """Each teacher, then everyone it teaches; a run's name is its folder's."""
+    for teacher, students in ((SMALL, STUDENTS), (SMALL_RESTORER, RESTORERS)):
+        yield replace(teacher, text=text)
+        for name, precision, lr in students:
+            student = replace(
+                teacher, text=text, name=name, precision=precision, teacher=out / teacher.name, student_lr=lr,
+                decay_percent=STUDENT_DECAY_PERCENT,
+            )  # fmt: skip
+            yield replace(student, **DISTILLED) if student.recipe.distilled else student
 
 
-def row(options: TrainOptions, trained: Trained) -> dict[str, Any]:
+def row(options: TrainOptions, trained: Trained | Restorer) -> dict[str, Any]:
     """What the page needs to know of a run. Losses in nats per character over the whole validation split."""
-    config, origin = trained.checkpoint.config, trained.checkpoint.origin
     kept = (
-        "layers", "width", "heads", "context", "batch", "decay_percent", "hidden_weight", "attention_weight", "seed",
-        "threads",
+        "precision", "task", "layers", "width", "heads", "context", "batch", "decay_percent", "hidden_weight",
+        "attention_weight", "seed", "threads",
     )  # fmt: skip
+    result = _restored(trained) if isinstance(trained, Restorer) else _continued(trained)
     return {
         "name": options.name,
-        "precision": options.precision,
-        "nats_per_character": origin.val_loss_nats,
-        "twin_nats_per_character": origin.val_loss_twin_nats,
-        "block_weight_bytes": block_bytes(config),
-        "block_parameters": config.block_parameters(),
-        "parameters": config.parameters(),
-        "steps": origin.student_steps or origin.twin_steps,
-        "lr": options.student_lr if origin.student_steps else options.twin_lr,
+        **result,
+        "steps": options.student_steps if options.has_student else options.twin_steps,
+        "lr": options.student_lr if options.has_student else options.twin_lr,
         **{key: getattr(options, key) for key in kept},
         "training_time_s": round(trained.training_time_s, 1),
         "machine": f"{cpu_name()}, {os.cpu_count()} cores, shared",
-        "torch": origin.torch_version,
-        "date": origin.date,
-        "data_sha256": origin.data_sha256,
+        "torch": version("torch"),
+        "date": datetime.now(UTC).date().isoformat(),
+        "data_sha256": hashlib.sha256(options.text.read_bytes()).hexdigest(),
+    }
+
+
+def _continued(trained: Trained) -> dict[str, Any]:
+    config = trained.checkpoint.config
+    return {
+        "nats_per_character": trained.checkpoint.origin.val_loss_nats,
+        "block_weight_bytes": block_bytes(config),
+        "block_parameters": config.block_parameters(),
+        "parameters": config.parameters(),
+    }
+
+
+def _restored(trained: Restorer) -> dict[str, Any]:
+    """damaged: over masked and changed characters alone."""
+    return {
+        "nats_per_character": trained.val_loss_nats,
+        "damaged_nats_per_character": trained.damaged_nats,
+        "block_weight_bytes": trained.block_weight_bytes,
+        "parameters": trained.parameters,
     }
 
 
