@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types contracts unit notebooks figures bench bench-gpu clean
+.PHONY: demo test lint types contracts unit notebooks figures bench bench-gpu quality clean
 
 demo: $(VENV)/.installed-core
 	$(BIN)/nearbank demo
@@ -29,6 +29,12 @@ bench: $(VENV)/.installed-dev
 
 bench-gpu: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/gpu.py
+
+# Hours on one core; goes on where it was stopped. TEXT: the text to learn from.
+quality: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/quality_models.py $(TEXT)
+	$(BIN)/python benchmarks/quality_formats.py $(TEXT)
+	$(BIN)/python benchmarks/quality_page.py
 
 # The README's picture is the second table of the demo.
 figures: $(VENV)/.installed-core
