@@ -230,7 +230,9 @@ A killed run resumes where its last state was saved, to the same bits on one mac
 1-8, 2-2, 1-1, twn-2, bwn-1 and, with `--task restore`, 2-2-8 and 1-1-8. Without `--teacher` the teacher is trained
 first. The folder then holds the checkpoint, its card, the logs and the loss as a plot.
 
-Learned scales start where the first batch is rounded with the least square error. Rounded weights settle only while the learning rate falls, so students' rates fall over nearly all of their steps.
+Learned scales start where the first batch is rounded with the least square error; the authors' code starts at a
+multiple of the mean. Rounded weights settle only while the learning rate falls, so students' rates fall over nearly all
+of their steps.
 
 A trained checkpoint runs packed, through `nearbank.kernels`, at any of these precisions. Its logits equal those of the
 fake-quantised model in torch to the bit, on CPU, when torch computes with the deployed arithmetic

@@ -57,8 +57,7 @@ class Elastic:
     def first_alpha(self, x: Floats) -> float:
         """Where the learning of α starts: the share of max|X| with the least square error on X [M, K].
 
-        The authors' code starts at 2·mean|X|/√high signed, 4·mean|X|/√high unsigned. For attention probabilities, a few
-        large among many near 0, that is an order of magnitude too small to be learned away.
+        The authors' code starts at 2·mean|X|/√high signed, 4·mean|X|/√high unsigned.
         """
         centred = x - self.offsets(x)
         tried = [float(np.abs(centred).max() * share) or 1.0 for share in START_SHARES]
