@@ -114,7 +114,7 @@ def compare(
     source: str | Path,
     text: str,
     weights: Sequence[str | None] = (None,),
-    kv: Sequence[str] = ("bf16",),
+    kv: Sequence[str | None] = (None,),
     inputs: str | None = None,
     backend: str = "auto",
     window: int | None = None,
@@ -122,21 +122,21 @@ def compare(
     progress: Progress | None = None,
     calibration: str | None = None,
 ) -> Iterator[Quality]:
-    """`measure` for every pair of a weight format (None: as the checkpoint has it) and a KV cache.
+    """`measure` for every pair of a weight format and a KV cache (None: as the checkpoint has it; bf16 if it has none).
 
     calibration: the text that fitted KV caches ("int4-wkv") are fitted to. Names are checked before the first model
     is loaded.
     """
     for name in kv:
-        if kv_scheme(name).needs_fit and calibration is None:
+        if kv_scheme(name or "bf16").needs_fit and calibration is None:
             raise NearbankError(f"KV cache '{name}' is fitted to a calibration text; give one")
     for weight in weights:
         format_named(weight or "fp32")
     for weight in weights:
         for name in kv:
             model = load_model(source, backend, name, weights=weight, inputs=inputs)
-            if kv_scheme(name).needs_fit:
-                model = fit_channels(model, calibration or "", name)
+            if model.kv_needs_fit:
+                model = fit_channels(model, calibration or "", model.kv)
             yield measure(model, text, window, stride, progress)
 
 

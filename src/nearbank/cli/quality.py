@@ -22,8 +22,8 @@ def quality(
     text: Annotated[Path, typer.Option(help="UTF-8 text to score.")],
     weights: Annotated[str | None, typer.Option(help="Weight formats, comma-separated (see `formats`).")] = None,
     kv: Annotated[
-        str, typer.Option(help="KV caches, comma-separated: bf16, int8, int4, int4-past, int4-wkv, …")
-    ] = "bf16",
+        str | None, typer.Option(help="KV caches, comma-separated: bf16 (the default), int8, int4-past, int4-wkv, …")
+    ] = None,
     calibration: Annotated[Path | None, typer.Option(help="Text that fitted KV caches are fitted to.")] = None,
     characters: Annotated[int | None, typer.Option(help="Score only so many characters from the start.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens per pass; the model's context when absent.")] = None,
@@ -37,13 +37,14 @@ def quality(
     scored = read_text(text, characters)
     fitted = read_text(calibration) if calibration else None
     chosen: list[str | None] = [None] if weights is None else list(weights.split(","))
+    caches: list[str | None] = [None] if kv is None else list(kv.split(","))
     with progress("scoring", len(scored)) as advance:
         rows = list(
             compare(
                 model,
                 scored,
                 chosen,
-                kv.split(","),
+                caches,
                 backend=backend,
                 window=window,
                 stride=stride,

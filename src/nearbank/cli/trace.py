@@ -37,7 +37,7 @@ def trace(
 
         if weights is not None:
             raise NearbankError(f"--weights: {model} is a checkpoint and runs with its own weights; leave it out")
-        loaded = load_model(model, backend=backend, kv=kv or "bf16", threads=threads)
+        loaded = load_model(model, backend=backend, kv=kv, threads=threads)
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         result = _record(loaded, prompt, tokens, sampling, out)
     _show(result, as_json)
