@@ -415,3 +415,24 @@ def test_a_missing_gpu_is_refused(text: Path, tmp_path: Path) -> None:
 def test_a_pipe_sees_no_bar(text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train(micro(text, twin_steps=1, student_steps=1), tmp_path / "run")
     assert capfd.readouterr() == ("", "")
+
+
+# --- the command
+
+
+def test_the_command_trains_any_precision_and_draws_the_loss(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nearbank.cli.app import run
+
+    sizes = "--layers 1 --width 16 --heads 2 --context 16 --batch 4 --twin-steps 21 --student-steps 3 --threads 1"
+    chosen = f"train {text} --out {tmp_path} --name tiny --variant 1-1 --hidden-weight 0.5 --seed 7 --json {sizes}"
+    assert run(chosen.split()) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["name"], made["student_steps"]) == ("tiny", 3)
+    assert Path(made["plot"]).read_text().startswith("<?xml")
+    card = Path(made["card"]).read_text()
+    assert "binary" in card and "--precision 1-1" in card and "0.5 ×" in card
+    assert load_checkpoint(Path(made["checkpoint"])).config.attention == "elastic1"
+    assert run(f"train {text} --out {tmp_path} --precision 3-3".split()) == 2
+    assert "unknown precision '3-3'; known: fp, 2-8" in capsys.readouterr().err
