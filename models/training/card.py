@@ -95,8 +95,8 @@ def _machine(options: TrainOptions) -> str:
 
 def _command(options: TrainOptions) -> str:
     shown = (
-        "precision", "layers", "width", "heads", "context", "batch", "twin_steps", "student_steps", "twin_lr",
-        "student_lr", "hidden_weight", "attention_weight", "dropout", "seed", "threads", "device",
+        "precision", "form", "layers", "width", "heads", "context", "batch", "twin_steps", "student_steps", "twin_lr",
+        "student_lr", "warmup_steps", "decay_percent", "hidden_weight", "attention_weight", "dropout", "seed", "threads", "device",
     )  # fmt: skip
     flags = " ".join(f"--{key.replace('_', '-')} {getattr(options, key)}" for key in shown)
     teacher = "" if options.teacher is None else f" --teacher {options.teacher.name}"

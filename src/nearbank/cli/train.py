@@ -31,6 +31,8 @@ def train(
     student_steps: Annotated[int | None, typer.Option(help="Steps of the low-bit student.")] = None,
     twin_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the twin.")] = None,
     student_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the student.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Steps over which the learning rate rises.")] = None,
+    decay_percent: Annotated[int | None, typer.Option(help="Share of the last steps over which it falls to 0.")] = None,
     hidden_weight: Annotated[float | None, typer.Option(help="Weight of the teacher's hidden states.")] = None,
     attention_weight: Annotated[float | None, typer.Option(help="Weight of the teacher's attention scores.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Share of channels dropped while the twin trains.")] = None,
