@@ -15,6 +15,7 @@ from nearbank.formats import Format
 from nearbank.kernels.arrays import floats32, taken
 from nearbank.kernels.backends import backend_named, resolve
 from nearbank.kernels.packed import as_format
+from nearbank.kernels.store import PAGE
 
 Floats = npt.NDArray[np.float32]
 CACHE_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4", "int2")
@@ -65,6 +66,16 @@ class KVCache:
     def clear(self) -> None:
         """Forget all tokens; the memory stays."""
         self._lengths = [0] * self.layers
+
+    def copy_from(self, other: KVCache) -> None:
+        """Hold what `other`, a cache of the same sizes and format, holds now."""
+        pages = -(-max(other._lengths) // PAGE)
+        for name in ("keys", "values", "key_params", "value_params"):
+            mine, theirs = getattr(self.store, name), getattr(other.store, name)
+            if mine.shape != theirs.shape:
+                raise NearbankError(f"KVCache: {name} {list(theirs.shape)} do not fit a cache of {list(mine.shape)}")
+            mine[:, :pages] = theirs[:, :pages]
+        self._lengths = list(other._lengths)
 
     def append(self, layer: int, k: Any, v: Any) -> None:
         """Add k, v [T, kv_heads, head_dim] (floats). Raises when the capacity is exceeded."""

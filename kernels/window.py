@@ -149,6 +149,13 @@ class WindowedKVCache(KVCache):
         super().clear()
         self._recent = [Recent(0, r.keys[:, :OVERHANG], r.values[:, :OVERHANG]) for r in self._recent]
 
+    def copy_from(self, other: KVCache) -> None:
+        """Hold what `other`, a cache of the same sizes, format and scheme, holds now."""
+        if not isinstance(other, WindowedKVCache) or other.scheme != self.scheme:
+            raise NearbankError("WindowedKVCache: only a cache of the same scheme can be copied")
+        super().copy_from(other)
+        self._recent = list(other._recent)
+
     def _write(self, layer: int, start: int, k: Floats, v: Floats) -> None:
         if self.channels is not None:
             c = self.channels

@@ -6,7 +6,7 @@ products and attention is the kernels'.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any, Protocol
@@ -33,6 +33,10 @@ class Cache(Protocol):
     head_dim: int
 
     def length(self, layer: int = 0) -> int: ...
+
+    def clear(self) -> None: ...
+
+    def copy_from(self, other: Any) -> None: ...
 
     def append(self, layer: int, k: Any, v: Any) -> None: ...
 
@@ -62,7 +66,9 @@ class Linear:
 class Pass:
     """New tokens [M] of one or more sequences, one sequence after the other, with a cache for each sequence.
 
-    `lengths` counts the new tokens of each sequence. `rows` collects what ran; None does not record.
+    `lengths` counts the new tokens of each sequence. `rows` collects what ran; None does not record. `first_layer`:
+    the layer that the caches count from. `sources`: for a decoder that attends a source, its K and V for each
+    sequence; sequences of one source have the same cache.
     """
 
     tokens: Tokens
@@ -70,6 +76,8 @@ class Pass:
     caches: Sequence[Cache]
     rows: list[Row] | None = None
     layer: int = OUTSIDE
+    first_layer: int = 0
+    sources: Sequence[Cache] = ()
     positions: Tokens = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,38 +122,82 @@ class Pass:
         and context product in one go: their common time is noted with the context product, the other two have none.
         """
         out = np.empty(q.shape, np.float32)
-        first = 0
-        for sequence, length in enumerate(self.lengths):
-            part = slice(first, first + length)
-            self._append(name, sequence, k[part], v[part])
-            out[part] = self._attend(name, sequence, q[part], scale, window)
-            first += length
+        for sequence, part in enumerate(self._parts()):
+            cache = self.caches[sequence]
+            self._append(name, sequence, cache, self._inner, k[part], v[part])
+            start = perf_counter_ns()
+            out[part] = cache.attend(self._inner, q[part], scale)
+            time_ns = perf_counter_ns() - start
+            context, pairs = attended(len(q[part]), cache.length(self._inner), window)
+            self._note_attention(name, sequence, cache, q[part], (context, pairs), time_ns)
         return out
 
-    def _append(self, name: str, sequence: int, k: Floats, v: Floats) -> None:
-        cache = self.caches[sequence]
+    def attend_all(self, name: str, q: Floats, k: Floats, v: Floats) -> Floats:
+        """Every query [M, heads, head_dim] attends every position of its sequence, also later ones; nothing is kept."""
+        out = np.empty(q.shape, np.float32)
+        for sequence, part in enumerate(self._parts()):
+            cache = self.caches[sequence]
+            cache.clear()
+            self._append(name, sequence, cache, 0, k[part], v[part])
+            out[part] = self._attend_whole(name, sequence, cache, 0, q[part])
+        return out
+
+    def keep_source(self, name: str, k: Floats, v: Floats) -> None:
+        """Put K and V [M, kv_heads, head_dim] of the sources into their caches, where they stay."""
+        for sequence, part in enumerate(self._parts()):
+            self._append(name, sequence, self.sources[sequence], self._inner, k[part], v[part])
+
+    def attend_source(self, name: str, q: Floats) -> Floats:
+        """Every query [M, heads, head_dim] attends every position of its sequence's source."""
+        out = np.empty(q.shape, np.float32)
+        for sequence, part in enumerate(self._parts()):
+            out[part] = self._attend_whole(name, sequence, self.sources[sequence], self._inner, q[part])
+        return out
+
+    @property
+    def _inner(self) -> int:
+        """The layer as the caches count."""
+        return self.layer - self.first_layer
+
+    def _parts(self) -> Iterator[slice]:
+        """The rows of each sequence."""
+        first = 0
+        for length in self.lengths:
+            yield slice(first, first + length)
+            first += length
+
+    def _append(self, name: str, sequence: int, cache: Cache, layer: int, k: Floats, v: Floats) -> None:
         start = perf_counter_ns()
-        cache.append(self.layer, k, v)
+        cache.append(layer, k, v)
         time_ns = perf_counter_ns() - start
-        end = cache.length(self.layer)
+        end = cache.length(layer)
         self._note(
             append(f"{name}.kv", len(k), cache.kv_heads, cache.head_dim, end, cache.format.name, sequence), time_ns
         )
 
-    def _attend(self, name: str, sequence: int, q: Floats, scale: float | None, window: int | None) -> Floats:
-        cache = self.caches[sequence]
+    def _attend_whole(self, name: str, sequence: int, cache: Cache, layer: int, q: Floats) -> Floats:
         start = perf_counter_ns()
-        out = cache.attend(self.layer, q, scale)
+        out = attend_whole(cache, layer, q)
         time_ns = perf_counter_ns() - start
+        end = cache.length(layer)
+        self._note_attention(name, sequence, cache, q, (end, len(q) * end), time_ns)
+        return out
+
+    def _note_attention(
+        self, name: str, sequence: int, cache: Cache, q: Floats, seen: tuple[int, int], time_ns: int
+    ) -> None:
+        """seen: positions that the last query attends, and pairs. A cache of an earlier sequence is shared whole."""
+        if self.rows is None:
+            return
         m, heads, head_dim = q.shape
-        context, pairs = attended(m, cache.length(self.layer), window)
+        first = next((i for i, other in enumerate(self.sources) if other is cache), sequence)
+        holding = () if first == sequence else (first, seen[0])
         score, softmax, product = attention(
-            name, m, heads, cache.kv_heads, head_dim, context, pairs, cache.format.name, sequence
+            name, m, heads, cache.kv_heads, head_dim, *seen, cache.format.name, sequence, *holding
         )
         self._note(score, None)
         self._note(softmax, None)
         self._note(product, time_ns)
-        return out
 
     def _elementwise(self, op: str, name: str, function: Callable[..., Floats], *arguments: Any) -> Floats:
         if self.rows is None:
@@ -159,3 +211,14 @@ class Pass:
     def _note(self, operation: Operation, time_ns: int | None) -> None:
         if self.rows is not None:
             self.rows.append((self.layer, operation, time_ns))
+
+
+def attend_whole(cache: Cache, layer: int, q: Floats) -> Floats:
+    """q [T, heads, head_dim], each attending every token of a cache: the last token's attention with T times the heads.
+
+    Heads are shared out over KV heads in order, so the T queries of a KV head stand side by side.
+    """
+    tokens, heads, dim = q.shape
+    grouped = q.reshape(tokens, cache.kv_heads, -1, dim).swapaxes(0, 1)  # [G, T, H/G, E]
+    mixed = cache.attend(layer, np.ascontiguousarray(grouped).reshape(1, tokens * heads, dim))
+    return np.asarray(mixed.reshape(cache.kv_heads, tokens, -1, dim).swapaxes(0, 1).reshape(q.shape))

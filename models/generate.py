@@ -1,6 +1,8 @@
 """Generating text: the prompt in one pass, then one token per pass with the KV cache.
 
-`steps` is the loop, for one or more sequences; `generate` collects it for one prompt.
+`steps` is the loop, for one or more sequences; `generate` collects it for one prompt. Where the model has an encoder,
+the prompt is the source that it reads, and the decoder begins with the start token of the model's `Search`.
+`nearbank.models.beam_steps` is the loop with beams.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ import numpy as np
 
 from nearbank.errors import NearbankError
 from nearbank.models.energy import read_counters, spent_uj
-from nearbank.models.execution import Pass, Row, Tokens
+from nearbank.models.execution import Cache, Pass, Row, Tokens
 from nearbank.models.model import Model
 from nearbank.models.operations import OUTSIDE, elementwise
 from nearbank.models.sampling import Sampling, choose
+from nearbank.models.search import Search, allowed
 from nearbank.models.sketch import check_counts
 
 GREEDY = Sampling()
@@ -25,13 +28,17 @@ Progress = Callable[[int, int], None]  # (tokens made, tokens wanted)
 
 @dataclass(frozen=True)
 class StepResult:
-    """One pass: the token it chose for each sequence, its wall time, and what ran (empty unless recorded)."""
+    """One pass: the token it chose for each sequence, its wall time, and what ran (empty unless recorded).
+
+    output: the best output, start excluded, after the last pass of a search with beams; else None.
+    """
 
     index: int
     phase: str
     tokens: tuple[int, ...]
     time_ns: int
     rows: tuple[Row, ...] = ()
+    output: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,26 +82,42 @@ def generate(
     tokens: int,
     sampling: Sampling = GREEDY,
     progress: Progress | None = None,
+    search: Search | None = None,
 ) -> Generation:
-    """`tokens` new tokens after `prompt` (text or token numbers).
+    """`tokens` new tokens after `prompt` (text or token numbers), or fewer where an encoder-decoder ends by itself.
 
+    search: beams and rules; the checkpoint's own for an encoder-decoder, none for a decoder, unless given.
     Raises `NearbankError` for an empty prompt, an unknown character, or more tokens than the context holds.
     """
     numbers = prompt_numbers(model, prompt)
     results = []
     before = read_counters()
-    for result in steps(model, [numbers], tokens, sampling):
+    for result in chosen_steps(model, numbers, tokens, sampling, search):
         results.append(result)
         if progress is not None:
             progress(len(results), tokens)
     return collect(model, len(numbers), results, spent_uj(before, read_counters()))
 
 
+def chosen_steps(
+    model: Model, prompt: Tokens, tokens: int, sampling: Sampling, search: Search | None, record: bool = False
+) -> Iterator[StepResult]:
+    """`steps` for one prompt, or the loop with beams where the search has some."""
+    rules = search or model.search
+    if rules is None or rules.beams == 1:
+        return steps(model, [prompt], tokens, sampling, record, rules)
+    from nearbank.models.beam_steps import beam_steps
+
+    if sampling.temperature > 0:
+        raise NearbankError(f"{rules.beams} beams with temperature {sampling.temperature}; beams are searched without")
+    return beam_steps(model, prompt, tokens, rules, record)
+
+
 def collect(
     model: Model, prompt_tokens: int, results: Sequence[StepResult], energy_uj: int | None = None
 ) -> Generation:
     """The generation of the first sequence from the results of all passes."""
-    chosen = tuple(result.tokens[0] for result in results)
+    chosen = results[-1].output or tuple(result.tokens[0] for result in results)
     text = model.decode(chosen) if model.tokenizer is not None else ""
     return Generation(text, chosen, prompt_tokens, tuple(result.time_ns for result in results), energy_uj)
 
@@ -111,34 +134,66 @@ def prompt_numbers(model: Model, prompt: str | Sequence[int]) -> Tokens:
 
 
 def steps(
-    model: Model, prompts: Sequence[Tokens], tokens: int, sampling: Sampling = GREEDY, record: bool = False
+    model: Model,
+    prompts: Sequence[Tokens],
+    tokens: int,
+    sampling: Sampling = GREEDY,
+    record: bool = False,
+    search: Search | None = None,
 ) -> Iterator[StepResult]:
     """The passes of generating `tokens` tokens after each prompt, all sequences together.
 
-    Sequence s draws from its own source of chance, (seed, s), so it does not depend on its neighbours.
+    Sequence s draws from its own source of chance, (seed, s), so it does not depend on its neighbours. With a search
+    (an encoder-decoder has its own) the passes end when every sequence has ended; those that end early go on till then.
     """
+    rules = search or model.search
     if not prompts:
         raise NearbankError("no prompts; expected one or more")
     for prompt in prompts:
         check_counts(model.shape, len(prompt), tokens)
-    return _steps(model, prompts, tokens, sampling, record)
+    if rules is not None:
+        rules.check_tokens(model.shape.vocabulary)
+    return _steps(model, prompts, tokens, sampling, record, rules)
+
+
+def begun_with(model: Model, prompts: Sequence[Tokens], search: Search | None) -> list[Tokens]:
+    """What the decoder begins with: the prompts, or the start token where they are an encoder's."""
+    if model.shape.encoder is None:
+        return list(prompts)
+    start = search.start if search else 0
+    return [np.array([start], dtype=np.int64) for _ in prompts]
 
 
 def _steps(
-    model: Model, prompts: Sequence[Tokens], tokens: int, sampling: Sampling, record: bool
+    model: Model, prompts: Sequence[Tokens], tokens: int, sampling: Sampling, record: bool, search: Search | None
 ) -> Iterator[StepResult]:
-    caches = [model.cache(len(prompt) + tokens) for prompt in prompts]
+    new = begun_with(model, prompts, search)
+    caches = [model.cache(len(part) + tokens) for part in new]
     generators = [sampling.generator(s) for s in range(len(prompts))]
-    new = list(prompts)
+    outputs, sources = [[int(token) for token in part] for part in new], list[Cache]()
+    begun = [len(output) for output in outputs]
     for index in range(tokens):
         rows: list[Row] | None = [] if record else None
         start = perf_counter_ns()
-        run = Pass(np.concatenate(new), [len(part) for part in new], caches, rows)
+        if index == 0 and model.shape.encoder is not None:
+            sources = model.read(prompts, rows)
+        run = Pass(np.concatenate(new), [len(part) for part in new], caches, rows, sources=sources)
         logits = model.network.forward(run)
-        chosen = tuple(_sample(logits[s], sampling, generator, s, rows) for s, generator in enumerate(generators))
+        for s, generator in enumerate(generators):
+            scores = logits[s : s + 1]
+            if search is not None:
+                scores = allowed(scores, outputs[s : s + 1], begun[s], begun[s] + tokens, search)
+            outputs[s].append(_sample(scores[0], sampling, generator, s, rows))
         time_ns = perf_counter_ns() - start
+        chosen = tuple(output[-1] for output in outputs)
         new = [np.array([token], dtype=np.int64) for token in chosen]
         yield StepResult(index, "decode" if index else "prefill", chosen, time_ns, tuple(rows or ()))
+        if search is not None and all(_ended(o[n:], search) for o, n in zip(outputs, begun, strict=True)):
+            return
+
+
+def _ended(made: Sequence[int], search: Search) -> bool:
+    return any(token in search.ends for token in made)
 
 
 def _sample(

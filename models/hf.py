@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from nearbank.errors import NearbankError
 from nearbank.kernels.backends import resolve
+from nearbank.models.bart import load_bart
 from nearbank.models.execution import Floats
 from nearbank.models.gpt import load_gpt
 from nearbank.models.hf_config import read_config, shape_from_config
@@ -20,12 +21,13 @@ from nearbank.models.llama import TRAITS, load_llama
 from nearbank.models.model import Model, Network, Tokenizer
 from nearbank.models.opt import load_opt
 from nearbank.models.safetensors_file import open_checkpoint
+from nearbank.models.search import Search, search_from
 from nearbank.models.shape import Shape
 from nearbank.models.tensors import Precision, Tensors
 
 Loader = Callable[[Shape, Mapping[str, Any], Tensors], Network]
 # Buffers that old checkpoints store and no architecture needs
-BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq", "lm_head.weight")
+BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq", "lm_head.weight", "coder.version")
 
 
 def load_directory(directory: Path, precision: Precision, kv: str, backend: str = "auto") -> Model:
@@ -38,7 +40,18 @@ def load_directory(directory: Path, precision: Precision, kv: str, backend: str 
     tensors.check_all_used(BUFFERS)
     tokenizer = _tokenizer(directory, shape)
     card = {"model_type": config["model_type"]}
-    return Model(network, tokenizer, precision.weights, precision.activations, kv, name, card)
+    search = _search(directory, config, shape)
+    return Model(network, tokenizer, precision.weights, precision.activations, kv, name, card, search=search)
+
+
+def _search(directory: Path, config: Mapping[str, Any], shape: Shape) -> Search | None:
+    """How an encoder-decoder's output is searched; None for other models, whose prompt is the user's."""
+    if shape.encoder is None:
+        return None
+    settings = directory / "generation_config.json"
+    found = search_from(config, read_config(settings) if settings.is_file() else {})
+    found.check_tokens(shape.vocabulary)
+    return found
 
 
 def _load_gpt2(shape: Shape, config: Mapping[str, Any], tensors: Tensors) -> Network:
@@ -46,7 +59,14 @@ def _load_gpt2(shape: Shape, config: Mapping[str, Any], tensors: Tensors) -> Net
 
 
 LOADERS: Mapping[str, Loader] = MappingProxyType(
-    {"gpt": _load_gpt2, "opt": load_opt, "opt-post": load_opt, **dict.fromkeys(TRAITS, load_llama)}
+    {
+        "gpt": _load_gpt2,
+        "opt": load_opt,
+        "opt-post": load_opt,
+        "bart": load_bart,
+        "mbart": load_bart,
+        **dict.fromkeys(TRAITS, load_llama),
+    }
 )
 
 
@@ -69,6 +89,7 @@ class Renamed(Mapping[str, Floats]):
         return len(self.names)
 
 
+HEADLESS = ("opt", "opt-post", "bart", "mbart")
 GPT2_PARTS = {"attn.c_attn": "attn.qkv", "attn.c_proj": "attn.proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 
 
@@ -76,7 +97,7 @@ def _renamed(shape: Shape, tensors: Mapping[str, Floats]) -> Mapping[str, Floats
     """GPT-2 calls its parts otherwise and stores block matrices as [inputs, outputs]; others keep their names."""
     if shape.family == "gpt":
         return Renamed(tensors, {_gpt2_name(name): (name, _is_transposed(name)) for name in tensors})
-    if shape.family.startswith("opt") and "decoder.embed_tokens.weight" in tensors:  # saved without its head
+    if shape.family in HEADLESS and "decoder.embed_positions.weight" in tensors:  # saved without its head
         return Renamed(tensors, {f"model.{name}": (name, False) for name in tensors})
     return tensors
 

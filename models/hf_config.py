@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nearbank.errors import NearbankError
-from nearbank.models.shape import Shape
+from nearbank.models.shape import EncoderShape, Shape
 
 Config = Mapping[str, Any]
 # config.json's names of activations → ours
@@ -127,6 +127,27 @@ def _opt(keys: _Keys) -> Shape:
     )
 
 
+def _bart(keys: _Keys) -> Shape:
+    """ "gelu" is the exact one here. Vocabulary, width and context are common to encoder and decoder."""
+    width, heads = keys.count("d_model"), keys.count("decoder_attention_heads")
+    exact = keys.config.get("activation_function", "gelu") == "gelu"
+    encoder = tuple(keys.count(f"encoder_{name}") for name in ("layers", "attention_heads", "ffn_dim"))
+    return Shape(
+        keys.name,
+        str(keys.config["model_type"]),
+        keys.count("decoder_layers"),
+        width,
+        heads,
+        heads,
+        _divided(width, heads, "d_model", "decoder_attention_heads"),
+        keys.count("decoder_ffn_dim"),
+        keys.count("vocab_size"),
+        keys.count("max_position_embeddings"),
+        activation="gelu_erf" if exact else keys.activation("activation_function", default="gelu_new"),
+        encoder=EncoderShape(*encoder),
+    )
+
+
 def _llama(keys: _Keys, activation: str = "silu") -> Shape:
     width, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
     head_dim = keys.optional_count("head_dim") or _divided(width, heads, "hidden_size", "num_attention_heads")
@@ -185,5 +206,7 @@ READERS: Mapping[str, Callable[[_Keys], Shape]] = MappingProxyType(
         "gemma2": _gemma,
         "phi3": _llama,
         "bitnet": lambda keys: _llama(keys, "relu2"),
+        "bart": _bart,
+        "mbart": _bart,
     }
 )

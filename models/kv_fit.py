@@ -47,6 +47,8 @@ def fit_channels(
     scheme = kv_scheme(kv)
     if not scheme.needs_fit:
         raise NearbankError(f"KV cache '{kv}' has nothing to fit; choose one that ends in -2d or -wkv")
+    if model.shape.encoder is not None:
+        raise NearbankError(f"KV cache '{kv}' is fitted to decoders, and {model.name} has an encoder; choose another")
     parts = _parts(model, text, windows)
     exact = [_run(model, part, "fp32") for part in parts]
     ranges = _ranges([cache for _, cache in exact], model.shape.layers)

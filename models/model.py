@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,11 @@ import numpy.typing as npt
 from nearbank.errors import NearbankError
 from nearbank.kernels import KVCache, WindowedKVCache, thread_count
 from nearbank.models.codes_cache import CodesCache
-from nearbank.models.execution import Cache, Floats, Linear, Pass
+from nearbank.models.execution import Cache, Floats, Linear, Pass, Row, Tokens
 from nearbank.models.kv import ChannelFit, kv_scheme
 from nearbank.models.plain_cache import PlainCache
 from nearbank.models.rounding import AttentionRounding
+from nearbank.models.search import Search
 from nearbank.models.shape import Shape
 from nearbank.models.sketch import describe
 from nearbank.trace import ModelDescription
@@ -33,6 +34,12 @@ class Network(Protocol):
     def forward(self, run: Pass, every: bool = False) -> Floats: ...
 
 
+class EncoderNetwork(Network, Protocol):
+    """An architecture whose decoder attends a source that an encoder has read."""
+
+    def encode(self, run: Pass) -> None: ...
+
+
 class Tokenizer(Protocol):
     """Text to token numbers and back."""
 
@@ -46,7 +53,8 @@ class Model:
     """weights, inputs: formats of the block matrices and their activations; kv: of the cache (`nearbank.models.kv`).
 
     attention: per layer, how a model that was trained with rounded attention rounds it; its `kv` is a format then.
-    card: what the checkpoint says about itself; kv_fit: what a fitted KV scheme rounds with.
+    card: what the checkpoint says about itself; kv_fit: what a fitted KV scheme rounds with; search: how an
+    encoder-decoder's output is searched, None for a decoder.
     """
 
     network: Network
@@ -58,6 +66,7 @@ class Model:
     card: dict[str, Any] = field(default_factory=dict)
     kv_fit: ChannelFit | None = None
     attention: tuple[AttentionRounding, ...] | None = None
+    search: Search | None = None
 
     @property
     def shape(self) -> Shape:
@@ -104,6 +113,22 @@ class Model:
             return KVCache(*sizes, self.kv, self.backend)
         return WindowedKVCache(*sizes, scheme.format, scheme.method, backend=self.backend)
 
+    def read(self, sources: Sequence[Tokens], rows: list[Row] | None = None) -> list[Cache]:
+        """Run the encoder over sources; returns for each the K and V that every decoder layer attends.
+
+        Nothing of a source is ever newer than the rest, so every token is rounded: "int4-past" and the like round
+        sources as "int4". K and V inside the encoder are held in the same format, for one layer at a time.
+        """
+        shape, network = self.shape, cast(EncoderNetwork, self.network)
+        if shape.encoder is None:
+            raise NearbankError(f"{self.name} has no encoder; give the whole text as the prompt")
+        lengths, form = [len(source) for source in sources], kv_scheme(self.kv).format.name
+        inner = (shape.encoder.heads, shape.width // shape.encoder.heads)
+        scratch = [KVCache(1, *inner, length, form, self.backend) for length in lengths]
+        kept = [KVCache(shape.layers, shape.kv_heads, shape.head_dim, n, form, self.backend) for n in lengths]
+        network.encode(Pass(np.concatenate(sources), lengths, scratch, rows, sources=kept))
+        return list(kept)
+
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Token numbers of a text."""
         return self._tokenizer().encode(text)
@@ -112,12 +137,20 @@ class Model:
         """The text of token numbers."""
         return self._tokenizer().decode(tokens)
 
-    def logits(self, tokens: Iterable[int]) -> Floats:
-        """Logits [T, V] after each of T tokens, computed from an empty cache."""
+    def logits(self, tokens: Iterable[int], source: Iterable[int] | None = None) -> Floats:
+        """Logits [T, V] after each of T tokens, computed from an empty cache; an encoder reads `source` first."""
+        array = self._checked(tokens)
+        if (source is None) != (self.shape.encoder is None):
+            raise NearbankError(f"{self.name}: a source is for encoder-decoders, and they need one")
+        sources = () if source is None else self.read([self._checked(source)])
+        run = Pass(array, [len(array)], [self.cache(len(array))], sources=sources)
+        return self.network.forward(run, every=True)
+
+    def _checked(self, tokens: Iterable[int]) -> Tokens:
         array = np.asarray(list(tokens), dtype=np.int64)
         if not 1 <= len(array) <= self.shape.context:
             raise NearbankError(f"{len(array)} tokens; {self.name} takes 1 to {self.shape.context}")
-        return self.network.forward(Pass(array, [len(array)], [self.cache(len(array))]), every=True)
+        return array
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

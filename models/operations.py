@@ -30,16 +30,32 @@ def append(name: str, m: int, kv_heads: int, head_dim: int, end: int, kv: str, s
 
 
 @lru_cache(maxsize=1 << 16)
+def fork(name: str, m: int, kv_heads: int, head_dim: int, kv: str, sequence: int, holder: int) -> Operation:
+    """K and V of m tokens copied from the cache of sequence `holder` to that of `sequence`."""
+    n = kv_heads * head_dim
+    return Operation("fork", name, m=m, n=n, kv_heads=kv_heads, kv=kv, sequence=sequence, holder=holder)
+
+
+@lru_cache(maxsize=1 << 16)
 def attention(
-    name: str, m: int, heads: int, kv_heads: int, head_dim: int, context: int, pairs: int, kv: str, sequence: int = 0
+    name: str,
+    m: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    context: int,
+    pairs: int,
+    kv: str,
+    sequence: int = 0,
+    holder: int | None = None,
+    shared: int | None = None,
 ) -> tuple[Operation, Operation, Operation]:
-    """Scores, softmax and context product of m queries; `context` and `pairs` as in `Operation`."""
-    reads = partial(
-        Operation, m=m, heads=heads, kv_heads=kv_heads, context=context, pairs=pairs, kv=kv, sequence=sequence
-    )
+    """Scores, softmax and context product of m queries; `context`, `pairs` and what is shared as in `Operation`."""
+    sizes = partial(Operation, m=m, heads=heads, context=context, pairs=pairs, sequence=sequence)
+    reads = partial(sizes, kv_heads=kv_heads, kv=kv, holder=holder, shared=shared)
     return (
         reads("score", f"{name}.score", k=head_dim),
-        Operation("softmax", f"{name}.softmax", m=m, heads=heads, context=context, pairs=pairs, sequence=sequence),
+        sizes("softmax", f"{name}.softmax"),
         reads("context", f"{name}.context", n=head_dim),
     )
 

@@ -48,6 +48,16 @@ class PlainCache:
         """Tokens held in a layer."""
         return self._lengths[layer]
 
+    def clear(self) -> None:
+        """Forget all tokens."""
+        self._lengths = [0] * len(self._lengths)
+
+    def copy_from(self, other: PlainCache) -> None:
+        """Hold what `other`, a cache of the same sizes, holds now."""
+        for name in ("_keys", "_values", "_rounded_keys", "_rounded_values"):
+            getattr(self, name)[:] = getattr(other, name)
+        self._lengths = list(other._lengths)
+
     def append(self, layer: int, k: Any, v: Any) -> None:
         """Add k, v [T, kv_heads, head_dim], exact and as stored."""
         start, end = self.length(layer), self.length(layer) + len(k)

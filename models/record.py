@@ -7,13 +7,25 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nearbank import __version__
 from nearbank.models.energy import read_counters, spent_uj
-from nearbank.models.generate import GREEDY, Generation, Progress, StepResult, collect, prompt_numbers, steps
+from nearbank.models.execution import Tokens
+from nearbank.models.generate import (
+    GREEDY,
+    Generation,
+    Progress,
+    StepResult,
+    begun_with,
+    chosen_steps,
+    collect,
+    prompt_numbers,
+)
 from nearbank.models.model import Model
 from nearbank.models.sampling import Sampling
+from nearbank.models.search import Search
 from nearbank.trace import TraceHeader, TraceWriter
 
 
@@ -24,6 +36,7 @@ def record(
     path: Path,
     sampling: Sampling = GREEDY,
     progress: Progress | None = None,
+    search: Search | None = None,
 ) -> Generation:
     """Generate as `nearbank.models.generate.generate` does, and write every operation to a trace at `path`.
 
@@ -31,13 +44,13 @@ def record(
     context product's row has the time of the three.
     """
     numbers = prompt_numbers(model, prompt)
-    passes = steps(model, [numbers], tokens, sampling, record=True)
+    passes = chosen_steps(model, numbers, tokens, sampling, search, record=True)
     results = []
     before = read_counters()
-    with TraceWriter(path, header(model, len(numbers), tokens, sampling)) as writer:
+    with TraceWriter(path, header(model, numbers, tokens, sampling, search or model.search)) as writer:
         for result in passes:
             _write(writer, result)
-            results.append(StepResult(result.index, result.phase, result.tokens, result.time_ns))
+            results.append(replace(result, rows=()))
             if progress is not None:
                 progress(len(results), tokens)
         energy = spent_uj(before, read_counters())
@@ -49,13 +62,17 @@ def _write(writer: TraceWriter, result: StepResult) -> None:
         writer.append(result.index, result.phase, layer, operation, time_ns)
 
 
-def header(model: Model, prompt_tokens: int, new_tokens: int, sampling: Sampling) -> TraceHeader:
+def header(
+    model: Model, prompt: Tokens, new_tokens: int, sampling: Sampling, search: Search | None = None
+) -> TraceHeader:
     """What the trace of a run says about itself."""
     return TraceHeader(
         model=model.description(),
         origin="recorded",
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=len(begun_with(model, [prompt], search)[0]),
         new_tokens=new_tokens,
+        source_tokens=None if model.shape.encoder is None else len(prompt),
+        beams=search.beams if search else 1,
         weights=model.weights,
         kv=model.kv,
         device=cpu_name(),

@@ -12,8 +12,19 @@ from nearbank.errors import NearbankError
 
 
 @dataclass(frozen=True)
+class EncoderShape:
+    """The encoder before a decoder; width, vocabulary and context are the decoder's."""
+
+    layers: int
+    heads: int
+    hidden: int
+
+
+@dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder. `family` chooses the operations of a layer (`nearbank.models.sketch.LAYERS`).
+    """Sizes of a decoder, and of the encoder whose output it attends where there is one.
+
+    `family` chooses the operations of a layer (`nearbank.models.sketch.LAYERS`).
 
     width: the residual stream; hidden: inside the MLP; windows: attended positions per layer, repeated over the
     layers, None for all positions; softcap: of attention scores; embedding: width of the token embedding where it is
@@ -34,6 +45,7 @@ class Shape:
     softcap: float | None = None
     activation: str = "gelu"
     embedding: int | None = None
+    encoder: EncoderShape | None = None
 
     def __post_init__(self) -> None:
         for field in ("layers", "width", "heads", "kv_heads", "head_dim", "hidden", "vocabulary", "context"):
@@ -44,6 +56,21 @@ class Shape:
             raise NearbankError(
                 f"model {self.name}: {self.heads} heads cannot share {self.kv_heads} KV heads; expected a divisor"
             )
+        self._check_encoder()
+
+    def _check_encoder(self) -> None:
+        for field, value in vars(self.encoder).items() if self.encoder else ():
+            if value < 1:
+                raise NearbankError(f"model {self.name}: the encoder's {field} is {value}; expected 1 or more")
+        if self.encoder and self.width % self.encoder.heads:
+            raise NearbankError(
+                f"model {self.name}: width {self.width} is not a multiple of the encoder's {self.encoder.heads} heads"
+            )
+
+    @property
+    def first_layer(self) -> int:
+        """The decoder's first layer as traces count them: the encoder's layers come before it."""
+        return self.encoder.layers if self.encoder else 0
 
     @property
     def kv_width(self) -> int:
