@@ -2,6 +2,7 @@
 
 import os
 import platform
+from dataclasses import asdict
 
 from nearbank.models.checkpoint import Checkpoint
 from nearbank.models.config import ModelConfig
@@ -94,10 +95,8 @@ def _machine(options: TrainOptions) -> str:
 
 
 def _command(options: TrainOptions) -> str:
-    shown = (
-        "precision", "form", "layers", "width", "heads", "context", "batch", "twin_steps", "student_steps", "twin_lr",
-        "student_lr", "warmup_steps", "decay_percent", "hidden_weight", "attention_weight", "dropout", "seed", "threads", "device",
-    )  # fmt: skip
-    flags = " ".join(f"--{key.replace('_', '-')} {getattr(options, key)}" for key in shown)
+    unsaid = ("text", "name", "teacher", "weight_decay", "save_every", "evaluate_every")
+    shown = {key: value for key, value in asdict(options).items() if key not in unsaid}
+    flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in shown.items())
     teacher = "" if options.teacher is None else f" --teacher {options.teacher.name}"
     return f"nearbank train {options.text.name} --out {options.name} --name {options.name}{teacher} {flags}"
