@@ -62,6 +62,11 @@ def place(
     `v_block` bounds how many tokens of one dimension lie in a row of V, by default as many as the row takes.
     Raises `NearbankError` with the tensor and the missing bytes when the machine is too small.
     """
+    if model.encoder_layers:
+        raise NearbankError(
+            f"{model.name} has an encoder of {model.encoder_layers} layers; this mapping places decoders only, "
+            "so replay a model without an encoder"
+        )
     formats = {m.name: format_named(head if m.name == HEAD else weights) for m in model.matrices}
     sized = [size_matrix(m, formats[m.name], inputs, target) for m in model.matrices]
     cache = size_cache(model, format_named(kv), max_context, target, v_block)

@@ -14,7 +14,7 @@ from typing import Any
 from nearbank.errors import NearbankError
 from nearbank.models.config import CONFIGS
 from nearbank.models.hf_config import read_config, shape_from_config
-from nearbank.models.shape import Shape, gpt_shape
+from nearbank.models.shape import EncoderShape, Shape, gpt_shape
 
 ACTIVATIONS = MappingProxyType({"opt": "relu", "opt-post": "relu", "gemma2": "gelu", "bitnet": "relu2"})
 
@@ -28,6 +28,13 @@ def _decoder(
     activation = ACTIVATIONS.get(family, "silu")
     sizes = (layers, width, heads, kv_heads, head_dim or width // heads, hidden, vocabulary, context)
     return Shape(name, family, *sizes, activation=activation, **more)
+
+
+def _bart(family: str, name: str, layers: int, width: int, heads: int, vocabulary: int) -> Shape:
+    """Encoder and decoder have the same sizes."""
+    sizes = (layers, width, heads, heads, width // heads, 4 * width, vocabulary, 1024)
+    encoder = EncoderShape(layers, heads, 4 * width)
+    return Shape(name, family, *sizes, activation="gelu_erf", encoder=encoder)
 
 
 # fmt: off
@@ -65,6 +72,10 @@ _ALL = (
     _decoder("phi3", "phi-3-mini",           32,  3072,  32,  32,   8192,   32064,   4096, windows=(2047,)),
     _decoder("phi3", "phi-3-medium",         40,  5120,  40,  10,  17920,   32064,   4096, windows=(2047,)),
     _decoder("bitnet", "bitnet-b1.58-2b4t",  30,  2560,  20,   5,   6912,  128256,   4096),
+    #                              layers  width heads   vocab
+    _bart("bart", "bart-base",          6,   768,  12,   50265),
+    _bart("bart", "bart-large",        12,  1024,  16,   50265),
+    _bart("mbart", "mbart-large",      12,  1024,  16,  250027),
 )
 # fmt: on
 SHAPES: Mapping[str, Shape] = MappingProxyType(

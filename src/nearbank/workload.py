@@ -13,7 +13,10 @@ from nearbank.trace import ModelDescription, Step, TraceHeader, TraceWriter, ope
 
 @dataclass(frozen=True)
 class Workload:
-    """A model's description, the run's counts and formats, and `open_steps`, which yields the steps from the start."""
+    """A model's description, the run's counts and formats, and `open_steps`, which yields the steps from the start.
+
+    prompt_tokens: what the decoder begins with; source_tokens: what an encoder read, None without one.
+    """
 
     model: ModelDescription
     prompt_tokens: int
@@ -22,6 +25,7 @@ class Workload:
     kv: str
     open_steps: Callable[[], Iterator[Step]]
     trace: Path | None = None
+    source_tokens: int | None = None
 
     def steps(self, weights: str | None = None, kv: str | None = None) -> Iterator[Step]:
         """The steps, with the block matrices or the KV cache in other formats where given."""
@@ -38,7 +42,7 @@ def trace_workload(path: Path) -> Workload:
     """The run that a trace file records."""
     trace = open_trace(path)
     h = trace.header
-    return Workload(h.model, h.prompt_tokens, h.new_tokens, h.weights, h.kv, trace.steps, path)
+    return Workload(h.model, h.prompt_tokens, h.new_tokens, h.weights, h.kv, trace.steps, path, h.source_tokens)
 
 
 def is_shape(name: str) -> bool:
@@ -49,7 +53,7 @@ def is_shape(name: str) -> bool:
 
 
 def sketch_workload(name: str, prompt_tokens: int, tokens: int, weights: str = "bf16", kv: str = "bf16") -> Workload:
-    """`tokens` tokens after a prompt, at the shape of the model of that name, or of a config.json."""
+    """`tokens` tokens after a prompt (an encoder's source), at the shape of that name, or of a config.json."""
     from nearbank.models.sketch import check_counts, describe, sketch
     from nearbank.models.zoo import find_shape
 
@@ -59,7 +63,8 @@ def sketch_workload(name: str, prompt_tokens: int, tokens: int, weights: str = "
     def steps() -> Iterator[Step]:
         return sketch(shape, prompt_tokens, tokens, weights=weights, kv=kv)
 
-    return Workload(describe(shape), prompt_tokens, tokens, weights, kv, steps)
+    begun, source = (1, prompt_tokens) if shape.encoder else (prompt_tokens, None)
+    return Workload(describe(shape), begun, tokens, weights, kv, steps, source_tokens=source)
 
 
 def prompt_length(text: str) -> int:
@@ -76,6 +81,7 @@ def write_sketch(load: Workload, path: Path, advance: Callable[[int], None]) -> 
         origin="sketched",
         prompt_tokens=load.prompt_tokens,
         new_tokens=load.tokens,
+        source_tokens=load.source_tokens,
         weights=load.weights,
         kv=load.kv,
         nearbank_version=__version__,

@@ -124,6 +124,18 @@ def test_beams_share_the_source_and_batches_are_independent(checkpoint: tuple[An
     assert cross == {0: (None, None), 1: (0, 20), 2: (None, None), 3: (2, 20)}
 
 
+def test_a_replay_of_an_encoder_is_refused_in_one_line(tmp_path: Path) -> None:
+    from nearbank.replay import replay
+    from nearbank.workload import sketch_workload, trace_workload, write_sketch
+
+    path = tmp_path / "bart.parquet"
+    write_sketch(sketch_workload("bart-base", 30, 4), path, lambda done: None)
+    load = trace_workload(path)
+    assert (load.prompt_tokens, load.source_tokens, load.max_context) == (1, 30, 4)
+    with pytest.raises(ValueError, match="bart-base has an encoder of 6 layers; this mapping places decoders only"):
+        replay(load, "pim-gpt")
+
+
 @bart_only
 def test_impossible_requests_are_refused(checkpoint: tuple[Any, Path]) -> None:
     from nearbank.models.sampling import Sampling

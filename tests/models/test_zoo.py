@@ -41,6 +41,9 @@ PUBLISHED = {
     "phi-3-mini": (3.821, False),
     "phi-3-medium": (13.960, False),
     "bitnet-b1.58-2b4t": (2.413, True),
+    "bart-base": (0.139, True),
+    "bart-large": (0.406, True),
+    "mbart-large": (0.611, True),
 }
 
 
@@ -51,6 +54,8 @@ def test_parameters_are_the_published_ones(name: str) -> None:
     tables = 0 if tied else shape.vocabulary * shape.width
     if shape.family.startswith(("gpt", "opt")):
         tables += shape.context * shape.width
+    if shape.encoder:
+        tables += 2 * shape.context * shape.width
     assert describe(shape).weights() + tables == pytest.approx(billions * 1e9, rel=3e-3)
 
 
@@ -59,11 +64,15 @@ def test_every_shape_can_be_sketched(name: str) -> None:
     shape = SHAPES[name]
     prefill, decode = sketch(shape, 3, 2, weights="int4", kv="int4")
     assert shape.family in LAYERS
-    assert prefill.tokens == 3
+    source = 3 if shape.encoder else 0
+    assert prefill.tokens == (4 if source else 3)
     in_layers = [o for _, o in decode.rows() if o.op in ("score", "context")]
-    assert sum(o.macs for o in in_layers) == 2 * shape.layers * shape.q_width * 4
+    attended = 2 + source if source else 4  # a start token and the one after it, and the source
+    assert sum(o.macs for o in in_layers) == 2 * shape.layers * shape.q_width * attended
     matrices = sum(o.macs for _, o in decode.rows() if o.op == "matmul")
-    assert matrices == describe(shape).weights()
+    described = describe(shape)
+    read = [m for m in described.matrices if m.name.startswith("encoder.") or m.name in ("cross.k", "cross.v")]
+    assert matrices == described.weights() - sum(m.n * m.k * described.copies(m) for m in read)
 
 
 def test_a_window_bounds_what_is_attended() -> None:
