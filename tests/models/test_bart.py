@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nearbank.models.execution import Pass
 from nearbank.models.generate import generate, steps
 from nearbank.models.load import load_model
 from nearbank.models.record import record
@@ -65,6 +66,10 @@ def test_logits_equal_transformers_at_once_and_token_by_token(checkpoint: tuple[
     for backend in ("numpy", "numba"):
         ours = load_model(directory, backend, kv="fp32")
         np.testing.assert_allclose(ours.logits(TARGET, SOURCE), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    cache, sources = ours.cache(len(TARGET)), ours.read([np.array(SOURCE)])
+    runs = (Pass(np.array([token]), [1], [cache], sources=sources) for token in TARGET)  # each reads the cache's length
+    cached = np.concatenate([ours.network.forward(run) for run in runs])
+    np.testing.assert_allclose(cached, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 @every_case
