@@ -104,6 +104,9 @@ def run_per_bank(states, requests, taken_at, log, drain):  # type: ignore[no-unt
         if taken < total and requests[fields.ARRIVAL, taken] <= cycle:
             if _take(states[requests[fields.CHANNEL, taken]], requests, taken_at, taken, cycle):
                 taken += 1
+                if drain and taken == total:
+                    for channel in range(len(states)):
+                        states[channel].wake = cycle + 1  # from now on writes go out of their own accord
         cycle = max(cycle + 1, _next_cycle(states, requests, taken, total))
 
 
@@ -396,6 +399,8 @@ def _move_one(state, requests, empty_writes):  # type: ignore[no-untyped-def]
         if queue == WRITES:
             if _waiting(state, requests, number, READS) >= 0:
                 state.draining = 0
+                if state.in_line == 0:  # DRAMsim3 would wait forever here: nothing but that read can move
+                    _move(state, READS, 0, requests[fields.BANK, state.queue[READS, 0]])
                 return True
             state.draining -= 1
         _move(state, queue, place, bank)

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from nearbank.sim.machine import Machine
 from nearbank.sim.policy import Policy
 from nearbank.sim.requests.controller import Trace
+from nearbank.sim.requests.history import History, Issue
 from nearbank.sim.requests.mapping import address_map
-from nearbank.sim.rules import Limit, RuleBook, rulebook
+from nearbank.sim.rules import RuleBook, rulebook
 from nearbank.sim.standard import Effect
-
-Issue = tuple[int, str, int, int, int]  # cycle, command, first bank, banks, row
 
 
 @dataclass(slots=True)
@@ -61,7 +60,9 @@ class _Controller:
         self.refreshes: list[int] = []
         self.draining = False
         self.next_single = 0
-        self.out = Outcome()
+        self.history = History(self.book)
+        self.allows = self.history.allows
+        self.out = Outcome(self.history.issued)
 
     def run(self, trace: Trace) -> Outcome:
         place = address_map(self.policy.mapping, self.machine.organization).place(trace.addresses)
@@ -113,7 +114,7 @@ class _Controller:
 
     def _slot(self, cycle: int, bus: frozenset[str]) -> None:
         """One command of those on this bus."""
-        ready = [r for r in self.opened if self._needed(r) in bus and self._allowed(self._needed(r), r.bank, cycle)]
+        ready = [r for r in self.opened if self._needed(r) in bus and self.allows(self._needed(r), r.bank, cycle)]
         if ready:
             return self._serve(min(ready, key=lambda r: r.arrived), self.opened, cycle)
         if self.refreshes:
@@ -121,7 +122,7 @@ class _Controller:
         queue = self._queue()
         for request in queue:
             command = self._needed(request)
-            if command in bus and self._may(command, request, queue) and self._allowed(command, request.bank, cycle):
+            if command in bus and self._may(command, request, queue) and self.allows(command, request.bank, cycle):
                 return self._serve(request, queue, cycle)
         if self.policy.row_policy == "timeout" and "PRE" in bus:
             self._close_idle(cycle)
@@ -183,7 +184,7 @@ class _Controller:
             return
         if any(self.rows[bank] is not None for bank in banks):
             command = close
-        if command in bus and self._allowed(command, first, cycle):
+        if command in bus and self.allows(command, first, cycle):
             self._issue(cycle, command, first, -1)
             if command != close:
                 self.refreshes.pop(0)
@@ -193,7 +194,7 @@ class _Controller:
             wanted = any(r.bank == bank for r in self.opened)
             hit = any(r.bank == bank and r.row == row for r in self.reads + self.writes)
             old = cycle >= self.touched[bank] + self.policy.row_timeout
-            if row is not None and old and not wanted and not hit and self._allowed("PRE", bank, cycle):
+            if row is not None and old and not wanted and not hit and self.allows("PRE", bank, cycle):
                 return self._issue(cycle, "PRE", bank, -1)
         return None
 
@@ -208,25 +209,3 @@ class _Controller:
             else:
                 self.used[at] += 1
             self.touched[at] = cycle
-
-    def _allowed(self, command: str, bank: int, cycle: int) -> bool:
-        limits = [limit for limit in self.book.limits if command in limit.later]
-        banks = range(bank, bank + self.book.reach[command])
-        return all(self._keeps(limit, scope, cycle) for limit in limits for scope in {b // limit.size for b in banks})
-
-    def _keeps(self, limit: Limit, scope: int, cycle: int) -> bool:
-        """Whether the `window`-th last of the limit's earlier commands in the scope is `delay` cycles ago."""
-        seen = 0
-        for when, command, first, count, _ in reversed(self.out.issued):
-            if cycle - when >= limit.delay:
-                return True
-            scopes = {bank // limit.size for bank in range(first, first + count)}
-            inside = self._beside(limit, scope, scopes) if limit.others else scope in scopes
-            seen += command in limit.earlier and inside
-            if seen == limit.window:
-                return False
-        return True
-
-    def _beside(self, limit: Limit, scope: int, scopes: set[int]) -> bool:
-        each = limit.within // limit.size
-        return any(other != scope and other // each == scope // each for other in scopes)

@@ -11,6 +11,7 @@ from nearbank.errors import NearbankError
 from nearbank.sim.machine import Machine, load_machine
 from nearbank.sim.policy import POLICIES, Policy
 from nearbank.sim.requests import Trace, serve
+from nearbank.sim.requests.per_bank_reference import serve_per_bank_slowly
 from nearbank.sim.requests.reference import serve_slowly
 
 PLAIN = ("ddr4", "ddr5", "gddr6", "hbm2", "hbm3", "lpddr5")
@@ -64,6 +65,41 @@ def test_compiled_equals_plain_python(data: st.DataObject) -> None:
     assert got == [(cycle, command, bank) for cycle, command, bank, _, _ in slow.issued]
     assert (fast.row_hits, fast.row_misses, fast.row_conflicts) == (slow.hits, slow.misses, slow.conflicts)
     assert fast.cycles == slow.last_done
+
+
+per_bank_policies = st.builds(
+    Policy,
+    queues=st.just("per_bank"),
+    read_queue=st.integers(1, 12),
+    write_queue=st.integers(1, 12),
+    bank_queue=st.integers(1, 4),
+    write_idle=st.integers(1, 8),
+    row_hit_cap=st.integers(1, 4),
+    row_policy=st.sampled_from(("open", "closed")),
+    mapping=st.sampled_from(("RoBaRaCoCh", "rocorababgpcch", "rorabgbachco")),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_compiled_per_bank_equals_plain_python(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(("ddr4", "gddr6", "hbm2", "lpddr5", "hbm2-dramsim3")))
+    refreshes = (
+        ("all_bank", "none", "per_bank") if name in ("hbm2", "lpddr5", "hbm2-dramsim3") else ("all_bank", "none")
+    )
+    ranks = data.draw(st.sampled_from((1, 2))) if name in ("ddr4", "lpddr5") else None
+    machine = small(name, data.draw(st.sampled_from(refreshes)), ranks)
+    trace, policy = data.draw(traces(machine)), data.draw(per_bank_policies)
+    slow = serve_per_bank_slowly(machine, trace, policy)
+    fast = serve(machine, trace, policy, record=10**5)
+    assert fast.issued is not None
+    columns = (fast.issued.channel, fast.issued.cycle, fast.issued.name, fast.issued.bank)
+    got = sorted((int(ch), int(cycle), bank, command) for ch, cycle, command, bank in zip(*columns, strict=True))
+    expected = [(ch, cycle, bank, name) for ch, out in enumerate(slow) for cycle, name, bank, _, _ in out.issued]
+    assert got == sorted(expected)
+    counted = [sum(getattr(out, name) for out in slow) for name in ("hits", "misses", "conflicts")]
+    assert [fast.row_hits, fast.row_misses, fast.row_conflicts] == counted
+    assert fast.cycles == max(out.last_done for out in slow) + 1
 
 
 @pytest.mark.parametrize("name", PLAIN)
