@@ -60,7 +60,7 @@ def norm_work(n: int) -> Work:
 
 
 def statistics_work(n: int) -> Work:
-    """Mean and squares of n values while they arrive: of each block its mean, centred, squared, summed; blocks merge."""
+    """Mean and squares of n values as they arrive: each block's mean, then centred, squared, summed; blocks merge."""
     return Work(adds=3, multiplies=1, passes=0).times(n)
 
 
@@ -75,9 +75,14 @@ def softmax_work(heads: int, positions: int) -> Work:
     return each.times(heads * positions)
 
 
+def reciprocal_work(heads: int) -> Work:
+    """One reciprocal per head, of the sum of its softmax."""
+    return _RECIPROCAL.times(heads)
+
+
 def normalise_work(heads: int, head_dim: int) -> Work:
-    """One reciprocal per head, and the context product times it."""
-    return _RECIPROCAL.times(heads) + Work(multiplies=heads * head_dim)
+    """The context product times the reciprocals."""
+    return Work(multiplies=heads * head_dim)
 
 
 def gelu_work(n: int) -> Work:

@@ -7,6 +7,7 @@ every bank, so that tokens which fill the same row address share a program; the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nearbank.mapping import asic
@@ -28,6 +29,8 @@ from nearbank.mapping.sweep import (
 from nearbank.mapping.target import Target
 from nearbank.sim.program import Builder, Mark, Start, Wait
 from nearbank.units import ceil_div
+
+Write = Callable[[Builder], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,21 +158,27 @@ def _append_scales(b: Builder, at: Attention, token: int) -> None:
         b.command("PRE", bank=bank)
 
 
-def attend(b: Builder, at: Attention, span: Span, token: int | None) -> None:
-    """Scores, softmax and context product over `span`; V of `token`, if any, is written while the ASIC is busy."""
+def attend(b: Builder, at: Attention, span: Span, token: int | None, values: Write | None = None) -> None:
+    """Scores, softmax and context product over `span`; V of `token`, if any, is written while the ASIC is busy.
+
+    `values` appends the product that gives V, where that was put off to run beside the first softmax.
+    """
     b.add(Wait("asic"))
     if at.quantised:
         _read_scales(b, at, span)
     if at.cache.joined:
-        _attend_joined(b, at, span, token)
+        _attend_joined(b, at, span, token, values)
     else:
-        _attend_apart(b, at, span, token)
+        _attend_apart(b, at, span, token, values)
 
 
-def _attend_joined(b: Builder, at: Attention, span: Span, token: int | None) -> None:
+def _attend_joined(b: Builder, at: Attention, span: Span, token: int | None, values: Write | None) -> None:
     """All heads' scores in one pass over the rows, then head after head."""
     _score(b, at, span, 0, at.slots, at.slots)
     _softmax(b, at, span, 0)
+    if values:
+        values(b)
+        _wait_for_softmax(b)
     _write_new_values(b, at, token)
     with b.loop(at.cache.slots - 1) as slot:
         _wait_for_softmax(b)
@@ -178,30 +187,65 @@ def _attend_joined(b: Builder, at: Attention, span: Span, token: int | None) -> 
     _last_context(b, at, span)
 
 
-def _attend_apart(b: Builder, at: Attention, span: Span, token: int | None) -> None:
+def _attend_apart(b: Builder, at: Attention, span: Span, token: int | None, values: Write | None) -> None:
     """Head after head, the scores of the next beside the softmax of this one."""
     _score(b, at, span, 0, 1, at.slots)
     _softmax(b, at, span, 0)
-    _write_new_values(b, at, token)
-    with b.loop(max(at.cache.slots - 2, 0)) as slot:
-        _score(b, at, span, slot + 1, 1, at.slots)
+    if values:
+        values(b)
+    else:
+        _write_new_values(b, at, token)
+    last = at.cache.slots - 1
+    if last and values:
+        _score_beside_softmax(b, at, span, 1, last == 1)
+        _write_new_values(b, at, token)
+        _context_of_slot(b, at, span, 0)
+    elif values:
         _wait_for_softmax(b)
-        _softmax(b, at, span, 1)
-        _context(b, at, span, slot)
-    if at.cache.slots > 1:
-        _score(b, at, span, at.cache.slots - 1, 1, at.slots)
-        _wait_for_softmax(b)
-        _softmax(b, at, span, at.cache.slots - 1)
-        _context(b, at, span, at.cache.slots - 2)
+        _write_new_values(b, at, token)
+    begin = 1 if values else 0
+    with b.loop(max(last - 1 - begin, 0)) as i:
+        _score_beside_softmax(b, at, span, i + (begin + 1), False)
+        _context_of_slot(b, at, span, i + begin)
+    if last > begin:
+        _score_beside_softmax(b, at, span, last, True)
+        _context_of_slot(b, at, span, last - 1)
     _last_context(b, at, span)
+
+
+def _score_beside_softmax(b: Builder, at: Attention, span: Span, slot: Address, last: bool) -> None:
+    """Scores of a slot, and their softmax once that of the slot before has ended.
+
+    Softmaxes that follow each other keep the ASIC's units full: only the last one's passes are waited for.
+    """
+    _score(b, at, span, slot, 1, at.slots)
+    _wait_for_softmax(b)
+    _softmax(b, at, span, at.cache.slots - 1 if last else 1, streamed=not last)
+
+
+def _context_of_slot(b: Builder, at: Attention, span: Span, slot: Address) -> None:
+    _context(b, at, span, slot)
+    _normalise(b, at, 0, streamed=True)
 
 
 def _last_context(b: Builder, at: Attention, span: Span) -> None:
     _wait_for_softmax(b)
-    _context(b, at, span, at.cache.slots - 1)
+    last = at.cache.slots - 1
     heads = at.cache.kv_heads * at.cache.queries
+    b.add(Start("asic", "normalise", at.target.asic.time_ps(asic.reciprocal_work(heads))))
+    _context(b, at, span, last)
+    if at.cache.joined:
+        work = asic.normalise_work(heads, at.cache.head_dim)
+        b.add(Start("asic", "normalise", at.target.asic.time_ps(work)))
+    else:
+        _normalise(b, at, last, streamed=False)
+
+
+def _normalise(b: Builder, at: Attention, slot: int, *, streamed: bool) -> None:
+    """One slot's results divided by the sums of its softmax."""
+    heads = at.cache.heads_in_slot(slot, at.target.channels) * at.cache.queries
     work = asic.normalise_work(heads, at.cache.head_dim)
-    b.add(Start("asic", "normalise", at.target.asic.time_ps(work)))
+    b.add(Start("asic", "normalise", at.target.asic.time_ps(work.streamed if streamed else work)))
 
 
 def _write_new_values(b: Builder, at: Attention, token: int | None) -> None:
@@ -215,13 +259,13 @@ def _wait_for_softmax(b: Builder) -> None:
     b.add(Wait("asic"))
 
 
-def _softmax(b: Builder, at: Attention, span: Span, slot: int) -> None:
+def _softmax(b: Builder, at: Attention, span: Span, slot: int, *, streamed: bool = False) -> None:
     """The softmax of one slot's heads; a middle slot stands for all of them, as only the last can have fewer."""
     heads = at.cache.heads_in_slot(slot, at.target.channels) * at.cache.queries
     work = asic.softmax_work(heads, span.length)
     if at.quantised:
         work += asic.cache_scale_work(heads, span.length)
-    b.add(Start("asic", "softmax", at.target.asic.time_ps(work)))
+    b.add(Start("asic", "softmax", at.target.asic.time_ps(work.streamed if streamed else work)))
 
 
 def _read_scales(b: Builder, at: Attention, span: Span) -> None:

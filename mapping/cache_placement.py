@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
+from nearbank.mapping.asic import softmax_work
 from nearbank.mapping.packing import Packing
 from nearbank.mapping.region import Region
 from nearbank.mapping.target import ColumnUse, Target, value_bytes
@@ -21,7 +22,7 @@ class CachePlacement:
     channel whose turn it is in the team, in record t // (banks · team); a record holds one token of each bank, of all
     slots side by side (`joined`) or of one slot. V of a slot has its dimensions dealt out over the team's banks; a
     row holds `v_dims` dimensions of `v_block` tokens. With a quantised cache, `scales` holds scale and offset of K
-    and V of every token and head.
+    and V of every token and head. `slow_softmax`: the ASIC takes longer than the banks, so heads are scored apart.
     """
 
     keys: Region
@@ -43,6 +44,7 @@ class CachePlacement:
     v_block: int
     v_local: int
     scale_bytes: int
+    slow_softmax: bool
 
     @property
     def head_columns(self) -> int:
@@ -84,7 +86,8 @@ def size_cache(
     team = _team(model, use, max_context, target)
     slots = ceil_div(model.kv_heads, target.channels // team)
     input_bytes = value_bytes("bf16")
-    joined = _joins(model, use, slots, max_context, input_bytes, target)
+    slow = _softmax_is_slow(model, use, max_context, team, target)
+    joined = not slow and _joins(model, use, slots, max_context, input_bytes, target)
     _check_query(queries * use.columns(model.head_dim) * use.values * input_bytes, model, target)
     in_record = use.columns(model.head_dim) * (slots if joined else 1)
     records = ceil_div(max_context, target.banks * team)
@@ -118,6 +121,7 @@ def size_cache(
         v_block=v_block,
         v_local=v_local,
         scale_bytes=scale_bytes,
+        slow_softmax=slow,
     )
 
 
@@ -158,12 +162,20 @@ def _team(model: ModelDescription, use: ColumnUse, max_context: int, target: Tar
     ]
     fitting = [size for size in useful if _asic_holds(model, heads_at_work(model, target, size), max_context, target)]
     best, *others = fitting or useful or [1]
-    least = _attention_cycles(model, use, max_context // 2, best, target)
+    least = _attention_ps(model, use, max_context // 2, best, target)
     for size in others:
-        cycles = _attention_cycles(model, use, max_context // 2, size, target)
-        if cycles < (1 - TEAM_GAIN) * least:
-            best, least = size, cycles
+        time_ps = _attention_ps(model, use, max_context // 2, size, target)
+        if time_ps < (1 - TEAM_GAIN) * least:
+            best, least = size, time_ps
     return best
+
+
+def _attention_ps(model: ModelDescription, use: ColumnUse, context: int, team: int, target: Target) -> float:
+    """Roughly the time of one token's attention. A slow ASIC waits for the first slot, the banks end with the last."""
+    slots = ceil_div(model.kv_heads, target.channels // team)
+    banks_ps = _attention_cycles(model, use, context, team, target) * target.tck_ps
+    softmax_ps = target.asic.time_ps(softmax_work(model.heads, context))
+    return banks_ps if softmax_ps <= banks_ps else banks_ps / slots + softmax_ps
 
 
 def heads_at_work(model: ModelDescription, target: Target, team: int) -> int:
@@ -194,6 +206,13 @@ def _joins(
     vectors = slots * (model.heads // model.kv_heads) * use.columns(model.head_dim) * use.values * input_bytes
     held = _asic_holds(model, model.heads, max_context, target)
     return columns <= target.columns and vectors <= target.buffer_bytes and held
+
+
+def _softmax_is_slow(model: ModelDescription, use: ColumnUse, max_context: int, team: int, target: Target) -> bool:
+    """True when at half the longest context the ASIC takes longer for softmax than the banks for scores and context."""
+    context = max_context // 2
+    banks_ps = _attention_cycles(model, use, context, team, target) * target.tck_ps
+    return target.asic.time_ps(softmax_work(model.heads, context)) > banks_ps
 
 
 def score_bytes(heads: int, max_context: int, input_bytes: int) -> int:

@@ -58,6 +58,10 @@ class CachedAttention:
         self._weights: dict[int, npt.NDArray[np.uint16]] = {}
         self._softmaxes = 0
 
+    def take_values(self, v: Reals) -> None:
+        """The new V [kv_heads, head_dim], where its product came after the first scores."""
+        self.new = (self.new[0], self.arithmetic.round_token(self.format, v))
+
     def result(self) -> Singles:
         """The context product [heads, head_dim]."""
         total = self.context + self.offsets[..., None]

@@ -75,6 +75,7 @@ class MappedDecoder:
         self._attention = CachedAttention(plan.placement.cache, plan.target, arithmetic)
         self._position = -1
         self._sums: MatrixSums | None = None
+        self._qkv: MatrixSums
         self._label = ""
         self._layer = 0
         self._attending = False
@@ -171,6 +172,9 @@ class MappedDecoder:
             self._settle()
             self._label, self._layer = moment.label, moment.layer
             matrix = self._matrices[moment.label]
+            if self._attending and matrix is self._qkv.matrix:
+                self._sums = self._qkv  # v, which was put off until after q and k
+                return self._sums
             if self._attending:
                 self._vector = self._attention.result().reshape(-1)
                 self._attending = False
@@ -192,6 +196,8 @@ class MappedDecoder:
         if self._sums is None:
             return
         sums, self._sums = self._sums, None
+        if self._label == "qkv":
+            self._qkv = sums
         y = sums.result(self.weights.matrices[self._label][self._layer].scales)
         if self._label in self.weights.biases:
             y = y + self.weights.biases[self._label][self._layer]
@@ -203,6 +209,9 @@ class MappedDecoder:
         if len(y) != wide + 2 * narrow:
             raise NearbankError(f"qkv gives {len(y)} values; expected {wide + 2 * narrow}")
         q, k, v = (part.reshape(-1, model.head_dim) for part in np.split(y, [wide, wide + narrow]))
+        if self._attending:
+            self._attention.take_values(v)
+            return
         self._attention.begin(self._position, q * np.float32(model.head_dim**-0.5), k, v)
         self._attending = True
 

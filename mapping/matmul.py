@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import lcm
 
 from nearbank.mapping import asic
 from nearbank.mapping.asic import Work
 from nearbank.mapping.matrix_placement import Chunks, MatrixPlacement
-from nearbank.mapping.sweep import READ, RESULT, VECTOR, Address, Sweep, send_vector, sweep
+from nearbank.mapping.sweep import READ, RESULT, VECTOR, Address, Sweep, repeat, send_vector, sweep
 from nearbank.mapping.target import Target
 from nearbank.sim.program import Builder, Mark, Start, Wait
 from nearbank.units import ceil_div
@@ -38,6 +39,14 @@ class Follow:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Outputs [first, end) of every bank; both lie where rows begin, unless `end` is the last."""
+
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Feed:
     """A matrix's input that the ASIC has not finished: its job, and how many values are queued already."""
 
@@ -58,19 +67,22 @@ def matmul(
     rows: Rows,
     follow: Follow | None,
     feed: Feed | None = None,
+    part: Part | None = None,
 ) -> int:
     """Append one GEMV for one channel; returns how many results have their `follow` queued.
 
-    `rows` turns a row of layer 0 into that of the current layer. With `feed`, the vector is finished chunk by chunk.
+    `rows` turns a row of layer 0 into that of the current layer. With `feed`, the vector is finished chunk by chunk;
+    with `part`, only some of the outputs are computed.
     """
     label = label_of(matrix.name)
     if matrix.scales:
         b.add(Mark("scales"))
         _read_scales(b, matrix, target, rows)
         b.add(Mark(label))
-    b.add(Wait("asic"))
+    if part is None or part.first == 0:
+        b.add(Wait("asic"))
     b.add(Mark(label))
-    outputs = _Outputs.of(matrix, target, channel)
+    outputs = _Outputs.of(matrix, target, channel, part)
     last = matrix.chunks[-1]
     if feed:
         _fed_chunks(b, matrix, outputs, target, rows, feed)
@@ -82,16 +94,29 @@ def matmul(
 
 @dataclass(frozen=True, slots=True)
 class _Outputs:
-    """Outputs in each bank: of this channel, and the least and most of any channel."""
+    """Outputs in each bank: of this channel, and the least and most of any channel; the first of them is `first`."""
 
     here: int
     least: int
     most: int
+    first: int
 
     @classmethod
-    def of(cls, matrix: MatrixPlacement, target: Target, channel: int) -> _Outputs:
-        first, last = (target.outputs_of(c, matrix.n) for c in (0, target.channels - 1))
-        return cls(target.outputs_of(channel, matrix.n), last, first)
+    def of(cls, matrix: MatrixPlacement, target: Target, channel: int, part: Part | None) -> _Outputs:
+        counts = [target.outputs_of(c, matrix.n) for c in (channel, target.channels - 1, 0)]
+        part = part or Part(0, counts[2])
+        here, least, most = (max(min(count, part.end) - part.first, 0) for count in counts)
+        return cls(here, least, most, part.first)
+
+    def row(self, chunks: Chunks) -> int:
+        """The row of a chunk where the first output lies."""
+        each, rows = chunks.packing.period
+        return self.first // each * rows
+
+
+def part_unit(matrix: MatrixPlacement) -> int:
+    """Outputs of a bank after which every chunk begins a new row: where a matrix can be cut in parts."""
+    return lcm(*(chunks.packing.period[0] for chunks in matrix.chunks))
 
 
 def _read_scales(b: Builder, matrix: MatrixPlacement, target: Target, rows: Rows) -> None:
@@ -171,7 +196,9 @@ def _chunk(
     first = target.bursts(chunks.first * matrix.input_bytes)
     stride = target.bursts(chunks.width * matrix.input_bytes)
     _send(b, matrix, chunks, first + chunk * stride, target)
-    sweep(b, _sweep_of(matrix, chunks, target), rows(chunks.first_row) + chunk * chunks.rows, outputs.here, RESULT)
+    plan = _sweep_of(matrix, chunks, target)
+    row = rows(chunks.first_row + outputs.row(chunks)) + chunk * chunks.rows
+    sweep(b, plan, row, outputs.here, RESULT + outputs.first * plan.output_stride)
 
 
 def _sum(b: Builder, matrix: MatrixPlacement, chunks: Chunks, outputs: _Outputs, target: Target) -> None:
@@ -231,7 +258,7 @@ def _last_chunk(
     """The last chunk in pieces of whole row periods; every channel starts the same jobs."""
     done = chunks.count - 1
     first = target.bursts(chunks.first * matrix.input_bytes) + done * target.bursts(chunks.width * matrix.input_bytes)
-    row = rows(chunks.first_row + done * chunks.rows)
+    row = rows(chunks.first_row + outputs.row(chunks) + done * chunks.rows)
     plan = _sweep_of(matrix, chunks, target)
     if outputs.here:
         _send(b, matrix, chunks, first, target)
@@ -242,13 +269,13 @@ def _last_chunk(
     early = _early(matrix, chunks, size, whole, target, follow)
 
     def piece(i: Address, count: int, here: int, follows: Follow | None, last: bool) -> None:
-        result = RESULT + i * (size * plan.output_stride)
+        result = RESULT + outputs.first * plan.output_stride + i * (size * plan.output_stride)
         scales = READ + i * (periods * plan.period_scales)
         sweep(b, plan, row + i * (periods * period_rows), here, result, scales)
         _hand_over(b, matrix, chunks, count, target, follows, last)
 
     for begin, end, follows in ((0, early, follow), (early, whole, None)):
-        with b.loop(end - begin) as i:
+        with repeat(b, end - begin) as i:
             piece(begin + i, size, size, follows, False)
     last = follow if early == whole else None
     piece(whole, outputs.most - whole * size, outputs.here - whole * size, last, True)

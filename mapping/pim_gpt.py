@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from math import ceil
 
 from nearbank.errors import NearbankError
 from nearbank.mapping import asic
 from nearbank.mapping.asic import Work
 from nearbank.mapping.attention import Attention, Span, append_keys, attend
 from nearbank.mapping.cache_placement import heads_at_work, score_bytes, vector_bytes
-from nearbank.mapping.matmul import Feed, Follow, Rows, matmul
+from nearbank.mapping.matmul import Feed, Follow, Part, Rows, matmul, part_unit
 from nearbank.mapping.placement import Placement, place
 from nearbank.mapping.sweep import Address
 from nearbank.mapping.target import Target, target_of
@@ -28,6 +29,7 @@ from nearbank.trace import Block, ModelDescription, Operation, Step
 
 Nodes = tuple[Node, ...]
 Emit = Callable[[Builder, Address, Rows], None]
+PutOff = Callable[[Rows, Builder], None]
 
 _WORK: dict[str, Callable[[int], Work]] = {
     "embed": asic.add_work,
@@ -141,12 +143,40 @@ class Plan:
     def _block(self, way: _Lowering, block: Block, position: _Position) -> Nodes:
         nodes: list[Node] = []
         channel, streamed = way.channel, way.work is _STREAMED_WORK
-        for operations in _fused(block.operations):
+        values: PutOff | None = None
+        groups: list[tuple[Operation, ...]] = [*_fused(block.operations), ()]
+        for operations, following in pairwise(groups):
             if operations[0].op in ("append", *_ATTENTION):
-                nodes += self._attention(channel, block.first, operations, position)
-            else:
-                nodes += self._part((channel, block.first, operations, streamed), partial(self._plain, way, operations))
+                nodes += self._attention(channel, block.first, operations, position, values)
+                values = None
+                continue
+            part = self._first_part(operations, following)
+            emit = partial(self._plain, way, operations, part)
+            nodes += self._part((channel, block.first, operations, streamed, part), emit)
+            if part:
+                values = partial(self._rest, way, operations[0], part.end)
         return tuple(nodes)
+
+    def _first_part(self, operations: tuple[Operation, ...], following: tuple[Operation, ...]) -> Part | None:
+        """The outputs of a bank that hold q and k, where v is better computed beside the softmax."""
+        cache, ops = self.placement.cache, tuple(o.op for o in following)
+        if not cache.slow_softmax or cache.scales or ops != ("append", *_ATTENTION) or len(operations) > 1:
+            return None
+        matrix, product = self.placement.matrix(operations[0].name), operations[0]
+        if (
+            matrix.n != (self.model.heads + 2 * self.model.kv_heads) * self.model.head_dim
+            or matrix.input_format == "int8"
+        ):
+            return None
+        needed = (matrix.n - self.model.kv_heads * self.model.head_dim) / (self.target.banks * self.target.channels)
+        unit = part_unit(matrix)
+        end = ceil(needed / unit) * unit
+        return Part(0, end) if end < self.target.outputs_of(self.target.channels - 1, product.n or 0) else None
+
+    def _rest(self, way: _Lowering, product: Operation, first: int, rows: Rows, b: Builder) -> None:
+        """The outputs of a product from `first` on."""
+        end = self.target.outputs_of(0, product.n or 0)
+        self._matmul(way.channel, product, b, rows, part=Part(first, end))
 
     def _part(self, key: tuple[object, ...], emit: Emit) -> Nodes:
         """The nodes that `emit` writes inside the loops over tokens and layers; made once per key."""
@@ -170,16 +200,24 @@ class Plan:
     def _stride(self) -> int:
         return self.placement.cache.keys.stride
 
-    def _plain(self, way: _Lowering, operations: tuple[Operation, ...], b: Builder, token: Address, rows: Rows) -> None:
+    def _plain(
+        self,
+        way: _Lowering,
+        operations: tuple[Operation, ...],
+        part: Part | None,
+        b: Builder,
+        token: Address,
+        rows: Rows,
+    ) -> None:
         """A matrix product with what follows it, up to the next matrix that needs that; or one job of the ASIC."""
-        first, *rest = operations
+        first = operations[0]
         if first.op != "matmul":
             _element_wise(b, first, self.target, way.work)
             return
         feed = None
         for product, followed, next_product in _stages(operations):
             follow = Follow(followed.op, way.work[followed.op], self._needed(next_product)) if followed else None
-            queued = self._matmul(way.channel, product, b, rows, follow, feed)
+            queued = self._matmul(way.channel, product, b, rows, follow, feed, part)
             if followed:
                 b.add(Mark(followed.op))
             feed = Feed(follow, queued) if follow and follow.needed is not None else None
@@ -197,8 +235,9 @@ class Plan:
         operation: Operation,
         b: Builder,
         rows: Rows,
-        follow: Follow | None,
-        feed: Feed | None,
+        follow: Follow | None = None,
+        feed: Feed | None = None,
+        part: Part | None = None,
     ) -> int:
         matrix = self.placement.matrix(operation.name)
         if (matrix.n, matrix.k) != (operation.n, operation.k):
@@ -210,12 +249,17 @@ class Plan:
             work = asic.quantise_work(matrix.k)
             b.add(Start("asic", "quantise", self.target.asic.time_ps(work)))
         outside = matrix.region.stride == 0
-        return matmul(b, matrix, self.target, channel, _same_row if outside else rows, follow, feed)
+        return matmul(b, matrix, self.target, channel, _same_row if outside else rows, follow, feed, part)
 
     def _attention(
-        self, channel: int, layer: int, operations: tuple[Operation, ...], position: _Position
+        self,
+        channel: int,
+        layer: int,
+        operations: tuple[Operation, ...],
+        position: _Position,
+        values: PutOff | None,
     ) -> Iterator[Node]:
-        """K and V appended and attended, as far as the trace has them."""
+        """K and V appended and attended, as far as the trace has them; `values` is a product put off until then."""
         appends = operations[0].op == "append"
         if appends:
             emit = partial(self._keys, channel, position.token)
@@ -224,8 +268,8 @@ class Plan:
             first, last = _attended(operations, position)
             span = Span.of(first, last, self.target.banks)
             token = self._same_addresses(position.token) if appends else None
-            emit = partial(self._attend, channel, span, token)
-            yield from self._part(("attend", layer, channel, span, token), emit)
+            emit = partial(self._attend, channel, span, token, values)
+            yield from self._part(("attend", layer, channel, span, token, values is None), emit)
 
     def _same_addresses(self, token: int) -> int:
         """The first token whose V and scales have the same addresses."""
@@ -238,8 +282,18 @@ class Plan:
     def _keys(self, channel: int, token: int, b: Builder, counter: Address, rows: Rows) -> None:
         append_keys(b, Attention(self.placement.cache, self.target, channel, rows), token, counter)
 
-    def _attend(self, channel: int, span: Span, token: int | None, b: Builder, counter: Address, rows: Rows) -> None:
-        attend(b, Attention(self.placement.cache, self.target, channel, rows), span, token)
+    def _attend(
+        self,
+        channel: int,
+        span: Span,
+        token: int | None,
+        values: PutOff | None,
+        b: Builder,
+        counter: Address,
+        rows: Rows,
+    ) -> None:
+        at = Attention(self.placement.cache, self.target, channel, rows)
+        attend(b, at, span, token, partial(values, rows) if values else None)
 
     def _check(self, step: Step, end: int) -> None:
         cache = self.placement.cache

@@ -86,7 +86,7 @@ def sweep(b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, 
     """
     each, rows = plan.packing.period
     full, rest = divmod(outputs, each)
-    with b.loop(full) as period:
+    with repeat(b, full) as period:
         to = result + period * (each * plan.output_stride)
         _period(b, plan, row + period * rows, each, to, scales + period * plan.period_scales)
     rest_to = result + full * each * plan.output_stride
@@ -187,7 +187,7 @@ def _nested_visit(b: Builder, plan: Sweep, row: Address, outputs: int, result: A
         return
     b.command("ACT16", row=row)
     before = (outputs - 1) // held
-    with b.loop(before) as batch:
+    with repeat(b, before) as batch:
         _nested_batch(b, plan, row, batch * held, held)
         _read_nested_batch(b, plan, batch * held, held, result)
     rest = outputs - before * held
