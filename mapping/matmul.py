@@ -177,7 +177,7 @@ def _chunks(
     rows: Rows,
 ) -> None:
     """`count` equal chunks, each handed to the ASIC as a whole."""
-    with b.loop(count) as chunk:
+    with repeat(b, count) as chunk:
         _chunk(b, matrix, chunks, chunk, outputs, target, rows)
         _sum(b, matrix, chunks, outputs, target)
 
