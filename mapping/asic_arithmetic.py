@@ -23,6 +23,7 @@ from nearbank.mapping.bank_arithmetic import Singles, tree_sum
 F = np.float32
 LOG2_E = F(math.log2(math.e))
 LEAST_EXPONENT = -126
+MOST = F(87)  # e^87 < 2^126, the largest whose reciprocal is a normal number
 SQRT_2_OVER_PI = F(math.sqrt(2 / math.pi))
 GELU_CUBIC = F(0.044715)
 
@@ -150,8 +151,7 @@ def fast_over_root(x: Singles, y: Singles) -> Singles:
 
 
 def _exact_exp(x: Singles) -> Singles:
-    with np.errstate(over="ignore"):
-        return np.asarray(np.exp(x), dtype=F)
+    return np.asarray(np.exp(np.minimum(x, MOST)), dtype=F)
 
 
 def _exact_divide(x: Singles, y: Singles) -> Singles:

@@ -7,7 +7,7 @@ proof.tokens_equal, proof.logits_bit_equal, proof.commands["MACAB"]
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -25,6 +25,7 @@ from nearbank.proof.bridge import mapped_weights
 from nearbank.proof.twin import BankSums, KernelSums, twin_logits
 from nearbank.sim.machine import load_machine
 
+FUNCTIONS = ("exp", "divide", "over_root")  # of an AsicArithmetic
 Progress = Callable[[int, int], None]  # (steps executed, steps)
 
 
@@ -186,13 +187,17 @@ def _kv_bytes(placed: Plan, tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Approximation:
-    """What the ASIC's approximations change in the logits over a text that the model wrote itself."""
+    """What the ASIC's approximations change in the logits over a text that the model wrote itself.
+
+    against_exact: all of them; each: one by itself ("exp", "divide", "over_root"), the others exact.
+    """
 
     model: str
     machine: str
     weights: str
     kv: str
     against_exact: Difference
+    each: Mapping[str, Difference]
     largest_logit: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -214,7 +219,18 @@ def approximation_error(model: Model, machine: str, prompt: str | Sequence[int],
     written = generate(model, numbers, positions - len(numbers), Sampling(temperature=1.0, seed=1)).tokens
     text = [*numbers, *written]
     placed = planned(model, machine, positions)
-    exact, near = (twin_logits(model, text, BankSums(placed, kind)) for kind in (EXACT, PIM_GPT))
+
+    def logits(arithmetic: AsicArithmetic) -> Floats:
+        return twin_logits(model, text, BankSums(placed, arithmetic))
+
+    exact = logits(EXACT)
+    alone = {name: replace(EXACT, **{name: getattr(PIM_GPT, name)}) for name in FUNCTIONS}
     return Approximation(
-        model.name, machine, model.weights, model.kv, Difference.of(near, exact), float(np.abs(exact).max())
+        model=model.name,
+        machine=machine,
+        weights=model.weights,
+        kv=model.kv,
+        against_exact=Difference.of(logits(PIM_GPT), exact),
+        each={name: Difference.of(logits(arithmetic), exact) for name, arithmetic in alone.items()},
+        largest_logit=float(np.abs(exact).max()),
     )
