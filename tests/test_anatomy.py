@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from nearbank.anatomy import KINDS, anatomy
-from nearbank.baselines.roofline import operation_bytes
+from nearbank.trace.moved import operation_bytes
 from nearbank.workload import Workload, sketch_workload
 
 

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nearbank.baselines.roofline import kv_bytes, operation_bytes, weight_bytes
 from nearbank.trace import Operation, Step
+from nearbank.trace.moved import kv_bytes, operation_bytes, weight_bytes
 from nearbank.trace.operation import HEAD
 from nearbank.workload import Workload
 

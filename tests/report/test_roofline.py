@@ -3,9 +3,10 @@
 import pytest
 
 from nearbank.baselines.processor import load_processor, processor_names
-from nearbank.baselines.roofline import kv_bytes, operation_bytes, roofline_row, weight_bytes
+from nearbank.baselines.roofline import roofline_row
 from nearbank.errors import NearbankError
 from nearbank.trace import Operation
+from nearbank.trace.moved import kv_bytes, operation_bytes, weight_bytes
 from nearbank.workload import sketch_workload
 
 QKV = Operation("matmul", "attn.qkv", m=1, n=6144, k=2048, weights="bf16", inputs="bf16")

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nearbank.baselines.processor import EagerPath, Framework, Processor
-from nearbank.baselines.roofline import operation_bytes
 from nearbank.errors import NearbankError
 from nearbank.report.row import MachineRow
 from nearbank.trace import Operation, Step
+from nearbank.trace.moved import operation_bytes
 from nearbank.units import ceil_div
 from nearbank.workload import Workload
 
