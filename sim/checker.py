@@ -58,6 +58,7 @@ class _Checker:
 
     def __init__(self, book: RuleBook) -> None:
         self.book = book
+        self.row_bus = frozenset(book.standard.row_bus)
         self.recent: list[Flat] = []
         self.rows: list[int | None] = [None] * book.banks
         self.horizon = max((limit.delay for limit in book.limits), default=0)
@@ -79,9 +80,14 @@ class _Checker:
             raise NearbankError(f"cycle {command.cycle}: bank {command.bank}; expected 0 to {self.book.banks - 1}")
 
     def _bus(self, command: Flat) -> Violation | None:
-        if self.recent and command.cycle <= self.recent[-1].cycle:
-            before = self.recent[-1]
-            return Violation("one command a cycle, in order", command, before, 1, command.cycle - before.cycle)
+        """Commands come in order, one a cycle on each command bus; some standards have one for rows alone."""
+        own = command.command in self.row_bus
+        for before in reversed(self.recent):
+            if command.cycle > before.cycle:
+                return None
+            if command.cycle < before.cycle or (before.command in self.row_bus) == own:
+                rule = "one command a cycle on each bus, in order" if self.row_bus else "one command a cycle, in order"
+                return Violation(rule, command, before, 1, command.cycle - before.cycle)
         return None
 
     def _timing(self, command: Flat) -> Violation | None:

@@ -2,14 +2,17 @@
 
 Two families of constants feed it: datasheet currents, by DRAMPower's equations (Chandrasekar et al.), and published
 energies per command or per bit, which go before the currents where a machine gives both. Counts are multiplied in
-zeptojoules (1 nW x 1 ps), so nothing is rounded before the end; then every component is rounded to a femtojoule and
-the total is their sum. A component whose constant is not known is None, never 0, unless nothing happened in it.
+zeptojoules (1 nW x 1 ps), as fractions where a constant is divided, so nothing is rounded before the end; then every
+component is rounded down to a femtojoule and the total is their sum. Parts of a whole (channels, bank groups, windows
+of time) are rounded so that they add up to it: each is the whole up to its end less the whole up to its beginning. A
+component whose constant is not known is None, never 0, unless nothing happened in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 from nearbank import units
@@ -27,9 +30,14 @@ _ARRAY_WRITES = {"EWMUL": (1, 4)}
 
 @dataclass(frozen=True)
 class Activity:
-    """What the energy depends on, summed over all channels; from a whole run or a window of it."""
+    """What the energy depends on, of the whole run or of a part: some channels, some banks, some time.
+
+    `commands` counts those on the command bus by (name, MAC format), `banks` the banks they reached; a part that is a
+    bank group has banks alone, and what its channel has to itself, such as the pins, has commands alone.
+    """
 
     commands: Mapping[tuple[str, str], int]
+    banks: Mapping[tuple[str, str], int]
     active_ps: int
     precharged_ps: int
     time_ps: int
@@ -51,11 +59,13 @@ class EnergyReport:
         return tuple(name for name, value in self.components_fj.items() if value is None)
 
 
-def activity(result: SimResult) -> Activity:
+def activity(result: SimResult, machine: Machine) -> Activity:
     """The run as the energy model sees it."""
     tck = result.tck_ps
+    commands = result.commands()
     return Activity(
-        commands=result.commands(),
+        commands=commands,
+        banks=banks_reached(commands, rulebook(machine)),
         active_ps=tck * sum(c.open_cycles * len(c.channels) for c in result.channels),
         precharged_ps=tck * sum(c.precharged_cycles * len(c.channels) for c in result.channels),
         time_ps=result.time_ps,
@@ -63,16 +73,40 @@ def activity(result: SimResult) -> Activity:
     )
 
 
+def banks_reached(commands: Mapping[tuple[str, str], int], book: RuleBook) -> dict[tuple[str, str], int]:
+    """How many banks these commands reached, each counted as often as it was."""
+    return {(name, weights): n * book.reach[name] for (name, weights), n in commands.items()}
+
+
 def energy(result: SimResult, machine: Machine) -> EnergyReport:
     """The run's energy by component."""
-    return energy_of(activity(result), machine)
+    return rounded([exact_energy(activity(result, machine), machine)])[0]
 
 
-def energy_of(what: Activity, machine: Machine) -> EnergyReport:
-    """The energy of any activity on the machine."""
+Exact = Mapping[str, Fraction | int | None]
+
+
+def exact_energy(what: Activity, machine: Machine) -> Exact:
+    """The energy of any activity on the machine, in zeptojoules, not rounded."""
     model = _Model(machine, rulebook(machine))
-    components = {name: component(model, what) for name, component in _COMPONENTS.items()}
-    return EnergyReport({name: None if zj is None else zj // ZJ_PER_FJ for name, zj in components.items()})
+    return {name: component(model, what) for name, component in _COMPONENTS.items()}
+
+
+def rounded(parts: Sequence[Exact]) -> list[EnergyReport]:
+    """Whole femtojoules of the parts of a whole, in order; they add up to the whole's own, component by component."""
+    columns = {name: _telescoped([part[name] for part in parts]) for name in _COMPONENTS}
+    return [EnergyReport({name: column[i] for name, column in columns.items()}) for i in range(len(parts))]
+
+
+def _telescoped(parts: Sequence[Fraction | int | None]) -> list[int | None]:
+    """Each part as the rounded sum up to its end less that up to its beginning; None stays None."""
+    result: list[int | None] = []
+    done: Fraction | int = 0
+    for part in parts:
+        before = done // ZJ_PER_FJ
+        done += part or 0
+        result.append(None if part is None else done // ZJ_PER_FJ - before)
+    return result
 
 
 @dataclass(frozen=True)
@@ -128,23 +162,23 @@ def _millivolts(model: _Model) -> int:
     return units.VOLTAGE.parse(model.currents.VDD.value)
 
 
-def _times(count: int, each: int | None) -> int | None:
+def _times(count: Fraction | int, each: Fraction | int | None) -> Fraction | int | None:
     """The product; nothing costs nothing, known or not."""
     if count == 0:
         return 0
     return None if each is None else count * each
 
 
-def _per_bank(model: _Model, what: Activity, weight: Callable[[CommandSpec], tuple[int, int]]) -> int:
-    """Σ over commands of count x banks reached x weight."""
-    total = 0
-    for (name, _), count in what.commands.items():
+def _per_bank(model: _Model, what: Activity, weight: Callable[[CommandSpec], tuple[int, int]]) -> Fraction:
+    """Σ over commands of banks reached x weight."""
+    total = Fraction(0)
+    for (name, _), banks in what.banks.items():
         times, per = weight(model.book.specs[name])
-        total += count * model.book.reach[name] * times // per
+        total += Fraction(banks * times, per)
     return total
 
 
-def _activate(model: _Model, what: Activity) -> int | None:
+def _activate(model: _Model, what: Activity) -> Fraction | int | None:
     """Opening and closing a row: IDD0 over a row cycle less the standby currents it contains."""
     banks = _per_bank(model, what, lambda spec: (int(spec.effect is Effect.OPENS), 1))
     return _times(banks, _known(model.published("activate_per_bank"), _activate_from_currents(model)))
@@ -163,7 +197,7 @@ def _known(first: int | None, second: int | None) -> int | None:
     return second if first is None else first
 
 
-def _read(model: _Model, what: Activity) -> int | None:
+def _read(model: _Model, what: Activity) -> Fraction | int | None:
     columns = _per_bank(model, what, _reads)
     return _times(columns, _read_column(model))
 
@@ -180,7 +214,7 @@ def _reads(spec: CommandSpec) -> tuple[int, int]:
     return int(spec.row is Row.OPEN and spec.name.startswith("RD")), 1
 
 
-def _write(model: _Model, what: Activity) -> int | None:
+def _write(model: _Model, what: Activity) -> Fraction | int | None:
     columns = _per_bank(model, what, _writes)
     per_bit = model.published("write_per_bit")
     from_currents = model.over_standby("IDD4W", "IDD3N", model.burst_ps)
@@ -193,7 +227,7 @@ def _writes(spec: CommandSpec) -> tuple[int, int]:
     return int(spec.row is Row.OPEN and spec.name.startswith("WR")), 1
 
 
-def _mac_read(model: _Model, what: Activity) -> int | None:
+def _mac_read(model: _Model, what: Activity) -> Fraction | int | None:
     """Columns that go from the arrays to the MAC units; contained in `mac_all_banks` where that is published.
 
     Without a constant of its own a column costs what a read costs, way to the pins included: an upper bound.
@@ -205,58 +239,57 @@ def _mac_read(model: _Model, what: Activity) -> int | None:
     return _times(_per_bank(model, what, lambda spec: (int(spec.macs), 1)), each)
 
 
-def _mac(model: _Model, what: Activity) -> int | None:
+def _mac(model: _Model, what: Activity) -> Fraction | int | None:
     """Arithmetic of the MAC units, by weight format."""
-    total = 0
-    for (name, weights), count in what.commands.items():
-        if model.book.specs[name].macs and count:
-            each = _mac_command(model, name, weights)
+    total: Fraction | int = 0
+    for (name, weights), banks in what.banks.items():
+        if model.book.specs[name].macs and banks:
+            each = _mac_in_a_bank(model, weights)
             if each is None:
                 return None
-            total += count * each
+            total += banks * each
     return total
 
 
-def _mac_command(model: _Model, name: str, weights: str) -> int | None:
-    reach = model.book.reach[name]
+def _mac_in_a_bank(model: _Model, weights: str) -> Fraction | None:
     everything = model.published("mac_all_banks")
     if everything is not None:
-        return everything * reach // model.book.banks
+        return Fraction(everything, model.book.banks)
     formats = model.machine.mac_unit.formats if model.machine.mac_unit else {}
     lanes = formats.get(weights) if weights else (next(iter(formats.values())) if len(formats) == 1 else None)
     each = _energy_zj(lanes.energy_per_mac) if lanes else None
-    return None if lanes is None or each is None else reach * lanes.per_step * each // lanes.serial
+    return None if lanes is None or each is None else Fraction(lanes.per_step * each, lanes.serial)
 
 
-def _global_buffer(model: _Model, what: Activity) -> int | None:
+def _global_buffer(model: _Model, what: Activity) -> Fraction | int | None:
     """Writes of the input vector into the buffer."""
     count = sum(n for (name, _), n in what.commands.items() if name == "WRGB")
     per_bit = _energy_zj(model.machine.power.global_buffer_per_bit)
     return _times(count, None if per_bit is None else per_bit * model.column_bits)
 
 
-def _io(model: _Model, what: Activity) -> int | None:
+def _io(model: _Model, what: Activity) -> Fraction | int | None:
     """Bursts over the pins."""
     bursts = sum(n * model.book.specs[name].bursts for (name, _), n in what.commands.items())
     per_bit = _energy_zj(model.machine.power.io_per_bit)
     return _times(bursts, None if per_bit is None else per_bit * model.column_bits)
 
 
-def _refresh(model: _Model, what: Activity) -> int | None:
+def _refresh(model: _Model, what: Activity) -> Fraction | int | None:
     """IDD5B over tRFC, less the precharged standby that the background has already counted."""
     standard = model.book.standard
     names = (standard.refresh, standard.refresh_bank)
-    banks = sum(n * model.book.reach[name] for (name, _), n in what.commands.items() if name in names)
+    banks = sum(n for (name, _), n in what.banks.items() if name in names)
     published = model.published("refresh_all_banks")
-    total = _times(banks, _known(published, model.over_standby("IDD5B", "IDD2N", model.time_ps("tRFC"))))
-    return None if total is None else total // model.book.banks
+    each = _known(published, model.over_standby("IDD5B", "IDD2N", model.time_ps("tRFC")))
+    return _times(banks, None if each is None else Fraction(each, model.book.banks))
 
 
-def _background_active(model: _Model, what: Activity) -> int | None:
+def _background_active(model: _Model, what: Activity) -> Fraction | int | None:
     return _times(what.active_ps, _standby_nw(model, "standby_active", "IDD3N"))
 
 
-def _background_precharged(model: _Model, what: Activity) -> int | None:
+def _background_precharged(model: _Model, what: Activity) -> Fraction | int | None:
     return _times(what.precharged_ps, _standby_nw(model, "standby_precharged", "IDD2N"))
 
 
@@ -269,12 +302,12 @@ def _standby_nw(model: _Model, published: str, current: str) -> int | None:
     return None if model.currents is None else _current(model.currents, current) * _millivolts(model)
 
 
-def _asic_busy(model: _Model, what: Activity) -> int | None:
+def _asic_busy(model: _Model, what: Activity) -> Fraction | int | None:
     busy = what.busy_ps.get("asic", 0)
     return _times(busy, None if model.asic is None else units.POWER.parse(model.asic.power.value))
 
 
-def _asic_idle(model: _Model, what: Activity) -> int | None:
+def _asic_idle(model: _Model, what: Activity) -> Fraction | int | None:
     if model.asic is None:
         return 0
     idle = model.asic.idle_power
@@ -282,7 +315,7 @@ def _asic_idle(model: _Model, what: Activity) -> int | None:
     return _times(rest, None if idle is None else units.POWER.parse(idle.value))
 
 
-_COMPONENTS: Mapping[str, Callable[[_Model, Activity], int | None]] = {
+_COMPONENTS: Mapping[str, Callable[[_Model, Activity], Fraction | int | None]] = {
     "activate": _activate,
     "read": _read,
     "write": _write,

@@ -68,6 +68,7 @@ class Issued:
     bank: int
     row: int
     column: int
+    format: str = ""
 
 
 class Player:
@@ -114,10 +115,11 @@ class Player:
         return [issued for lane in range(lanes) for issued in self._issued(record, lane)]
 
     def _issued(self, record: Ints, lane: int) -> Iterable[Issued]:
-        names = self._layout.names
+        names = {slot: key for key, slot in self._compiler.slots.items()}
         channel = self._lanes[lane][0]
         for row in record[lane, 1 : 1 + self._memory[lane, vm.RECORDED]].tolist():
-            yield Issued(row[0], channel, names[row[1]], *row[2:])
+            name, weights = names[row[5]]
+            yield Issued(row[0], channel, name, row[2], row[3], row[4], weights)
 
     def _prepare(self, program: Program) -> Code:
         code = self._compiler.code(program)
@@ -326,7 +328,7 @@ class Player:
         taken, step = int(self._memory[0, vm.TAKEN]), int(self._memory[0, vm.STEP])
         edges = (*range(0, taken * step + 1, step), self.cycle)
         size = int(t[vm.COUNT_SIZE])
-        kept = self._memory[:, t[vm.PROFILE] :][:, : taken * size].reshape(-1, taken, size)
+        kept = self._memory[:, t[vm.PROFILE] :][:, : taken * size].reshape(len(self._lanes), taken, size)
         last = self._memory[:, None, vm.COUNT : t[vm.LAST]]
         moved = np.diff(np.concatenate([kept, last], axis=1), axis=1, prepend=0)
         return Profile(edges, tuple(self._bin(meaning, moved[:, i], edges[i + 1] - edges[i]) for i in range(taken + 1)))

@@ -73,6 +73,7 @@ class Organization(_Strict):
     """Channels of bank groups of banks of rows of columns; one column access moves `column_bytes` per bank.
 
     A channel may be split in pseudo-channels (HBM) and shared by ranks (DIMMs, stack ids): each has all bank groups.
+    `channels_per_chip` is for reports by chip alone.
     """
 
     source: str
@@ -84,6 +85,7 @@ class Organization(_Strict):
     column_bytes: Count
     pseudo_channels: Count = 1
     ranks: Count = 1
+    channels_per_chip: Count | None = None
     verified: bool = True
 
     @property
@@ -217,12 +219,16 @@ class CommandEnergy(_Strict):
 
 
 class PowerModel(_Strict):
-    """Per channel. What is absent is reported as absent, never as zero."""
+    """Per channel. What is absent is reported as absent, never as zero.
+
+    With a `budget_per_channel` commands are spaced so that a channel takes no more (`sim.throttle`).
+    """
 
     currents: Currents | None = None
     commands: CommandEnergy | None = None
     io_per_bit: Energy | None = None
     global_buffer_per_bit: Energy | None = None
+    budget_per_channel: Power | None = None
 
 
 class Machine(_Strict):

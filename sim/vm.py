@@ -57,7 +57,9 @@ _MANY_REFRESHES = 200  # in a row without a command in between, and nothing else
 # A loop's memory of the end of its last round: these, then ages of last issues, open rows, counters
 (S_STORED, S_NOW, S_GAP, S_DUE, S_OPEN, S_TOUCHED, S_UNIT, S_LABEL, S_SIZE) = range(9)
 
-RECORD_WIDTH = 5  # cycle, command, bank, row, column; the first row of a record is its window, first and last cycle
+RECORD_WIDTH = (
+    6  # cycle, command, bank, row, column, slot; the first row of a record is its window, first and last cycle
+)
 
 # --- g: [0] jobs and [1] labels it has room for, time of the last mark, label; then units, jobs (time, count), labels,
 # and the same again per loop depth
@@ -184,16 +186,17 @@ def _move_rows(t, m, command, bank, row):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _note(record, m, command, bank, row, column, cycle):  # type: ignore[no-untyped-def]
+def _note(record, m, command, bank, row, column, slot, cycle):  # type: ignore[no-untyped-def]
     """Record the command if it falls into the window that stands before the recorded ones."""
     if record[0] <= cycle < record[1]:
         m[RECORDED] += 1
-        slot = m[RECORDED] * RECORD_WIDTH
-        record[slot] = cycle
-        record[slot + 1] = command
-        record[slot + 2] = bank
-        record[slot + 3] = row
-        record[slot + 4] = column
+        at = m[RECORDED] * RECORD_WIDTH
+        record[at] = cycle
+        record[at + 1] = command
+        record[at + 2] = bank
+        record[at + 3] = row
+        record[at + 4] = column
+        record[at + 5] = slot
 
 
 @njit(cache=True)
@@ -235,7 +238,7 @@ def _control(t, m, record, command, bank, row):  # type: ignore[no-untyped-def]
     _profile(t, m, cycle, np.int64(REFRESH_REASON))
     _issue(t, m, command, bank, row, cycle, np.int64(REFRESH_REASON))
     m[SLOTS + t[_spec(command) + SLOT] + (bank >> t[GROUP_SHIFT])] += 1
-    _note(record, m, command, bank, row, 0, cycle)
+    _note(record, m, command, bank, row, 0, t[_spec(command) + SLOT], cycle)
 
 
 @njit(cache=True)
@@ -331,7 +334,7 @@ def _command(t, m, record, code, pc):  # type: ignore[no-untyped-def]
     m[SLOTS + code[pc * WIDTH + B] + (bank >> t[GROUP_SHIFT])] += 1
     if record[0] < record[1]:
         column = _affine(code, pc, COLUMN, COLUMN_STRIDES, m)
-        _note(record, m, command, bank, row, column, cycle)
+        _note(record, m, command, bank, row, column, code[pc * WIDTH + B], cycle)
     return FINE
 
 

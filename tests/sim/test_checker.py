@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,9 @@ from tests.sim.strategies import Blocks, Builder, changes, machine_with
 from nearbank.errors import NearbankError
 from nearbank.sim.checker import Flat, check
 from nearbank.sim.engine import Player
+from nearbank.sim.machine import load_machine
 from nearbank.sim.program import Program, Stream
+from nearbank.sim.requests.controller import Trace, serve
 
 
 @st.composite
@@ -51,6 +54,28 @@ def test_row_state_and_bus() -> None:
     assert "must be closed" in str(check(machine, [*opened, Flat(100, "ACT16", 0, 6)]))
     assert check(machine, [*opened, Flat(100, "RD", 2, 5)]) is None
     assert "one command a cycle" in str(check(machine, [Flat(7, "PREA"), Flat(7, "WRGB")]))
+
+
+@pytest.mark.parametrize("name", ["hbm2", "hbm3"])
+def test_rows_and_columns_have_a_bus_each(name: str) -> None:
+    machine = load_machine(name)
+    opened = [Flat(1, "ACT", 0, 5), Flat(101, "RD", 0, 5)]
+    assert check(machine, [*opened, Flat(101, "ACT", 4, 7)]) is None
+    assert check(machine, [opened[0], Flat(101, "ACT", 4, 7), opened[1]]) is None
+    assert "on each bus" in str(check(machine, [*opened, Flat(101, "ACT", 4, 7), Flat(101, "RD", 0, 5, 1)]))
+    assert "tRTP" in str(check(machine, [*opened, Flat(101, "PRE", 0)]))
+    assert "in order" in str(check(machine, [*opened, Flat(100, "ACT", 4, 7)]))
+
+
+@pytest.mark.parametrize("name", ["hbm2", "hbm3"])
+def test_what_the_controller_issues_on_two_buses_is_accepted(name: str) -> None:
+    machine = load_machine(name)
+    issued = serve(machine, Trace.at_once(np.arange(0, 3000 * 4096, 4096, dtype=np.uint64)), record=4000).issued
+    assert issued is not None
+    rows = zip(issued.channel, issued.cycle, issued.name, issued.bank, issued.row, issued.column, strict=True)
+    commands = [Flat(int(at), name, int(b), int(r), int(c)) for channel, at, name, b, r, c in rows if channel == 0]
+    assert len(commands) > len({command.cycle for command in commands})
+    assert check(machine, commands) is None
 
 
 def test_the_message_names_both_commands() -> None:

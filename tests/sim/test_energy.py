@@ -6,6 +6,7 @@ import pytest
 from tests.sim.strategies import machine_with
 
 from nearbank.sim.energy import EnergyReport, energy
+from nearbank.sim.energy_places import energy_by_place
 from nearbank.sim.engine import Player, simulate
 from nearbank.sim.machine import Machine, load_machine
 from nearbank.sim.program import Builder, Program, Start, Stream, Wait
@@ -114,3 +115,45 @@ def test_the_machines_energy_per_command_is_positive(name: str) -> None:
     _, report = played(load_machine(name))
     for component in ("activate", "read", "write", "mac", "background_active"):
         assert (report.components_fj[component] or 0) > 0
+
+
+def in_bank_groups(channels: int) -> Program:
+    """Single banks, four banks and all banks, not the same in every channel."""
+    b, other = Builder(), Builder()
+    with b.loop(9) as r:
+        b.command("ACT", bank=13, row=r)
+        b.command("RD", bank=13, row=r)
+        b.command("PRE", bank=13)
+        b.command("ACT4", bank=4, row=r)
+        b.command("MAC4B", bank=4, row=r, format="bf16")
+        b.command("PREA")
+    other.command("WRGB")
+    other.command("ACT16", row=1)
+    other.command("MACAB", row=1, format="bf16")
+    other.command("PREA")
+    return Program("groups", (Stream((0,), b.body()), Stream(tuple(range(1, channels)), other.body())))
+
+
+@pytest.mark.parametrize("name", ["pim-gpt", "gddr6-aim", "cent"])
+def test_places_add_up_to_the_run(name: str) -> None:
+    machine = load_machine(name)
+    result = simulate(machine, [in_bank_groups(machine.organization.channels), work(machine, 7)])
+    whole, places = energy(result, machine), energy_by_place(result, machine)
+    for component, total in whole.components_fj.items():
+        assert sum(p.energy.components_fj[component] or 0 for p in places.places) == (total or 0), component
+    assert sum(places.by_channel().values()) == sum(places.by_chip().values()) == whole.total_fj
+    assert sum(places.by_group(0).values()) == places.by_channel()[0]
+    if machine.organization.channels_per_chip:
+        chips = machine.organization.channels // machine.organization.channels_per_chip
+        assert len([chip for chip in places.by_chip() if chip is not None]) == chips
+
+
+def test_a_bank_group_has_what_its_banks_did() -> None:
+    machine = load_machine("pim-gpt")
+    places = energy_by_place(simulate(machine, in_bank_groups(8)), machine).places
+    first = {p.group: p.energy.components_fj for p in places if p.channel == 0}
+    assert [first[g]["activate"] for g in range(4)] == [0, 9 * 4 * 1_500_000, 0, 9 * 1_500_000]
+    assert [first[g]["mac"] for g in range(4)] == [0, 9 * 4 * 16 * 583, 0, 0]
+    assert first[None]["activate"] == 0
+    assert first[None]["io"] == 9 * 256 * 5500
+    assert [p.channel for p in places if p.energy.components_fj["asic_idle"]] in ([], [None])
