@@ -22,6 +22,7 @@ from nearbank.models.tensors import Precision, Tensors
 from nearbank.proof import approximation_error, mapped_weights, prove, rounded_model
 from nearbank.proof.bridge import stored, values_of
 from nearbank.proof.prove import planned
+from nearbank.proof.twin import BankSums
 
 PROMPT = [3, 11, 7, 0, 48, 2, 9]
 
@@ -112,6 +113,15 @@ def test_steps_and_tokens_are_checked(tokens: list[int], again: bool, complaint:
         decoder.run(step, [1, 2])
     with pytest.raises(NearbankError, match=complaint):
         decoder.run(step, tokens)
+
+
+@pytest.mark.parametrize("weights", ["int8", "ternary", "ternary-tensor", "binary", "int4-g64"])
+def test_integer_products_in_the_order_of_the_banks_have_the_bits_of_the_kernels(weights: str) -> None:
+    model = small(weights, "bf16")
+    sums = BankSums(planned(model, "pim-gpt-ternary", 8))
+    for linear in (model.network.blocks[0].qkv, model.network.blocks[1].fc2):  # type: ignore[attr-defined]
+        x = np.random.default_rng(1).normal(size=(5, linear.matrix.shape[1])).astype(np.float32)
+        assert (sums.matrix(linear, x) == linear(x)).all()
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8", "ternary", "ternary-tensor", "binary", "int4-g64"])
