@@ -8,6 +8,8 @@ CENT (Gu et al., ASPLOS 2025) play them. Delays by JEDEC's names (JESD250); thos
 - tWRMAC: a write of the global buffer or the accumulators to the MAC that uses it;
 - tWRCP: WRCP to the precharge of the bank it wrote;
 - tMODCH: entering or leaving register mode (TMOD), on machines that must.
+
+WRBK writes one burst from the pins to all banks and closes their rows: a write with auto-precharge, with its delays.
 """
 
 from nearbank.sim.standard import CommandSpec, Effect, Row, Rule, Scope, Standard
@@ -31,6 +33,7 @@ _COMMANDS = (
     CommandSpec("PREA", _ALL, Row.ANY, Effect.CLOSES),
     CommandSpec("RD", _BANK, Row.OPEN, latency=_READ_LATENCY, bursts=1),
     CommandSpec("WR", _BANK, Row.OPEN, latency=_WRITE_LATENCY, bursts=1),
+    CommandSpec("WRBK", _ALL, Row.OPEN, Effect.CLOSES, latency=_WRITE_LATENCY, bursts=1),
     CommandSpec("WRGB", _CHANNEL, latency=_WRITE_LATENCY, bursts=1),
     CommandSpec("MACSB", _BANK, Row.OPEN, latency="tMACRD|1", macs=True),
     CommandSpec("MAC4B", _FOUR, Row.OPEN, latency="tMACRD|1", macs=True),
@@ -51,15 +54,15 @@ _ACTS = ("ACT", "ACT4", "ACT16")
 _PRES = ("PRE", "PREA")
 _REFS = ("REFab", "REFpb")
 _MACS = ("MACSB", "MAC4B", "MACAB")
-_ARRAY = ("RD", "WR", *_MACS, "AF", "EWMUL", "RDCP", "WRCP")
+_ARRAY = ("RD", "WR", "WRBK", *_MACS, "AF", "EWMUL", "RDCP", "WRCP")
 _REGISTERS = ("WRGB", "WRBIAS", "RDMAC", "RDAF")
 _COLUMNS = (*_ARRAY, *_REGISTERS)
 _BUS_READS = ("RD", "RDMAC", "RDAF")
-_BUS_WRITES = ("WR", "WRGB", "WRBIAS")
+_BUS_WRITES = ("WR", "WRBK", "WRGB", "WRBIAS")
 
 _BANK_RULES = (
     Rule(_BANK, _ACTS, ("RD",), "tRCDRD|tRCD"),
-    Rule(_BANK, _ACTS, ("WR",), "tRCDWR|tRCD"),
+    Rule(_BANK, _ACTS, ("WR", "WRBK"), "tRCDWR|tRCD"),
     Rule(_BANK, _ACTS, _MACS, "tRCDRDMAC|tRCDRD|tRCD"),
     Rule(_BANK, _ACTS, ("AF",), "tRCDRDAF|tRCDRDMAC|tRCDRD|tRCD"),
     Rule(_BANK, _ACTS, ("EWMUL",), "tRCDEWMUL|tRCDWR|tRCD"),
@@ -69,6 +72,7 @@ _BANK_RULES = (
     Rule(_BANK, _ACTS, (*_ACTS, *_REFS), "tRC"),
     Rule(_BANK, ("RD", *_MACS, "AF", "RDCP"), _PRES, "tRTP"),
     Rule(_BANK, ("WR",), _PRES, "tCWL + tBL + tWR"),
+    Rule(_BANK, ("WRBK",), (*_ACTS, *_REFS), "tCWL + tBL + tWR + tRP"),
     Rule(_BANK, ("EWMUL",), _PRES, "tCWL + tWR"),
     Rule(_BANK, ("WRCP",), _PRES, "tWRCP", optional=True),
     Rule(_BANK, _PRES, (*_ACTS, *_REFS), "tRP"),
@@ -77,7 +81,7 @@ _BANK_RULES = (
 
 _GROUP_RULES = (
     Rule(_GROUP, ("ACT", "ACT4"), ("ACT", "ACT4"), "tRRDL|tRRD", optional=True),
-    Rule(_GROUP, ("RD", "WR", "MACSB", "MAC4B", "RDCP", "WRCP"), _ARRAY, "tCCDL|tCCDS|tCCD"),
+    Rule(_GROUP, ("RD", "WR", "WRBK", "MACSB", "MAC4B", "RDCP", "WRCP"), _ARRAY, "tCCDL|tCCDS|tCCD"),
     Rule(_GROUP, ("WR",), ("RD", *_MACS, "AF", "RDCP"), "tCWL + tBL + tWTRL|tWTR", optional=True),
 )
 

@@ -83,6 +83,13 @@ class Blocks:
             b.command(self.draw(st.sampled_from(["RDMAC", "WRBIAS", "RDAF"])))
         b.command("PREA")
 
+    def written_row(self, b: Builder, loops: list[Index]) -> None:
+        """Writes to all banks, each of which closes the row it wrote."""
+        row = self.row(loops)
+        with b.loop(self.count()) as i:
+            b.command("ACT16", row=row + i)
+            b.command("WRBK", row=row + i, column=self.column(loops))
+
     def one_bank(self, b: Builder, loops: list[Index]) -> None:
         row, bank = self.row(loops), self.bank(loops)
         b.command("ACT", bank=bank, row=row)
@@ -136,7 +143,7 @@ class Blocks:
 
     def block(self, b: Builder, loops: list[Index]) -> None:
         kinds = [self.whole_row, self.whole_row, self.one_bank, self.four_banks, self.several_banks]
-        self.draw(st.sampled_from([*kinds, self.registers, self.carried_row, self.refresh]))(b, loops)
+        self.draw(st.sampled_from([*kinds, self.written_row, self.registers, self.carried_row, self.refresh]))(b, loops)
 
 
 @st.composite
