@@ -6,7 +6,7 @@ or refused here. Banks are numbered flat in the channel, so every scope is an al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from nearbank.errors import NearbankError
@@ -95,6 +95,7 @@ def _rulebook(key: _ByDigest) -> RuleBook:
 def _build(machine: Machine) -> RuleBook:
     standard = standard_named(machine.standard)
     cycles = {name: machine.cycles(name) for name in machine.timing}
+    standard, cycles = _within_budget(machine, standard, cycles)
     sizes = scope_sizes(machine)
     specs = {spec.name: spec for spec in standard.commands}
     return RuleBook(
@@ -108,6 +109,16 @@ def _build(machine: Machine) -> RuleBook:
         banks=sizes[Scope.CHANNEL],
         group=sizes[Scope.BANK_GROUP],
     )
+
+
+def _within_budget(machine: Machine, standard: Standard, cycles: dict[str, int]) -> tuple[Standard, dict[str, int]]:
+    """The standard with the rules that keep a power budget, and their delays."""
+    if machine.power.budget_per_channel is None:
+        return standard, cycles
+    from nearbank.sim.throttle import power_delays, power_rules  # it asks for the rules of the machine without a budget
+
+    delays = power_delays(machine)
+    return replace(standard, rules=standard.rules + power_rules(delays)), cycles | delays
 
 
 def scope_sizes(machine: Machine) -> dict[Scope, int]:

@@ -15,6 +15,7 @@ from nearbank.sim.engine import Player
 from nearbank.sim.machine import Machine, load_machine
 from nearbank.sim.result import SimResult
 from nearbank.sim.rules import rulebook
+from nearbank.sim.throttle import explain_budget
 from nearbank.sim.timeline import write_timeline
 from nearbank.units import ceil_div
 from nearbank.workload import Workload
@@ -37,7 +38,9 @@ class Replay:
     @property
     def remarks(self) -> list[str]:
         """Why the numbers are where they are, and what they rest on, in sentences."""
-        return [_against_bounds(self), _stalls(self.result), *_absences(self.row), *_unverified(self.machine)]
+        budget = explain_budget(self.machine, self.result)
+        because = [_against_bounds(self), _stalls(self.result), *([budget] if budget else [])]
+        return [*because, *_absences(self.row), *_unverified(self.machine)]
 
     @property
     def placement(self) -> list[str]:
