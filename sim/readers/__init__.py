@@ -1,6 +1,7 @@
 """Traces of other simulators: reading, replaying and writing them."""
 
 from nearbank.sim.readers.aim import AimResult, play_aim, read_aim
+from nearbank.sim.readers.gemv import aim_gemv
 from nearbank.sim.readers.replay import FORMATS, Replay, replay_file
 from nearbank.sim.readers.requests import read_dramsim3, read_ramulator, write_dramsim3, write_ramulator
 
@@ -8,6 +9,7 @@ __all__ = [
     "FORMATS",
     "AimResult",
     "Replay",
+    "aim_gemv",
     "play_aim",
     "read_aim",
     "read_dramsim3",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nearbank.sim.machine import load_machine
-from nearbank.sim.readers import play_aim, read_aim, replay_file
+from nearbank.sim.readers import aim_gemv, play_aim, read_aim, replay_file
 from nearbank.sim.requests import aim
 
 DATA = Path(__file__).parent / "data" / "aim"
@@ -24,24 +24,6 @@ PEER_NAMES = {
     "EWMUL": "EWMUL16",
     "WRBK": "WRA16",
 }
-
-
-def gemv_lines(inputs: int, outputs: int, channels: int, reuse: int) -> list[str]:
-    """y[outputs] = W·x[inputs] in 2-byte numbers: per 1024 inputs, the vector, then groups of bias, MAC, read."""
-    per_bank = -(-outputs // (16 * channels))
-    chunks, groups = -(-inputs // 1024), -(-per_bank // reuse)
-    group = -(-per_bank // groups)
-    mask = hex(int("1" * channels + "0" * (32 - channels), 2))
-    lines = []
-    for chunk in range(chunks):
-        columns = -(-(inputs - 1024 * chunk if chunk == chunks - 1 else 1024) // 16)
-        lines.append(f"AiM WR_GB {columns} 0 {mask}")
-        for first in range(0, per_bank, group):
-            mine = range(first, min(first + group, per_bank))
-            lines += [f"AiM WR_BIAS 0 {mask}" for _ in mine]
-            lines += [f"AiM MAC_ABK {columns} {mask} {output * chunks + chunk}" for output in mine]
-            lines += [f"AiM RD_MAC 0 {mask}" for _ in mine]
-    return [*lines, "AiM EOC"]
 
 
 def formula(inputs: int, outputs: int, channels: int, reuse: int) -> int:
@@ -64,7 +46,7 @@ def gemv_rows() -> list[dict[str, int]]:
 
 @pytest.mark.parametrize("row", gemv_rows(), ids=lambda r: f"{r['k']}x{r['m']}ch{r['channels']}reuse{r['reuse']}")
 def test_gemv_takes_the_same_cycles(row: dict[str, int], tmp_path: Path) -> None:
-    trace = write(tmp_path / "gemv.txt", gemv_lines(row["k"], row["m"], row["channels"], row["reuse"]))
+    trace = write(tmp_path / "gemv.txt", aim_gemv(row["k"], row["m"], row["channels"], row["reuse"]))
     got = replay_file(trace, "gddr6-aim-peer")
     assert got.cycles == row["cycles"]
     assert got.requests == row["instructions"]
@@ -87,7 +69,7 @@ def test_gemv_of_other_shapes_follows_the_formula(
     per_bank = -(-outputs // (16 * channels))
     if per_bank % min(reuse, per_bank):
         reuse = 1
-    trace = write(tmp_path / "gemv.txt", gemv_lines(inputs, outputs, channels, reuse))
+    trace = write(tmp_path / "gemv.txt", aim_gemv(inputs, outputs, channels, reuse))
     assert replay_file(trace, "gddr6-aim-peer").cycles == formula(inputs, outputs, channels, reuse)
 
 
@@ -126,7 +108,7 @@ def test_every_command_issues_when_the_peer_issues_it(name: str) -> None:
 @pytest.mark.parametrize("shape", [(3072, 768, 8, 1), (768, 3072, 8, 1), (768, 768, 1, 1), (768, 768, 1, 2)])
 def test_gemv_commands_issue_when_the_peer_issues_them(shape: tuple[int, int, int, int], tmp_path: Path) -> None:
     inputs, outputs, channels, reuse = shape
-    trace = write(tmp_path / "gemv.txt", gemv_lines(*shape))
+    trace = write(tmp_path / "gemv.txt", aim_gemv(*shape))
     name = f"gemv_K{inputs}_M{outputs}_ch{channels}_reuse{reuse}.ch0.csv"
     assert timeline(trace) == printed(SHARED / "commands" / name)
 
@@ -152,10 +134,20 @@ def test_all_cent_blocks_are_within_one_percent() -> None:
 
 def test_honest_timing_costs_more(tmp_path: Path) -> None:
     """The same GEMV with refresh and every rule on."""
-    trace = write(tmp_path / "gemv.txt", gemv_lines(4096, 4096, 2, 1))
+    trace = write(tmp_path / "gemv.txt", aim_gemv(4096, 4096, 2, 1))
     honest = replay_file(trace, "gddr6-aim")
     assert honest.commands["REFab"] > 0
     assert honest.commands["MACAB"] == replay_file(trace, "gddr6-aim-peer").commands["MACAB"]
+
+
+def test_a_cent_block_plays_with_every_rule_on() -> None:
+    """The same work; refresh, MAC latency and whole-bank rules make it slower, AiM's shorter row times faster."""
+    trace = DATA / "cent_llama2_7b_tp8_seq128.txt.gz"
+    peer, honest = replay_file(trace, "gddr6-aim-peer"), replay_file(trace, "cent")
+    for name in ("MACAB", "WRBK", "RDMAC", "WRBIAS", "AF", "EWMUL", "RD", "WR"):
+        assert honest.commands[name] == peer.commands[name]
+    assert honest.commands["REFab"] > 0
+    assert 1.1 * peer.cycles < honest.cycles < 1.3 * peer.cycles
 
 
 def test_log_order_is_time_order() -> None:
