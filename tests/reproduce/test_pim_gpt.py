@@ -8,12 +8,16 @@ import pytest
 
 from nearbank.cli.app import run
 from nearbank.errors import NearbankError
+from nearbank.models.config import CONFIGS
 from nearbank.reproduce import Options, Results, reproduce_pim_gpt
+from nearbank.reproduce.capacity import capacity
 from nearbank.reproduce.figures import FIGURES, figure
 from nearbank.reproduce.page import page, write_page
 from nearbank.reproduce.pim_gpt import AXES, points_of
+from nearbank.reproduce.point import Point, simulate
 from nearbank.reproduce.published import CLAIMS, compare
 from nearbank.reproduce.results import load_results
+from nearbank.sim.machine import load_machine
 
 STORED = Path(__file__).parents[2] / "docs" / "reproduction" / "pim-gpt.json"
 FEW = Options(
@@ -54,6 +58,24 @@ def test_every_axis_starts_from_the_same_machine(results: Results) -> None:
     rows = {(row["axis"], row["value"]): row["relative_time"] for row in results.sensitivities}
     assert rows["ASIC clock", 1000] == rows["channels", 8] == rows["tokens", 2] == 1
     assert rows["ASIC clock", 100] > rows["ASIC clock", 500] > 1 > rows["channels", 16]
+
+
+def test_energy_by_reads_differs_in_the_reads_alone(results: Results) -> None:
+    for model, detail in results.details.items():
+        reads, parts = detail["energy_by_reads"], detail["energy_by_component_pj_per_token"]
+        own, others = next(iter(reads.values())), list(reads.values())[1:]
+        assert own["energy_pj_per_token"] == pytest.approx(results.column("energy_pj_per_token")[model])
+        for other, fj_per_bit in zip(others, (440, 1510, (530 - 142) * 1250 / 256), strict=True):
+            more = (fj_per_bit / 284 - 1) * parts["mac_read"]
+            assert other["energy_pj_per_token"] == pytest.approx(own["energy_pj_per_token"] + more, rel=1e-3)
+
+
+def test_capacity_is_where_placing_begins_to_fail() -> None:
+    point = Point(replace(CONFIGS["gpt2-xl"].shape, context=8192), load_machine("pim-gpt"), 8192)
+    found = capacity(point)
+    assert found.needed_bytes > 2 * point.workload().model.weights()
+    with pytest.raises(NearbankError, match=f"it needs {-found.spare_bytes} bytes more than there are"):
+        simulate(point, lambda done: None)
 
 
 def test_a_longer_context_is_named(results: Results) -> None:

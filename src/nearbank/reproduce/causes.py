@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from nearbank.reproduce.published import VERDICTS
-from nearbank.reproduce.results import Results
+from nearbank.reproduce.reads import OTHER_READS
+from nearbank.reproduce.results import Results, energy_ratios, span
 
 Why = Callable[[Results], str]
 
@@ -22,10 +22,14 @@ def _gpu(results: Results) -> str:
     small, large = _ends(results)
     ours = {model: _baseline(results, model, "t4 eager") / 1e6 for model in (small, large)}
     slower = {n: _speedups(results, f"t4 eager, host {n}x slower") for n in (2, 3)}
+    times = results.column("time_ns_per_token")
+    asked = {model: 41 * times[model] / 1e6 for model in (small, large)}
     return (
         f"Our T4 takes {ours[small]:.1f} ms per token for {small} and {ours[large]:.1f} ms for {large}: the small "
-        "models wait for the host, the large ones for fp32 weights at the 220 GB/s that a benchmark reads. The host's "
-        "cost per layer is that of a newer core, carried over unscaled; which host the published T4 had is not known. "
+        "models wait for the host, the large ones for fp32 weights at the 220 GB/s that a benchmark reads. For the "
+        f"lowest published speedup, 41x, it would have to take {asked[small]:.1f} and {asked[large]:.1f} ms. The "
+        "host's cost per layer is transformers' own, but on a newer core, carried over unscaled; the versions make "
+        "little difference, and which host the published T4 had is not known. "
         f"With a host two times slower ours would be {slower[2]}, with one three times slower {slower[3]}."
     )
 
@@ -43,19 +47,18 @@ def _cpu(results: Results) -> str:
 def _energy_gpu(results: Results) -> str:
     return (
         f"{_power(results)} The published pairs of speedup and energy ratio put the T4 at 2.8 to 3 times PIM's power, "
-        "PIM at about 25 W if the T4 drew its 70 W. Ours draws more because every column that a bank hands to its MAC "
-        "unit is charged like a read of the chip (IDD4R over standby), way to the pins included, 16 banks at a time: "
-        "an upper bound, as the machine file has no constant for the shorter way. At AttAcc's 0.55 pJ per bit for a "
-        f"read within the bank, activation included, it would draw {_in_bank_watts(results)}, and the ratios would be "
-        f"{_in_bank_ratios(results, 't4 eager')}. The speedup's own deviation comes on top."
+        "PIM at about 25 W if the T4 drew its 70 W; our T4 is charged those 70 W while it waits for its host, too. "
+        f"What a column costs on its way to the MAC unit decides: with the datasheet's currents PIM would draw "
+        f"{_watts_with_currents(results)} and the ratios would be {_with_currents(results, 't4 eager')}, with the "
+        "figures of the table below in between. The speedup's own deviation comes on top."
     )
 
 
 def _energy_cpu(results: Results) -> str:
     return (
         f"{_power(results)} The CPU is charged one core's share of its thermal design power, 11.1 W. The published "
-        "pairs put it at 0.51 to 0.56 of PIM's power. PIM's reads are an upper bound, as said above; at AttAcc's 0.55 "
-        f"pJ per bit within the bank the ratios would be {_in_bank_ratios(results, 'xeon-6154 eager')}."
+        "pairs put it at 0.51 to 0.56 of PIM's power; ours draws about as much as PIM. With the datasheet's currents "
+        f"for the columns the ratios would be {_with_currents(results, 'xeon-6154 eager')}."
     )
 
 
@@ -153,7 +156,7 @@ def _power(results: Results) -> str:
     watts = [detail["power_w"] for detail in results.details.values()]
     reads = [_share(detail["energy_by_component_pj_per_token"], "mac_read") for detail in results.details.values()]
     return (
-        f"Our PIM draws {min(watts):.0f} to {max(watts):.0f} W, {100 * min(reads):.0f} to {100 * max(reads):.0f} % of "
+        f"Our PIM draws {span(watts, ' W', 1)}, {100 * min(reads):.0f} to {100 * max(reads):.0f} % of "
         "it for columns on their way to the MAC units."
     )
 
@@ -164,25 +167,14 @@ def _speedups(results: Results, name: str) -> str:
     return f"{min(found):.0f} to {max(found):.0f}x"
 
 
-def _in_bank_watts(results: Results) -> str:
-    watts = [
-        detail["power_w"] * _in_bank_share(detail, results.column("energy_pj_per_token")[model])
-        for model, detail in results.details.items()
-    ]
-    return f"{min(watts):.0f} to {max(watts):.0f} W"
+def _watts_with_currents(results: Results) -> str:
+    return span(
+        [detail["energy_by_reads"][OTHER_READS[-1].name]["power_w"] for detail in results.details.values()], " W"
+    )
 
 
-def _in_bank_ratios(results: Results, name: str) -> str:
-    ratios = [
-        detail["baselines"][name]["energy_ratio"] / _in_bank_share(detail, results.column("energy_pj_per_token")[model])
-        for model, detail in results.details.items()
-    ]
-    return f"{min(ratios):.0f} to {max(ratios):.0f}x"
-
-
-def _in_bank_share(detail: Mapping[str, Any], energy_pj: float) -> float:
-    """Energy with cheaper reads, over that of the run."""
-    return float(detail["energy_pj_per_token_with_in_bank_reads"]) / energy_pj
+def _with_currents(results: Results, baseline: str) -> str:
+    return span(energy_ratios(results, OTHER_READS[-1].name, baseline), "x")
 
 
 def _share(parts: Mapping[str, float | None], name: str) -> float:

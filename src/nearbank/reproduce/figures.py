@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from nearbank.plot import PALETTE, colours_of
 from nearbank.reproduce.published import CLAIMS
-from nearbank.reproduce.results import Results
+from nearbank.reproduce.reads import OTHER_READS
+from nearbank.reproduce.results import Results, energy_ratios
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,15 +62,18 @@ def energy(results: Results, fig: Figure) -> None:
         m: {k: (v or 0) / 1e9 for k, v in d["energy_by_component_pj_per_token"].items()}
         for m, d in results.details.items()
     }
-    _stacked(left, parts, "mJ per token", "Energy per token")
+    _stacked(left, parts, "mJ per token", "Energy per token", legend_columns=3)
     ratios = {"T4": results.column("energy_ratio_gpu"), "Xeon": results.column("energy_ratio_cpu")}
-    _bars(right, ratios, (EAGER, PALETTE[2]))
+    for name, baseline in (("T4", "t4 eager"), ("Xeon", "xeon-6154 eager")):
+        bounded = energy_ratios(results, OTHER_READS[-1].name, baseline)
+        ratios[f"{name}, with IDD4R"] = dict(zip(results.details, bounded, strict=True))
+    _bars(right, ratios, (EAGER, PALETTE[2], "#f2c9a4", "#a9d8c6"))
     for column, colour in (("energy_ratio_gpu", EAGER), ("energy_ratio_cpu", PALETTE[2])):
         claim = next(c for c in CLAIMS if c.column == column)
         right.axhspan(claim.low, claim.high, color=colour, alpha=0.15)
     right.set_yscale("log")
     right.set_ylim(bottom=10)
-    _finish(right, "times less energy", "Energy ratios (bands: published)")
+    _finish(right, "times less energy", "Energy ratios (bands: published)", legend_columns=2)
 
 
 def row_hits(results: Results, fig: Figure) -> None:
@@ -146,7 +150,9 @@ def _bars(ax: Axes, groups: Mapping[str, Mapping[str, float]], colours: Sequence
     ax.set_xticks([x + 0.4 - width / 2 for x in range(len(models))], models, rotation=40, ha="right")
 
 
-def _stacked(ax: Axes, parts: Mapping[str, Mapping[str, float]], unit: str, title: str) -> None:
+def _stacked(
+    ax: Axes, parts: Mapping[str, Mapping[str, float]], unit: str, title: str, legend_columns: int = 4
+) -> None:
     names = dict.fromkeys(name for row in parts.values() for name in row)
     colours = colours_of(names)
     bottom = [0.0] * len(parts)
@@ -155,13 +161,13 @@ def _stacked(ax: Axes, parts: Mapping[str, Mapping[str, float]], unit: str, titl
         ax.bar(range(len(parts)), heights, 0.7, bottom=bottom, label=name, color=colours[name])
         bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
     ax.set_xticks(range(len(parts)), list(parts), rotation=40, ha="right")
-    _finish(ax, unit, title)
+    _finish(ax, unit, title, legend_columns)
 
 
-def _finish(ax: Axes, unit: str, title: str) -> None:
+def _finish(ax: Axes, unit: str, title: str, legend_columns: int = 4) -> None:
     ax.set_ylabel(unit)
     ax.set_title(title)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), fontsize=8, ncols=4, frameon=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), fontsize=8, ncols=legend_columns, frameon=False)
 
 
 FIGURES: Mapping[str, Callable[[Results, Figure], None]] = {

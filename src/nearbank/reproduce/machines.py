@@ -52,8 +52,14 @@ def with_pin_rate(machine: Machine, gb_per_s: int) -> Machine:
     return _changed(machine, f"pins at {gb_per_s} Gb/s", {"pins.rate": _constant(f"{gb_per_s} Gb/s"), **values})
 
 
-def _constant(value: str) -> dict[str, Any]:
-    return {"value": value, "source": _SOURCE, "verified": False}
+def with_mac_read(machine: Machine, name: str, fj_per_bit: int, source: str) -> Machine:
+    """Another energy of a column's way to the MAC unit beside its bank; `name` tells it from others."""
+    cost = _constant(f"{fj_per_bit} fJ", source)
+    return _changed(machine, name, {"power.commands.mac_read_per_bit": cost})
+
+
+def _constant(value: str, source: str = _SOURCE) -> dict[str, Any]:
+    return {"value": value, "source": source, "verified": False}
 
 
 def _changed(machine: Machine, what: str, values: Mapping[str, Any]) -> Machine:

@@ -20,18 +20,19 @@ from nearbank.models.config import CONFIGS
 from nearbank.models.shape import Shape
 from nearbank.report.row import MachineRow
 from nearbank.reproduce import machines
+from nearbank.reproduce.capacity import capacity
 from nearbank.reproduce.point import Outcome, Point, source_digest
 from nearbank.reproduce.published import compare
+from nearbank.reproduce.reads import OTHER_READS, energy_by_reads
 from nearbank.reproduce.results import Results
 from nearbank.reproduce.store import Parts, Stage, Study, run_study
 from nearbank.sim.machine import Machine, load_machine
 
 MACHINE, GPU, CPU, FRAMEWORK = "pim-gpt", "t4", "xeon-6154", "gpt2-eager"
 SLOW_ASIC_MHZ = 100
-# What if the T4's host were slower than the one that was measured? Shown beside the rows, in none of them.
+# Shown beside the rows, in none of them: other frameworks, and a T4's host slower than the one that was measured.
+OTHER_FRAMEWORKS = ("gpt2-eager-2026", "gpt2-operators")
 SLOWER_HOSTS = (2, 3)
-# What if a column's way from the bank to its MAC unit cost what AttAcc charges, its activation included?
-IN_BANK_FJ_PER_BIT = 550
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def reproduce_pim_gpt(options: Options, folder: Path, stage: Stage) -> Results:
         rows=rows,
         details=details,
         sensitivities=list(_sensitivities(options, study)),
+        capacities=[capacity(point).as_json() for point in _capacity_points(options)],
         published=compare(rows),
         refused=dict(study.refused),
         made_with=_made_with(study),
@@ -100,11 +102,12 @@ def reproduce_pim_gpt(options: Options, folder: Path, stage: Stage) -> Results:
 def points_of(options: Options) -> dict[str, Point]:
     """Every point by name: "gpt3-xl", "gpt3-xl, ASIC at 100 MHz", "gpt3-xl, channels 16", …"""
     base = load_machine(MACHINE)
+    also = tuple(cost.machine(base) for cost in OTHER_READS)
     slow = machines.with_asic_clock(base, SLOW_ASIC_MHZ)
     points = {}
     for model in options.models:
         shape = CONFIGS[model].shape
-        points[model] = Point(shape, base, options.tokens)
+        points[model] = Point(shape, base, options.tokens, also=also)
         points[_slow_name(model)] = Point(shape, slow, options.tokens)
     for model in options.sensitivity_models:
         shape = CONFIGS[model].shape
@@ -115,6 +118,14 @@ def points_of(options: Options) -> dict[str, Point]:
         for count in options.token_counts:
             points[_name(model, TOKEN_AXIS, count)] = _spread(_long_enough(shape, count), base, count, options)
     return points
+
+
+def _capacity_points(options: Options) -> Iterator[Point]:
+    """Every model at every token count, to be placed alone."""
+    base = load_machine(MACHINE)
+    for model in options.models:
+        for count in options.token_counts:
+            yield Point(_long_enough(CONFIGS[model].shape, count), base, count)
 
 
 def _spread(shape: Shape, machine: Machine, tokens: int, options: Options) -> Point:
@@ -167,7 +178,7 @@ def _details(ours: Outcome, others: Mapping[str, MachineRow], plain_bytes: int) 
         "bytes_off_chip_per_token": ours.bytes_off_chip / ours.tokens,
         "bytes_plain_gddr6_per_token": plain_bytes / ours.tokens,
         "power_w": ours.energy_pj / ours.time_ns / 1000,
-        "energy_pj_per_token_with_in_bank_reads": _with_in_bank_reads(ours) / ours.tokens,
+        "energy_by_reads": energy_by_reads(ours, load_machine(MACHINE)),
         "baselines": {
             name: {
                 "time_ns_per_token": row.ns_per_token,
@@ -178,14 +189,6 @@ def _details(ours: Outcome, others: Mapping[str, MachineRow], plain_bytes: int) 
             for name, row in others.items()
         },
     }
-
-
-def _with_in_bank_reads(ours: Outcome) -> float:
-    """Energy if columns on their way to the MAC units cost `IN_BANK_FJ_PER_BIT`."""
-    organization = load_machine(MACHINE).organization
-    columns = ours.utilisation["MAC units"] * organization.channels * ours.cycles * organization.banks
-    reads = columns * 8 * organization.column_bytes * IN_BANK_FJ_PER_BIT / 1000
-    return ours.energy_pj - (ours.energy_by_component_pj["mac_read"] or 0) + reads
 
 
 def _per_token(parts: Mapping[str, int | None], tokens: int) -> dict[str, float | None]:
@@ -202,6 +205,10 @@ def _baselines(point: Point) -> dict[str, MachineRow]:
         first, *others = eager_rows(processor, framework, load)
         found[f"{name} eager"] = first
         found |= {f"{name} eager, {path}": row for path, row in zip(list(processor.eager)[1:], others, strict=True)}
+    for other in map(load_framework, OTHER_FRAMEWORKS):
+        found |= {
+            f"{name} eager, {other.title}": eager_rows(load_processor(name), other, load)[0] for name in (GPU, CPU)
+        }
     for slowdown in SLOWER_HOSTS:
         row = eager_rows(load_processor(GPU), framework, load, host_slowdown=slowdown)[0]
         found[f"{GPU} eager, host {slowdown}x slower"] = row
@@ -242,7 +249,7 @@ def _made_with(study: Study) -> dict[str, Any]:
         "machine_digest": machine.digest,
         "unverified_constants": machine.unverified(),
         "processors": {name: load_processor(name).model_dump(mode="json") for name in (GPU, CPU)},
-        "framework": load_framework(FRAMEWORK).model_dump(mode="json"),
+        "frameworks": {name: load_framework(name).model_dump(mode="json") for name in (FRAMEWORK, *OTHER_FRAMEWORKS)},
         "points": len(study.outcomes),
         "simulated_seconds": round(sum(outcome.seconds for outcome in study.outcomes.values()), 1),
     }

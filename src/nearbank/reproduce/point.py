@@ -21,6 +21,7 @@ from nearbank.mapping import bounds
 from nearbank.models.shape import Shape
 from nearbank.models.sketch import check_counts, describe, sketch
 from nearbank.replay import Replay, replay
+from nearbank.sim.energy import energy
 from nearbank.sim.machine import Machine
 from nearbank.trace import Step
 from nearbank.workload import Workload
@@ -37,7 +38,8 @@ class Point:
     """What to simulate: a prompt of `prompt` tokens and `tokens` new ones, or every `stride`-th step of that.
 
     With a stride each step that is played is whole, at the context it has in the run; the others are left out, and
-    the mean over the steps stands for the mean over the run.
+    the mean over the steps stands for the mean over the run. `also` are machines that differ from `machine` in what
+    energy costs alone: the same commands are priced with their constants as well.
     """
 
     shape: Shape
@@ -47,12 +49,14 @@ class Point:
     weights: str = "bf16"
     kv: str = "bf16"
     stride: int = 1
+    also: tuple[Machine, ...] = ()
 
     @property
     def key(self) -> str:
         """A name that points with another outcome do not have: the model's name and its longest context decide none."""
         shape = asdict(self.shape) | {"name": None, "context": None}
-        about = asdict(self) | {"shape": shape, "machine": self.machine.digest}
+        also = [machine.digest for machine in self.also]
+        about = asdict(self) | {"shape": shape, "machine": self.machine.digest, "also": also}
         about |= {"version": __version__, "source": source_digest()}
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -74,6 +78,7 @@ class Outcome:
     """What a point cost, in all steps that were played. `bound_ns`: the row-aware bound; `seconds`: our own time.
 
     Row hits are counted by bank, as in reports, and by command, where a MAC in all banks is one access.
+    `energy_also_pj` has the energy with the constants of other machines, by their names.
     """
 
     model: str
@@ -83,6 +88,7 @@ class Outcome:
     time_ns: int
     cycles: int
     energy_by_component_pj: dict[str, int | None]
+    energy_also_pj: dict[str, int]
     row_hit_rate: float
     row_hit_rate_by_command: float
     bytes_off_chip: int
@@ -125,6 +131,7 @@ def _values(point: Point, done: Replay) -> dict[str, Any]:
         "time_ns": row.time_ns,
         "cycles": row.cycles,
         "energy_by_component_pj": dict(row.energy_by_component_pj or {}),
+        "energy_also_pj": {other.name: energy(done.result, other).total_fj // 1000 for other in point.also},
         "row_hit_rate": row.row_hit_rate,
         "row_hit_rate_by_command": done.result.row_hit_rate,
         "bytes_off_chip": row.bytes_off_chip,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ SCHEMA = "nearbank.reproduction/1"
 @dataclass(frozen=True)
 class Results:
     """`rows`: one per model. `details`: by model, what the rows are made of. `sensitivities`: one per changed value.
+    `capacities`: bytes taken and spare, by model and token count.
 
     `published`: the claims beside ours. `refused`: points that did not fit, by name. `made_with`: versions, digests,
     constants of the baselines, seconds.
@@ -30,6 +31,7 @@ class Results:
     rows: list[dict[str, Any]]
     details: dict[str, dict[str, Any]]
     sensitivities: list[dict[str, Any]]
+    capacities: list[dict[str, Any]]
     published: list[dict[str, Any]]
     refused: dict[str, str]
     made_with: dict[str, Any]
@@ -49,6 +51,23 @@ class Results:
     def column(self, name: str) -> dict[str, float]:
         """One column of the rows by model."""
         return {row["model"]: row[name] for row in self.rows}
+
+
+def energy_ratios(results: Results, reads: str, baseline: str) -> list[float]:
+    """By model, the energy ratio over a baseline if columns on their way to the MAC units cost as `reads` says."""
+    energies = results.column("energy_pj_per_token")
+    return [
+        detail["baselines"][baseline]["energy_ratio"]
+        * energies[model]
+        / detail["energy_by_reads"][reads]["energy_pj_per_token"]
+        for model, detail in results.details.items()
+    ]
+
+
+def span(values: Sequence[float], unit: str, digits: int = 0) -> str:
+    """ "3 to 5 W", or "3 W" where all are alike."""
+    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
 
 
 def load_results(path: Path) -> Results:
