@@ -23,8 +23,9 @@ class ColumnUse:
     `format` may name scales ("int4-g64"); the MAC units know only the codes, `mac_format`.
 
     `values` per column; `lanes` of them are multiplied in one MAC command, so that a column takes `steps` commands.
-    A unit with more lanes than a column has values is limited by the column: then lanes = values. In a serial unit each
-    step of the lanes is `serial` MAC commands, which take some bits of the activations each.
+    A unit with more lanes than a column has values is limited by the column: then lanes = values. Steps are equal: of
+    lanes that do not divide a column some stay idle. In a serial unit each step of the lanes is `serial` MAC commands,
+    which take some bits of the activations each.
     """
 
     format: str
@@ -111,7 +112,7 @@ class Target:
                 f"formats that it multiplies with {inputs}: {able}"
             )
         values = int(8 * self.column_bytes / fmt.code_bits)
-        lanes = min(have.per_step, values)
+        lanes = max(n for n in range(1, min(have.per_step, values) + 1) if values % n == 0)
         steps = ceil_div(values, lanes) * have.serial
         return ColumnUse(fmt.spec, fmt.name, values, lanes, steps, have.serial)
 

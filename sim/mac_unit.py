@@ -105,9 +105,9 @@ class UnitCosts:
 def unit_costs(fmt: Format, design: UnitDesign, column_bytes: int, process: Process, scale: float = 1.0) -> UnitCosts:
     """The unit in numbers; `scale` multiplies the energy. `NearbankError` says what cannot be built."""
     values = int(8 * column_bytes / fmt.code_bits)
-    lanes = min(design.lanes or values, values)
-    groups = ceil_div(values, lanes)
-    lanes = ceil_div(values, groups)  # the groups are equal, and no lane more than they need
+    most = min(design.lanes or values, values)
+    lanes = max(n for n in range(1, most + 1) if values % n == 0)  # a column is taken in equal groups
+    groups = values // lanes
     work = _float_work(fmt, lanes) if fmt.is_float else _integer_work(fmt, design, lanes)
     energy_fj = sum(count * _energy_fj(name, process.node_nm) for name, count in work.operations.items())
     area_um2 = sum(count * _area_um2(name) for name, count in work.hardware.items())

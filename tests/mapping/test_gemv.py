@@ -17,7 +17,7 @@ from nearbank.mapping.gemv import run_gemv
 from nearbank.mapping.matrix_placement import MatrixPlacement
 from nearbank.mapping.pim_gpt import plan
 from nearbank.mapping.placement import place
-from nearbank.mapping.target import Target, target_of
+from nearbank.mapping.target import MacLanes, Target, target_of
 from nearbank.sim.machine import load_machine
 from nearbank.sim.program import Command, Index, Program, Stream
 from nearbank.trace import Matrix, ModelDescription
@@ -92,6 +92,17 @@ def test_rows_that_begin_inside_an_output(n: int) -> None:
 def test_fewer_channels_and_banks() -> None:
     small = replace(EXACT, channels=1, banks=4)
     assert relative_error(37, 500, "ternary", small, 2) < 1e-6
+
+
+@given(serial=st.sampled_from([1, 2, 3, 8]), accumulators=st.integers(1, 9), per_step=st.integers(16, 160), **SHAPES)
+@settings(max_examples=12, deadline=None)
+def test_serial_units_and_several_accumulators_add_the_same(
+    serial: int, accumulators: int, per_step: int, n: int, k: int, seed: int
+) -> None:
+    """A unit of any width that takes an activation's bits in `serial` parts, and reads its sums a batch at a time."""
+    lanes = tuple((name, MacLanes(per_step, serial, integer=True)) for name in ("ternary", "binary"))
+    unit = replace(EXACT, lanes=(*lanes, ("bf16", MacLanes(16))), accumulators=accumulators)
+    assert relative_error(n, k, "ternary" if seed % 2 else "binary", unit, seed) < 1e-6
 
 
 def test_a_damaged_weight_is_seen() -> None:
