@@ -45,8 +45,8 @@ class Places:
         """Femtojoules by channel; None holds the units beside the memory."""
         return self._sums("channel")
 
-    def by_group(self, channel: int) -> dict[int | None, int]:
-        """Femtojoules by bank group of one channel; None holds what the channel has once."""
+    def by_group(self, channel: int | None) -> dict[int | None, int]:
+        """Femtojoules by bank group of one channel; None holds what the channel has once, or the units."""
         return {p.group: p.energy.total_fj for p in self.places if p.channel == channel}
 
     def _sums(self, name: str) -> dict[int | None, int]:

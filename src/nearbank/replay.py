@@ -82,20 +82,23 @@ def replay(
     weights: str | None = None,
     kv: str | None = None,
     advance: Advance | None = None,
+    bins: int = 0,
 ) -> Replay:
     """Play every step of `load` on `machine`; `weights` and `kv` override the formats of matrices and cache.
+
+    `bins` above 0 keeps a profile over time, as `nearbank.sim.engine.Player` says.
 
     Raises `NearbankError` when the model does not fit the machine, or the machine lacks a format.
     """
     target = load_machine(machine) if isinstance(machine, str) else machine
     weights, kv = weights or load.weights, kv or load.kv
     placed = _plan(load, target, weights, kv)
-    result = _play(load, target, placed, advance)
+    result = _play(load, target, placed, advance, bins)
     return Replay(_row(load, target, result, (weights, kv)), placed, result, target, load)
 
 
-def _play(load: Workload, machine: Machine, placed: Plan, advance: Advance | None) -> SimResult:
-    player = Player(machine)
+def _play(load: Workload, machine: Machine, placed: Plan, advance: Advance | None, bins: int) -> SimResult:
+    player = Player(machine, bins=bins)
     for done, step in enumerate(load.steps(), start=1):
         player.play(placed.lower(step))
         if advance is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +14,14 @@ from nearbank.cli.output import Json, console, output_folder, print_json, progre
 from nearbank.errors import NearbankError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from nearbank.replay import Replay
+    from nearbank.report import Report
     from nearbank.workload import Workload
+
+
+PROFILE_BINS = 512
 
 
 def replay(
@@ -28,20 +35,27 @@ def replay(
     file_format: Annotated[
         str | None, typer.Option("--format", help="Other tools' files: aim, dramsim3, ramulator.")
     ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="Of --format: dramsim3, ramulator, KEY=VALUE such as row_policy=closed, refresh=none."),
+    ] = None,
+    commands: Annotated[Path | None, typer.Option(help="Of --format: write the issued commands here, as CSV.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write a report with its figures into this folder.")] = None,
     as_json: Json = False,
 ) -> None:
     """Replay a trace, a shape's workload or another simulator's trace file on a machine: time, energy, row hits."""
     if file is not None and (file_format is not None or _is_foreign(file)):
-        _replay_foreign(file, machine, file_format, as_json)
+        _refuse({"--out": out}, "belongs to this package's own traces")
+        _replay_foreign(file, machine, file_format, policy or (), commands, as_json)
         return
+    _refuse({"--policy": policy, "--commands": commands}, "belongs to other tools' trace files")
     from nearbank.replay import replay as run
 
     load = _workload(file, model, prompt, tokens)
     with progress(f"replaying {load.model.name} on {machine}", load.tokens) as advance:
-        done = run(load, machine, weights=weights, kv=kv, advance=advance)
+        done = run(load, machine, weights=weights, kv=kv, advance=advance, bins=0 if out is None else PROFILE_BINS)
     if out is not None:
-        _report(load, done).save(output_folder(out))  # type: ignore[attr-defined]
+        _report(load, done).save(output_folder(out))
     if as_json:
         print_json(done.row.as_json())
     else:
@@ -56,10 +70,12 @@ def _is_foreign(file: Path) -> bool:
         return file.suffix != ".parquet" and stream.read(4) != b"PAR1"
 
 
-def _replay_foreign(file: Path, machine: str, file_format: str | None, as_json: bool) -> None:
+def _replay_foreign(
+    file: Path, machine: str, file_format: str | None, policy: Sequence[str], commands: Path | None, as_json: bool
+) -> None:
     from nearbank.sim.readers.replay import replay_file
 
-    result = replay_file(file, machine, file_format).as_dict()
+    result = replay_file(file, machine, file_format, policy=policy, commands=commands).as_dict()
     if as_json:
         print_json(result)
     else:
@@ -91,11 +107,29 @@ def _refuse(given: dict[str, object], why: str) -> None:
             raise NearbankError(f"{name} {why}")
 
 
-def _report(load: Workload, done: Replay) -> object:
+def _report(load: Workload, done: Replay) -> Report:
     from nearbank.report import Report, Section
 
-    section = Section(f"{load.tokens} tokens", (done.row,), remarks=tuple(done.remarks))
+    section = Section(f"{load.tokens} tokens", (done.row,), remarks=tuple(done.remarks), drawings=_drawings(done))
     return Report(f"{load.model.name} on {done.row.machine}", (section,), configuration=done.row.details)
+
+
+def _drawings(done: Replay) -> dict[str, Callable[[Axes], Axes]]:
+    """Where cycles and energy went, over time and by place."""
+    from nearbank.plot import run
+    from nearbank.sim.energy_places import energy_by_place
+    from nearbank.sim.power import profile_power
+    from nearbank.sim.utilisation import placed, roof
+
+    result, machine = done.result, done.machine
+    return {
+        "stalls": partial(run.stall_reasons, {done.row.label: result}),
+        "stalls_over_time": partial(run.stalls_over_time, result),
+        "utilisation_over_time": partial(run.utilisation_over_time, result, machine),
+        "power_over_time": partial(run.power_over_time, profile_power(result, machine)),
+        "energy_by_place": partial(run.energy_by_place, energy_by_place(result, machine)),
+        "roofline": partial(run.roofline, {done.row.label: (placed(result, machine), roof(machine, done.row.weights))}),
+    }
 
 
 def _show(done: Replay, load: Workload) -> None:

@@ -6,6 +6,7 @@
 from nearbank.plot.palette import KIND_COLOURS, PALETTE, colours_of
 from nearbank.plot.rows import (
     FIGURES,
+    drawn,
     energy_breakdown,
     energy_per_token,
     figure,
@@ -20,6 +21,7 @@ __all__ = [
     "KIND_COLOURS",
     "PALETTE",
     "colours_of",
+    "drawn",
     "energy_breakdown",
     "energy_per_token",
     "figure",

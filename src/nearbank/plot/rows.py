@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nearbank.plot.palette import KIND_COLOURS, colours_of
@@ -137,4 +137,13 @@ def figure(name: str, rows: Sequence[MachineRow]) -> Figure:
 
     fig = Figure(figsize=(9, 2 + 0.34 * max(len(rows), 3)), layout="constrained")
     FIGURES[name](rows, fig.subplots())
+    return fig
+
+
+def drawn(drawing: Callable[[Axes], Axes]) -> Figure:
+    """A figure of what `drawing` draws, as large as those of `FIGURES`."""
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(9, 4), layout="constrained")
+    drawing(fig.subplots())
     return fig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nearbank.report.row import MachineRow
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 REPORT_SCHEMA = "nearbank.report/1"
@@ -18,12 +19,16 @@ REPORT_SCHEMA = "nearbank.report/1"
 
 @dataclass(frozen=True)
 class Section:
-    """The same work on several machines. `baseline` names the row that ratios are taken over."""
+    """The same work on several machines. `baseline` names the row that ratios are taken over.
+
+    `drawings` are figures beside those of the rows, by name: functions that draw on the axes given to them.
+    """
 
     title: str
     rows: tuple[MachineRow, ...]
     baseline: str | None = None
     remarks: tuple[str, ...] = ()
+    drawings: Mapping[str, Callable[[Axes], Axes]] = field(default_factory=dict)
 
     @property
     def baseline_row(self) -> MachineRow | None:
@@ -86,9 +91,10 @@ class Report:
 
         saved = {}
         for index, section in enumerate(self.sections):
-            for name in plot.FIGURES:
+            for name in (*plot.FIGURES, *section.drawings):
                 path = folder / f"{name}_{index + 1}.svg"
-                fig = plot.figure(name, section.rows)
+                drawing = section.drawings.get(name)
+                fig = plot.drawn(drawing) if drawing else plot.figure(name, section.rows)
                 fig.savefig(path, metadata={"Date": None})
                 fig.set_layout_engine("none")  # the layout is found; finding it again doubles the time
                 fig.savefig(path.with_suffix(".png"), dpi=110)
