@@ -6,9 +6,10 @@ traces this package reads: "ramulator" and "dramsim3". Timing is none of a polic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nearbank.errors import NearbankError
 
@@ -53,6 +54,17 @@ POLICIES = {
     "ramulator": Policy(),
     "dramsim3": Policy(queues="per_bank", write_idle=8, mapping="rochrababgco"),
 }
+
+
+def policy_with(policy: Policy, changes: Mapping[str, str]) -> Policy:
+    """The policy with some values changed, given as text; `NearbankError` names the key and what it may be."""
+    try:
+        return Policy.model_validate(policy.model_dump() | dict(changes))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        what = first["msg"] if key in Policy.model_fields else f"unknown key; known: {', '.join(Policy.model_fields)}"
+        raise NearbankError(f"policy {key}={changes.get(key, '')}: {what}") from error
 
 
 def policy_named(name: str) -> Policy:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nearbank.errors import NearbankError
 from nearbank.sim.machine import Machine, load_machine
-from nearbank.sim.policy import POLICIES
-from nearbank.sim.readers.aim import play_aim, read_aim
+from nearbank.sim.policy import POLICIES, Policy, policy_named, policy_with
+from nearbank.sim.readers.aim import AimResult, play_aim, read_aim
+from nearbank.sim.readers.commands import write_commands
 from nearbank.sim.readers.requests import read_dramsim3, read_ramulator
 from nearbank.sim.readers.text import lines
 from nearbank.sim.requests.controller import RequestResult, Until, serve
 
 FORMATS = ("aim", "dramsim3", "ramulator")
+MOST_COMMANDS = 2 * 10**7
 _SNIFF_LINES = 1000
 
 
@@ -40,11 +43,20 @@ class Replay:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def replay_file(path: str | Path, machine: str | Machine, format: str | None = None) -> Replay:  # noqa: A002
+def replay_file(
+    path: str | Path,
+    machine: str | Machine,
+    format: str | None = None,  # noqa: A002
+    *,
+    policy: Sequence[str] = (),
+    commands: str | Path | None = None,
+) -> Replay:
     """Replay a trace of AiM instructions or of DRAMsim3's or Ramulator's requests; gzip files are fine.
 
     The front end is the format's own: AiM's host unit; one request a cycle until the last answer (DRAMsim3) or until
-    the last request is taken (Ramulator). The policy is the machine's `controller`, else that simulator's.
+    the last request is taken (Ramulator). The policy is the machine's `controller`, else that simulator's; `policy`
+    changes it: names of policies and "key=value" of `Policy`, and "refresh=…" of the machine. The issued commands go
+    to the file `commands`, as CSV.
     """
     path = Path(path)
     device = load_machine(machine) if isinstance(machine, str) else machine
@@ -53,12 +65,66 @@ def replay_file(path: str | Path, machine: str | Machine, format: str | None = N
     kind = format or sniff(path)
     if kind not in FORMATS:
         raise NearbankError(f"unknown trace format {kind!r}; known: {', '.join(FORMATS)}")
-    if kind == "aim":
-        return _aim(path, device)
-    policy = device.controller or POLICIES[kind]
+    device, rules = with_policy(device, device.controller or POLICIES.get(kind), policy)
+    play = _aim_player(path, device) if rules is None else _request_player(path, kind, device, rules)
+    result = play(0)
+    if commands is not None:
+        _write(Path(commands), play, sum(result.commands.values()))
+    if isinstance(result, AimResult):
+        return _of_aim(path, device, result)
+    return _of_requests(path, kind, device, result)
+
+
+_Result = AimResult | RequestResult
+_Player = Callable[[int], _Result]  # plays the trace and records so many commands
+
+
+def _aim_player(path: Path, machine: Machine) -> _Player:
+    program = read_aim(path, machine)
+    return lambda record: play_aim(machine, program, record)
+
+
+def _request_player(path: Path, kind: str, machine: Machine, policy: Policy) -> _Player:
     until: Until = "answered" if kind == "dramsim3" else "accepted"
-    trace = read_dramsim3(path) if kind == "dramsim3" else read_ramulator(path, device, policy)
-    return _requests(path, kind, device, serve(device, trace, policy, until=until))
+    trace = read_dramsim3(path) if kind == "dramsim3" else read_ramulator(path, machine, policy)
+    return lambda record: serve(machine, trace, policy, until=until, record=record)
+
+
+def _write(path: Path, play: _Player, count: int) -> None:
+    """Play again, now with a record of the right size."""
+    if count > MOST_COMMANDS:
+        raise NearbankError(f"{path}: {count} commands; at most {MOST_COMMANDS} are written, so split the trace")
+    issued = play(count).issued
+    assert issued is not None
+    write_commands(path, issued)
+
+
+def with_policy(machine: Machine, policy: Policy | None, changes: Sequence[str]) -> tuple[Machine, Policy | None]:
+    """Machine and policy with changes such as "dramsim3", "row_policy=closed" and "refresh=none", in order.
+
+    Without a policy (AiM's host unit has its own) only the refresh can be changed.
+    """
+    for change in changes:
+        key, equals, value = (part.strip() for part in change.partition("="))
+        if key == "refresh":
+            machine = _with_refresh(machine, value)
+        elif policy is None:
+            raise NearbankError(f"policy {change!r}: AiM traces have their own order; only refresh=… can be changed")
+        else:
+            policy = policy_with(policy, {key: value}) if equals else policy_named(key)
+    return machine, policy
+
+
+def _with_refresh(machine: Machine, kind: str) -> Machine:
+    """The machine with another refresh policy, as far as it has the times for it."""
+    needs = {"none": (), "all_bank": ("tREFI", "tRFC"), "per_bank": ("tREFIpb",)}
+    if kind not in needs:
+        raise NearbankError(f"policy refresh={kind}: expected one of {', '.join(needs)}")
+    lacking = [name for name in needs[kind] if name not in machine.timing]
+    if lacking:
+        raise NearbankError(f"policy refresh={kind}: machine {machine.name} has no {lacking[0]}")
+    refresh = machine.refresh.model_copy(update={"policy": kind})
+    return machine.model_copy(update={"refresh": refresh})
 
 
 def sniff(path: Path) -> str:
@@ -82,8 +148,7 @@ def _format_of(path: Path, number: int, words: list[str]) -> str:
     raise NearbankError(f"{path}, line {number}: not a known trace; expected {', '.join(FORMATS)}, or say which")
 
 
-def _aim(path: Path, machine: Machine) -> Replay:
-    result = play_aim(machine, read_aim(path, machine))
+def _of_aim(path: Path, machine: Machine, result: AimResult) -> Replay:
     return Replay(
         file=str(path),
         format="aim",
@@ -96,7 +161,7 @@ def _aim(path: Path, machine: Machine) -> Replay:
     )
 
 
-def _requests(path: Path, kind: str, machine: Machine, result: RequestResult) -> Replay:
+def _of_requests(path: Path, kind: str, machine: Machine, result: RequestResult) -> Replay:
     return Replay(
         file=str(path),
         format=kind,

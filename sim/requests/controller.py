@@ -127,8 +127,6 @@ def _run_per_bank(
 ) -> tuple[NDArray[np.int64], int]:
     _check_sizes(per_bank.LONGEST_QUEUE, read_queue=policy.read_queue, write_queue=policy.write_queue)
     _check_sizes(per_bank.LONGEST_BANK_QUEUE, bank_queue=policy.bank_queue)
-    if policy.row_policy == "timeout":
-        raise NearbankError("policy: row_policy timeout needs queues: shared")
     if standard_named(machine.standard).any_edge:
         raise NearbankError(f"policy: queues per_bank do not know the half clocks of {machine.standard}; use shared")
     org = machine.organization
@@ -140,6 +138,7 @@ def _run_per_bank(
         "groups": org.bank_groups,
         "banks_per_group": org.banks_per_group,
         "closed": int(policy.row_policy == "closed"),
+        "row_timeout": policy.row_timeout if policy.row_policy == "timeout" else 0,
     }
     if machine.refresh.policy == "all_bank":
         setup["refresh_interval"] //= setup["units"]  # the units take turns

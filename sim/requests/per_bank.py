@@ -56,6 +56,7 @@ SETUP_FIELDS = [
         "read_latency",
         "write_latency",
         "closed",  # every access closes its row
+        "row_timeout",  # 0: rows stay open
     )
 ]
 
@@ -224,7 +225,7 @@ def _issue_one(state, requests, taken_at, log, cycle):  # type: ignore[no-untype
     if state.waiting == 0 or not _refresh(state, log, cycle):
         bank, place = _bank_in_turn(state, requests, cycle)
         if bank < 0:
-            return False
+            return state.row_timeout > 0 and _close_idle_row(state, log, cycle)
         column = _serve(state, requests, taken_at, log, bank, place, cycle)
     if state.two_buses:
         bank, place = _bank_in_turn(state, requests, cycle)
@@ -256,6 +257,21 @@ def _refresh(state, log, cycle):  # type: ignore[no-untyped-def]
     state.head = (state.head + 1) % len(state.refreshes)
     state.waiting -= 1
     return True
+
+
+@njit(cache=True)
+def _close_idle_row(state, log, cycle):  # type: ignore[no-untyped-def]
+    """Close the first row that nothing has used for the policy's time and no request in line is for."""
+    for bank in range(state.banks):
+        if state.open_row[bank] < 0 or state.length[bank]:
+            continue
+        when = max(state.touched[bank] + state.row_timeout, ready_cycle(state, PRE, bank))
+        if when <= cycle:
+            do_command(state, log, PRE, state.channel, bank, 1, -1, -1, cycle)
+            state.conflict[bank] = 0
+            return True
+        state.wake = min(state.wake, when)
+    return False
 
 
 @njit(cache=True)

@@ -52,7 +52,7 @@ class _Channel:
         self.history = History(self.book, bus_is_free=True)
         self.out = Outcome(self.history.issued)
         self.rows: list[int | None] = [None] * self.book.banks
-        self.used = [0] * self.book.banks
+        self.used, self.touched = [0] * self.book.banks, [0] * self.book.banks
         self.conflict = [False] * self.book.banks
         self.lines: list[list[Waiting]] = [[] for _ in range(self.book.banks)]
         self.reads: list[Waiting] = []
@@ -81,7 +81,7 @@ class _Channel:
     def tick(self, cycle: int, empty_writes: bool) -> None:
         self._refresh_due(cycle)
         first = self._refresh(cycle) if self.refreshes else None
-        first = first or self._issue_for(self._next(cycle), cycle)
+        first = first or self._issue_for(self._next(cycle), cycle) or self._close_idle(cycle)
         if first and self.book.standard.row_bus:
             second = self._next(cycle)
             if second and (self._needed(second) in self.book.standard.row_bus) != (first in self.book.standard.row_bus):
@@ -131,6 +131,17 @@ class _Channel:
                     return request
         return None
 
+    def _close_idle(self, cycle: int) -> str | None:
+        """With the policy "timeout", close the first row long unused that no request in line is for."""
+        if self.policy.row_policy != "timeout":
+            return None
+        for bank, row in enumerate(self.rows):
+            old = row is not None and cycle - self.touched[bank] >= self.policy.row_timeout
+            if old and not self.lines[bank] and self.history.allows("PRE", bank, cycle):
+                self.conflict[bank] = False
+                return self._issue("PRE", bank, -1, cycle)
+        return None
+
     def _needed(self, request: Waiting) -> str:
         row, closes = self.rows[request.bank], "A" if self.policy.row_policy == "closed" else ""
         if row is None:
@@ -175,6 +186,7 @@ class _Channel:
                 self.rows[at], self.used[at] = (row if effect is Effect.OPENS else None), 0
             else:
                 self.used[at] += 1
+            self.touched[at] = cycle
         return command
 
     def _move(self, empty_writes: bool) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nearbank.sim.checker import check
 from nearbank.sim.machine import load_machine
-from nearbank.sim.readers import aim_gemv, play_aim, read_aim, replay_file
+from nearbank.sim.readers import aim_gemv, play_aim, read_aim, read_commands, replay_file
 from nearbank.sim.requests import aim
 
 DATA = Path(__file__).parent / "data" / "aim"
@@ -148,6 +149,16 @@ def test_a_cent_block_plays_with_every_rule_on() -> None:
         assert honest.commands[name] == peer.commands[name]
     assert honest.commands["REFab"] > 0
     assert 1.1 * peer.cycles < honest.cycles < 1.3 * peer.cycles
+
+
+@pytest.mark.parametrize("name", ["short_ewmul", "short_wrgb_gbbk_bggb", "short_wrbias_mac_af_rdaf"])
+def test_the_checker_finds_nothing_with_every_rule_on(name: str, tmp_path: Path) -> None:
+    machine = load_machine("cent")
+    out = tmp_path / "issued.csv"
+    count = sum(replay_file(DATA / f"{name}.trace", machine, commands=out).commands.values())
+    channels = read_commands(out, machine)
+    assert sum(map(len, channels.values())) == count
+    assert [str(found) for commands in channels.values() if (found := check(machine, commands))] == []
 
 
 def test_log_order_is_time_order() -> None:

@@ -11,6 +11,7 @@ from nearbank.errors import NearbankError
 from nearbank.sim.machine import load_machine
 from nearbank.sim.policy import POLICIES
 from nearbank.sim.readers import (
+    read_commands,
     read_dramsim3,
     read_ramulator,
     replay_file,
@@ -102,6 +103,48 @@ def test_every_aim_instruction_plays(tmp_path: Path) -> None:
     assert result.requests == len(lines)
     array = {"WR", "RD", "WRBK", "MACAB", "MACSB", "EWMUL", "AF", "RDCP", "WRCP"}
     assert array | {"WRGB", "WRBIAS", "RDMAC", "RDAF"} <= set(result.commands)
+
+
+def test_the_policy_can_be_chosen(tmp_path: Path) -> None:
+    path = file(tmp_path, "".join(f"0x{64 * i:X} READ 0\n" for i in range(2000)))
+    closed = replay_file(path, "ddr4", "dramsim3", policy=["ramulator", "row_policy=closed", "refresh=none"])
+    assert closed.commands["RDA"] == closed.commands["ACT"] == 2000
+    assert closed.row_hits == 0
+    assert "REFab" not in closed.commands
+    spread = replay_file(path, "ddr4", "dramsim3", policy=["mapping=robacobg"])
+    assert spread.cycles < closed.cycles
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("row_policy=shut", "row_policy=shut.*'open', 'closed' or 'timeout'"),
+        ("rows=open", "unknown key; known: queues"),
+        ("fcfs", "unknown policy 'fcfs'; known: ramulator, dramsim3"),
+        ("read_queue=0", "read_queue=0.*greater than 0"),
+        ("refresh=often", "expected one of none, all_bank, per_bank"),
+        ("refresh=per_bank", "ddr4 has no tREFIpb"),
+    ],
+)
+def test_policies_that_do_not_exist_are_refused(change: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(NearbankError, match=message) as caught:
+        replay_file(file(tmp_path, "0x40 READ 0\n"), "ddr4", policy=[change])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1,0,ACT,0,1\n", "line 1: 5 columns"),
+        ("1,0,HOP,0,1,0\n", "line 1: unknown command 'HOP'"),
+        ("1,9,ACT,0,1,0\n", "line 1: channel '9' is out of range"),
+        ("1,0,ACT,0,1,0\n2,0,RD,99,1,0\n", "line 2: bank '99'"),
+        ("x,0,ACT,0,1,0\n", "line 1: cycle 'x'"),
+    ],
+)
+def test_broken_command_files_are_refused(line: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(NearbankError, match=message):
+        read_commands(file(tmp_path, line), load_machine("ddr4"))
 
 
 BROKEN = [

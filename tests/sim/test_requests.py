@@ -1,6 +1,7 @@
 """The compiled controllers against plain Python, formulas and themselves."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearbank.errors import NearbankError
+from nearbank.sim.checker import check
 from nearbank.sim.machine import Machine, load_machine
 from nearbank.sim.policy import POLICIES, Policy
+from nearbank.sim.readers import read_commands, write_commands
 from nearbank.sim.requests import Trace, serve
 from nearbank.sim.requests.per_bank_reference import serve_per_bank_slowly
 from nearbank.sim.requests.reference import serve_slowly
@@ -75,7 +78,8 @@ per_bank_policies = st.builds(
     bank_queue=st.integers(1, 4),
     write_idle=st.integers(1, 8),
     row_hit_cap=st.integers(1, 4),
-    row_policy=st.sampled_from(("open", "closed")),
+    row_policy=st.sampled_from(("open", "closed", "timeout")),
+    row_timeout=st.integers(1, 200),
     mapping=st.sampled_from(("RoBaRaCoCh", "rocorababgpcch", "rorabgbachco")),
 )
 
@@ -100,6 +104,24 @@ def test_compiled_per_bank_equals_plain_python(data: st.DataObject) -> None:
     counted = [sum(getattr(out, name) for out in slow) for name in ("hits", "misses", "conflicts")]
     assert [fast.row_hits, fast.row_misses, fast.row_conflicts] == counted
     assert fast.cycles == max(out.last_done for out in slow) + 1
+
+
+@pytest.mark.parametrize("row_policy", ["open", "closed", "timeout"])
+@pytest.mark.parametrize(("name", "queues"), [(n, q) for n in PLAIN for q in ("shared", "per_bank")])
+def test_the_checker_finds_nothing_in_what_is_issued(name: str, queues: str, row_policy: str, tmp_path: Path) -> None:
+    """Written as text, read again, and held against the table of rules by code that shares nothing with ours."""
+    if queues == "per_bank" and name == "hbm3":
+        pytest.skip("per-bank queues do not know half clocks")
+    machine, rng = load_machine(name), np.random.default_rng(5)
+    blocks = rng.integers(0, 1 << 13, 400).astype(np.uint64) * np.uint64(machine.organization.column_bytes)
+    trace = Trace(blocks, rng.random(400) < 0.3, np.cumsum(rng.choice([0, 0, 200], 400)))
+    result = serve(machine, trace, Policy(queues=queues, row_policy=row_policy, row_timeout=50), record=10**5)
+    assert result.issued is not None
+    write_commands(tmp_path / "issued.csv", result.issued)
+    channels = read_commands(tmp_path / "issued.csv", machine)
+    assert sum(map(len, channels.values())) == sum(result.commands.values())
+    assert result.commands["REFab"] > 0
+    assert [str(found) for commands in channels.values() if (found := check(machine, commands))] == []
 
 
 @pytest.mark.parametrize("name", PLAIN)
