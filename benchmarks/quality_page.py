@@ -217,7 +217,8 @@ ROUNDED = """## Rounded after training
 
 The control, rounded in other ways, run by the kernels and the caches of `nearbank.models`. Each is held against a
 reference window by window, which gives the difference its standard error. Fitted caches are fitted to the first eight
-contexts of the training split. KV bytes count a scale and an offset in bf16 for each token and head; heads are so small
+contexts of the training split. KIVI keeps the last 32 tokens exact, here a quarter of the context, which flatters it;
+they are not in the bytes. KV bytes count a scale and an offset in bf16 for each token and head; heads are so small
 here, 32 values, that these are a fifth of a 4-bit cache.
 """
 TRAINING = """## Training one

@@ -42,10 +42,26 @@ def loss_by_bytes(points: Sequence[Mapping[str, Any]], x: str, ax: Axes) -> Axes
     for (kind, colour), marker in zip(zip(kinds, PALETTE, strict=False), "osD^v", strict=False):
         chosen = [point for point in points if point["kind"] == kind]
         ax.plot([p[x] for p in chosen], [p["nats"] for p in chosen], marker, color=colour, label=kind)
-    for point in points:
-        ax.annotate(f" {point['name']}", (point[x], point["nats"]), fontsize=8, va="center")
-    ax.set_xscale("log")
-    ax.margins(x=0.25)
+    for names, place in _labels(points, x):
+        ax.annotate(f"  {', '.join(names)}", place, fontsize=8, va="center")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(lambda count, _: f"{count / 1024:g} Ki" if count >= 1024 else f"{count:g}")
+    ax.margins(x=0.35)
     ax.set_ylabel("nats per character")
     ax.legend(fontsize=8, frameon=False)
     return ax
+
+
+def _labels(points: Sequence[Mapping[str, Any]], x: str) -> list[tuple[list[str], tuple[float, float]]]:
+    """Names with their place; points so near each other that their names would overlap share one label."""
+    heights = [point["nats"] for point in points]
+    near = 0.03 * (max(heights) - min(heights))
+    labels: list[tuple[list[str], tuple[float, float]]] = []
+    for point in sorted(points, key=lambda point: (point[x], point["nats"])):
+        shared = (names for names, at in labels if point[x] < 1.2 * at[0] and abs(point["nats"] - at[1]) < near)
+        found = next(shared, None)
+        if found is None:
+            labels.append(([point["name"]], (point[x], point["nats"])))
+        else:
+            found.append(point["name"])
+    return labels
