@@ -23,7 +23,7 @@ from nearbank.sim.requests.controller import Commands
 from nearbank.sim.standard import Scope, delay_cycles
 from nearbank.sim.standards import standard_named
 
-MOST_INSTRUCTIONS = 10**8
+MOST_INSTRUCTIONS = 2 * 10**7
 _MASK_BITS = 32
 _AF_ROW = 1 << 29  # the AiM simulator keeps the tables of activation functions in rows from here on
 _MOST = 2**31 - 1

@@ -1,6 +1,6 @@
 """Reading request traces: DRAMsim3's ("0x1F40 READ 12") and Ramulator's ("LD 0x1F40" or "R 0,0,1,2,300,4").
 
-A trace of 10⁹ lines is read in one pass into 17 bytes a request, and refused beyond the limit given.
+A trace is read in one pass into 17 bytes a request, and refused beyond the limit given.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from nearbank.sim.readers.text import bad_line, integer, lines
 from nearbank.sim.requests.controller import Trace
 from nearbank.sim.requests.mapping import AddressMap, address_map
 
-MOST_REQUESTS = 10**8
+MOST_REQUESTS = 2 * 10**7  # 3 GB while they are served
 _MOST_ADDRESS = 2**63 - 1
-_MOST_CYCLE = 2**60
+_MOST_CYCLE = 10**12  # a quarter of an hour of DDR4, with 10⁸ refreshes to play
 _DRAMSIM3_TYPES = {"READ": False, "WRITE": True, "P_MEM_RD": False, "P_MEM_WR": True, "P_FETCH": False, "BOFF": False}
 _DRAMSIM3_LINE = "an address, READ or WRITE and a cycle, such as '0x1F40 READ 12'"
 _RAMULATOR_LINE = "LD or ST and an address, such as 'LD 0x1F40', or R or W and a vector such as 'R 0,0,1,2,300,4'"

@@ -12,6 +12,7 @@ from typing import IO
 from nearbank.errors import NearbankError
 
 _GZIP = b"\x1f\x8b"
+_OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 _LONGEST_LINE = 1 << 16
 
 
@@ -31,8 +32,11 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 def _open(path: Path) -> IO[bytes]:
     """The file's bytes; compressed ones are told by their first two bytes, whatever the name."""
     with path.open("rb") as file:
-        compressed = file.read(2) == _GZIP
-    return io.BufferedReader(gzip.open(path)) if compressed else path.open("rb")
+        start = file.read(6)
+    for magic, name in _OTHERS.items():
+        if start.startswith(magic):
+            raise NearbankError(f"{path}: compressed with {name}; expected plain text or gzip")
+    return io.BufferedReader(gzip.open(path)) if start.startswith(_GZIP) else path.open("rb")
 
 
 def _decoded(path: Path, number: int, raw: bytes) -> str:
@@ -55,6 +59,8 @@ def integer(path: Path, number: int, text: str, what: str, most: int) -> int:
     """A number from 0 to `most`, decimal or 0x…"""
     try:
         value = int(text, 16) if text[:2] in ("0x", "0X") else int(text)
+        if "_" in text:
+            raise ValueError(text)  # Python reads 1_000, nobody else does
     except ValueError:
         raise bad_line(path, number, f"{what} {_short(text)} is not a number", f"0 to {most}, decimal or 0x") from None
     if not 0 <= value <= most:

@@ -1,6 +1,8 @@
 """Reading traces: what is written is read again, and what is broken is named in one line."""
 
+import bz2
 import gzip
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,6 +167,8 @@ BROKEN = [
     ("dramsim3", "zz READ 5\n", "line 1.*address"),
     ("dramsim3", f"0x{'f' * 40} READ 5\n", "line 1.*out of range"),
     ("dramsim3", "0x40 READ -5\n", "line 1.*cycle"),
+    ("dramsim3", "0x40 READ 1000000000001\n", "line 1.*cycle.*out of range"),
+    ("dramsim3", "0x40 READ 1_000\n", "line 1.*not a number"),
     ("dramsim3", "", "no request"),
     ("ramulator", "LD\n", "line 1"),
     ("ramulator", "LD 0x40\nXX 0x40\n", "line 2"),
@@ -187,6 +191,8 @@ def test_broken_traces_are_named_in_one_line(kind: str, text: str, message: str,
     [
         gzip.compress(GEMV.encode() * 100)[:60],
         b"\x1f\x8bnonsense",
+        bz2.compress(GEMV.encode()),
+        lzma.compress(GEMV.encode()),
         b"\x00" * 100,
         b"\xff\xfe" * 100,
         b"x" * (1 << 17),
@@ -194,7 +200,7 @@ def test_broken_traces_are_named_in_one_line(kind: str, text: str, message: str,
         b"\n" * 5,
         b"hello world, this is prose\n",
     ],
-    ids=["cut gzip", "false gzip", "zeros", "bytes", "endless line", "empty", "blank", "prose"],
+    ids=["cut gzip", "false gzip", "bzip2", "xz", "zeros", "bytes", "endless line", "empty", "blank", "prose"],
 )
 def test_foreign_files_are_refused_in_one_line(raw: bytes, tmp_path: Path) -> None:
     with pytest.raises(NearbankError) as caught:
