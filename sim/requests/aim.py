@@ -257,7 +257,7 @@ def _refresh(state, channel, host, log, cycle):  # type: ignore[no-untyped-def]
     for bank in range(state.banks):
         if state.open_row[bank] >= 0:
             command = PREA
-    if not _is_ready(state, command, 0, cycle):
+    if not _is_ready(state, command, -1, cycle):
         return False
     _do(state, channel, host, log, command, -1, -1, 0, cycle)
     state.refreshing -= command == REFAB
