@@ -126,9 +126,9 @@ for name, made in together.items():
 # %% [markdown]
 # ## Answer
 #
-# The unit should be as wide as the column: below that, lanes decide everything. After that a token waits for rows, which
-# are read in an eighth of the clocks but opened as slowly as before: longer rows help a little, more channels most, and a
-# larger buffer next to nothing.
+# The unit should be as wide as the column: below that, lanes decide everything. After that a token waits for rows,
+# which are read in an eighth of the clocks but opened as slowly as before: longer rows help a little, more channels
+# most, and a larger buffer next to nothing.
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
