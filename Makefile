@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types contracts unit notebooks figures bench bench-gpu quality clean
+.PHONY: demo test lint types contracts unit validation notebooks figures bench bench-gpu quality clean
 
 demo: $(VENV)/.installed-core
 	$(BIN)/nearbank demo
@@ -23,6 +23,10 @@ contracts: $(VENV)/.installed-dev
 
 unit: $(VENV)/.installed-dev
 	$(BIN)/pytest
+
+# The whole ladder, from the timing rules to published measurements: docs/validation.md.
+validation: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/validation.py
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-only

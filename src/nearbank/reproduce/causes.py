@@ -117,8 +117,9 @@ def _asic(results: Results) -> str:
     high, low = max(values, key=lambda m: values[m]), min(values, key=lambda m: values[m])
     return (
         f"From {values[low]:.2f}x ({low}) to {values[high]:.2f}x ({high}). The ASIC's work is counted by element on "
-        "256 adders and 128 multipliers; norms, softmax and the last partial sums cannot overlap with the banks, and "
-        "at a tenth of the clock they grow tenfold, most visibly in narrow models"
+        "256 adders and 128 multipliers. Much of it runs beside the banks: GELU, the softmax of one head beside the "
+        "scores of the next, a norm's statistics while its input arrives. What nothing can overlap with, the rest of "
+        "the norms and the ends of these, grows tenfold at a tenth of the clock, most visibly in narrow models"
         f"{_fifth(results)}. How the paper's ASIC pipelines them is not known to us."
     )
 
