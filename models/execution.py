@@ -31,6 +31,7 @@ class Cache(Protocol):
     format: Format
     kv_heads: int
     head_dim: int
+    capacity: int
 
     def length(self, layer: int = 0) -> int: ...
 
@@ -84,6 +85,11 @@ class Pass:
         starts = [cache.length(0) for cache in self.caches]
         ranges = [np.arange(start, start + n) for start, n in zip(starts, self.lengths, strict=True)]
         self.positions = np.concatenate(ranges)
+
+    @property
+    def reach(self) -> Tokens:
+        """For each new token [M], how many positions its sequence's cache has room for."""
+        return np.repeat([cache.capacity for cache in self.caches], self.lengths)
 
     @property
     def last(self) -> Tokens:

@@ -69,7 +69,7 @@ class Llama:
     def forward(self, run: Pass, every: bool = False) -> Floats:
         """Logits [sequences, V] after the last token of each sequence, or [M, V] after every token."""
         x = run.embed("wte", self._embed, run.tokens)  # [M, D]
-        angles = self.rotary.angles(run.positions)
+        angles = self.rotary.angles(run.positions, run.reach)
         for run.layer, block in enumerate(self.blocks):
             x = self._attend(run, block, x, angles)
             x = self._mlp(run, block, x)

@@ -25,6 +25,11 @@ LLAMA |= {"num_key_value_heads": 2, "vocab_size": 97, "max_position_embeddings":
 LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
 LLAMA3_ROPE |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+YARN_TUNED = {**YARN, "rope_theta": 500.0, "mscale": 0.7, "mscale_all_dim": 0.3, "beta_fast": 2, "truncate": False}
+LONGROPE = {"type": "longrope", "short_factor": [1.0 + 0.1 * i for i in range(8)]}
+LONGROPE |= {"long_factor": [1.0 + 0.9 * i for i in range(8)]}
+PHI3 = {**LLAMA, "pad_token_id": 0}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2),
@@ -34,20 +39,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, tied, biased": ("llama", {**LLAMA, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     "llama, llama3 rope": ("llama", {**LLAMA, "rope_parameters": LLAMA3_ROPE}),
     "llama, linear rope": ("llama", {**LLAMA, "rope_parameters": LINEAR_ROPE}),
+    "llama, yarn": ("llama", {**LLAMA, "rope_parameters": {**YARN_TUNED, "rope_type": "yarn"}}),
     "mistral, window": ("mistral", {**LLAMA, "head_dim": 16, "sliding_window": 8}),
     "qwen2": ("qwen2", LLAMA),
     "qwen2, some windows": (
         "qwen2",
         {**LLAMA, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
     ),
+    "qwen2, yarn": ("qwen2", {**LLAMA, "rope_scaling": YARN, "rope_theta": 1e6}),
     "qwen3": ("qwen3", {**LLAMA, "head_dim": 32}),
     "gemma": ("gemma", {**LLAMA, "head_dim": 32}),
     "gemma2": ("gemma2", {**LLAMA, "head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 20}),
-    "phi3": ("phi3", {**LLAMA, "pad_token_id": 0}),
+    "phi3": ("phi3", PHI3),
     "phi3, partly rotated": (
         "phi3",
-        {**LLAMA, "pad_token_id": 0, "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        {**PHI3, "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     ),
+    "phi3, longrope, short": ("phi3", {**PHI3, "rope_scaling": LONGROPE, "original_max_position_embeddings": 32}),
+    "phi3, longrope, long": ("phi3", {**PHI3, "rope_scaling": LONGROPE, "original_max_position_embeddings": 8}),
     "bitnet": ("bitnet", LLAMA),
 }
 
@@ -97,6 +106,17 @@ def test_greedy_generation_with_the_cache_is_token_identical(checkpoint: tuple[A
     assert list(generate(load_model(directory, kv="fp32"), TOKENS[:10], 20).tokens) == expected
 
 
+@pytest.mark.parametrize("checkpoint", ["phi3, longrope, long"], indirect=True)
+def test_a_generation_that_outgrows_the_original_context_has_one_set_of_frequencies(
+    checkpoint: tuple[Any, Path],
+) -> None:
+    model = load_model(checkpoint[1], kv="fp32")
+    prompt = TOKENS[:5]
+    made = generate(model, prompt, 12).tokens
+    best = model.logits([*prompt, *made]).argmax(axis=1)
+    assert tuple(best[len(prompt) - 1 : -1]) == made
+
+
 @every_case
 def test_a_sketch_from_the_config_equals_the_record(checkpoint: tuple[Any, Path]) -> None:
     _, directory = checkpoint
@@ -128,7 +148,9 @@ def change(directory: Path, **values: Any) -> None:
         ({"num_hidden_layers": 2}, "9 tensors that this architecture does not have: model.layers.2.input_layernorm"),
         ({"intermediate_size": 100}, r"mlp.gate_proj.weight is \[96, 64\]; expected \[100, 64\]"),
         ({"hidden_act": "mish"}, "activation 'mish' is not supported; known: gelu_new"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not supported"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope type 'dynamic' is not supported"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope type 'longrope' needs 'short_factor'"),
+        ({"rope_parameters": {"rope_type": "longrope", "short_factor": [1]}}, r"'short_factor' has shape \[1\]"),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope type 'linear' needs 'factor'"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3 KV heads"),
     ],
