@@ -37,5 +37,6 @@ def test_a_deviation_is_seen(validation: ModuleType) -> None:
     figure, met, _ = validation._exact([validation._case("one", 100, 100), validation._case("other", 103, 100)])
     assert (figure, met) == ("1 of 2 exact, worst 3.00 %", False)
     assert validation.closed_forms().met
-    with validation._replaced(validation.test_formulas, "gemv", lambda rows: validation.test_formulas.Builder()):
+    gemv = validation.test_formulas.gemv
+    with validation._replaced(validation.test_formulas, "gemv", lambda rows: gemv(rows - rows // 50)):
         assert not validation.closed_forms().met
