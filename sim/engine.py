@@ -229,6 +229,7 @@ class Player:
         header[vm.REFRESH] = numbers.get(plan.refresh, -1)
         header[vm.ACTIVATE] = numbers.get(plan.activate, -1)
         header[vm.ACTIVATE_ALL] = numbers.get(plan.activate_all, -1)
+        header[vm.ACTIVATE_RANK] = numbers.get(plan.activate_rank, -1)
         header[vm.HORIZON] = (1 << 62) // self.machine.tck_ps
         header[vm.SKIPS] = self._skips
         header[vm.DATA_COUNT] = data_count
@@ -340,7 +341,9 @@ class Player:
 
 def _refresh_commands(book: RuleBook) -> frozenset[str]:
     plan = book.refresh
-    names = (plan.precharge, plan.refresh, plan.activate, plan.activate_all) if plan.interval else ()
+    names = (
+        (plan.precharge, plan.refresh, plan.activate, plan.activate_all, plan.activate_rank) if plan.interval else ()
+    )
     return frozenset(name for name in names if name)
 
 

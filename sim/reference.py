@@ -138,11 +138,23 @@ class Channel:
         closes = [first for first in region[:: book.reach[plan.precharge]] if self.any_open(plan.precharge, first)]
         reopened = [b for first in closes for b in self.banks(plan.precharge, first) if self.rows[b] is not None]
         held = [self.rows[b] or 0 for b in reopened]
-        opens = [(plan.activate, b, row) for b, row in zip(reopened, held, strict=True)]
+        opens = self.plan_opens(reopened)
         if plan.activate_all and len(reopened) == book.banks and len(set(held)) == 1:
             opens = [(plan.activate_all, 0, held[0])]
         refreshes = [(plan.refresh, first, 0) for first in region[:: book.reach[plan.refresh]]]
         return [*((plan.precharge, first, 0) for first in closes), *refreshes, *opens]
+
+    def plan_opens(self, reopened: list[int]) -> list[tuple[str, int, int]]:
+        """Rank by rank where one command opens the rank's banks and all held one row, else bank by bank."""
+        plan, opens = self.book.refresh, []
+        for bank in reopened:
+            rank = self.banks(plan.activate_rank, bank) if plan.activate_rank else range(0)
+            whole = bool(rank) and set(rank) <= set(reopened) and len({self.rows[b] for b in rank}) == 1
+            if not whole:
+                opens.append((plan.activate, bank, self.rows[bank] or 0))
+            elif bank == rank.start:
+                opens.append((plan.activate_rank, bank, self.rows[bank] or 0))
+        return opens
 
     def any_open(self, name: str, bank: int) -> bool:
         return any(self.rows[b] is not None for b in self.banks(name, bank))

@@ -38,7 +38,8 @@ class RefreshPlan:
     """How a controller refreshes: every `interval` cycles, the banks of one `region`-bank run after another.
 
     `interval` 0 means never. All rows of the region are closed with `precharge`, refreshed with `refresh`, and those
-    that were open are opened again: with `activate_all` if every bank of the channel held the same row, else one by
+    that were open are opened again: with `activate_all` if every bank of the channel held the same row; else each rank
+    whose banks all held the same row with `activate_rank`, in standards that have such a command, and the rest one by
     one with `activate`.
     """
 
@@ -48,6 +49,7 @@ class RefreshPlan:
     refresh: str
     activate: str
     activate_all: str
+    activate_rank: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,10 @@ def _refresh_plan(machine: Machine, standard: Standard, sizes: dict[Scope, int])
         close = _first(standard, Effect.CLOSES, 1, sizes)
         return RefreshPlan(machine.cycles("tREFIpb"), 1, close, standard.refresh_bank, activate, activate_all)
     interval = machine.cycles("tREFI") if machine.refresh.policy == "all_bank" else 0
-    return RefreshPlan(interval, everything, standard.precharge_all, standard.refresh, activate, activate_all)
+    part = sizes[Scope.RANK]
+    activate_rank = _first(standard, Effect.OPENS, part, sizes) if 1 < part < everything else ""
+    names = (standard.precharge_all, standard.refresh, activate, activate_all, activate_rank)
+    return RefreshPlan(interval, everything, *names)
 
 
 def _first(standard: Standard, effect: Effect, reach: int, sizes: dict[Scope, int]) -> str:

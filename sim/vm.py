@@ -33,7 +33,8 @@ WIDTH = HIGH + 3
 (BANKS, TCK_PS, INTERVAL, REGION, PRECHARGE, REFRESH, ACTIVATE, ACTIVATE_ALL, HORIZON, SKIPS) = range(10)
 (WRITTEN_START, WRITTEN, FIXED_START, FIXED, COUNTED_START, COUNTED, DATA, DATA_COUNT) = range(10, 18)
 (LAST, ROWS, COUNT_SIZE, REASONS, SNAP, SNAP_STRIDE, PROFILE, ROOM, GROUP_SHIFT) = range(18, 27)
-COMMANDS = 27  # the first table: where each command's own pulls and pushes are, it says itself
+ACTIVATE_RANK = 27
+COMMANDS = 28  # the first table: where each command's own pulls and pushes are, it says itself
 
 REACH, NEED, EFFECT, REACHED, SLOT, PULLS, PULLS_END, PUSHES, PUSHES_END, COMMAND_WIDTH = range(10)
 PULL_BASE, PULL_DELAY, PULL_BANKED, PULL_REASON, PULL_SHIFT, PULL_FLIP, PULL_STRIDE, PULL_WIDTH = range(8)
@@ -267,9 +268,23 @@ def _reopen(t, m, record, closed):  # type: ignore[no-untyped-def]
     if same:
         _control(t, m, record, t[ACTIVATE_ALL], 0, m[rows])
         return
+    left = closed
     for bank in range(t[BANKS]):
-        if (closed >> bank) & 1:
-            _control(t, m, record, t[ACTIVATE], bank, m[rows + bank])
+        if (left >> bank) & 1:
+            left = _reopen_one(t, m, record, left, bank)
+
+
+@njit(cache=True)
+def _reopen_one(t, m, record, left, bank):  # type: ignore[no-untyped-def]
+    """Open the bank, with its rank if all of that may be and had the same row; returns what is left to open."""
+    command = t[ACTIVATE]
+    if t[ACTIVATE_RANK] >= 0 and bank % t[_spec(t[ACTIVATE_RANK]) + REACH] == 0:
+        mask = _mask(t, t[ACTIVATE_RANK], bank)
+        if left & mask == mask and not _other_row(t, m, t[ACTIVATE_RANK], bank, m[t[ROWS] + bank]):
+            command = t[ACTIVATE_RANK]
+    row = m[t[ROWS] + bank]
+    _control(t, m, record, command, bank, row)
+    return left & ~_mask(t, command, bank)
 
 
 @njit(cache=True)

@@ -1,0 +1,131 @@
+"""HBM-PIM against Samsung's PIMSimulator, and its table of timing rules: engine = reference, every rule exact."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.sim.strategies import machine_with
+
+from nearbank.errors import NearbankError
+from nearbank.sim.checker import Flat, check
+from nearbank.sim.engine import Player, simulate
+from nearbank.sim.hbm_pim import gemv
+from nearbank.sim.machine import load_machine
+from nearbank.sim.program import Builder, Program, Start, Stream, Wait
+from nearbank.sim.reference import Reference
+
+DATA = Path(__file__).parent / "data" / "hbm-pim.csv"
+
+
+def gemv_rows() -> list[tuple[int, int, int]]:
+    with DATA.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["kernel"] == "gemv"]
+    return [(int(r["out_dim"]), int(r["in_dim"]), int(r["pim_cycles"])) for r in rows]
+
+
+def after_half_an_interval(outputs: int, inputs: int) -> int:
+    """Cycles of a GEMV whose first refresh comes tREFI / 2 after its start, as the peer's (it staggers two ranks)."""
+    machine = load_machine("hbm-pim")
+    player = Player(machine)
+    begin = player.play(Program("idle", (Stream((0,), (Start("host", "idle", 1_950_000), Wait("host"))),)))
+    return player.play(gemv(machine, outputs, inputs)) - begin
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "cycles"), gemv_rows())
+def test_gemv_takes_the_cycles_of_the_peer(outputs: int, inputs: int, cycles: int) -> None:
+    """Within 1.5 %, or 80 cycles before and after the tiles: we wait tRP before a refresh and before all-bank mode."""
+    ours = after_half_an_interval(outputs, inputs)
+    assert cycles <= ours <= max(1.015 * cycles, cycles + 80)
+
+
+def test_gemv_reads_every_weight_once() -> None:
+    """One tile of 4,096 outputs, 5 chunks of inputs: 64 columns each in 8 of 16 banks of 64 pseudo-channels."""
+    result = simulate(load_machine("hbm-pim"), gemv(load_machine("hbm-pim"), 4096, 5 * 128))
+    commands = result.commands()
+    assert commands["RDAB", "fp16"] == 64 * 5 * 64
+    assert commands["RDAB", "fp16"] * 8 * 16 == 4096 * 5 * 128
+    assert commands["WRAB", ""] == 64 * 8
+    assert commands["WRREG", ""] == 64 * (5 * 8 + 1 + 2 + 2)  # inputs, program, into and out of PIM mode, back
+
+
+def test_gemv_is_legal_and_the_reference_plays_it_alike() -> None:
+    machine = load_machine("hbm-pim")
+    program = gemv(machine, 5000, 400)
+    issued = Player(machine).record(program, 0, 10**5)
+    slow = Reference(machine)
+    slow.play(program)
+    ours = [(i.cycle, i.command, i.row) for i in issued]
+    assert ours == [(p.cycle, p.name, p.row) for p in slow.channels[0].log]
+    assert check(machine, [Flat(i.cycle, i.command, i.bank, i.row, i.column) for i in issued]) is None
+
+
+@pytest.mark.parametrize(
+    ("machine", "outputs", "inputs", "message"),
+    [
+        ("gddr6-aim", 16, 16, "standard gddr6-aim; expected hbm-pim"),
+        ("hbm-pim", 0, 16, "matrix of 0 x 16"),
+        ("hbm-pim", 10**6, 10**4, "are not reserved"),
+    ],
+)
+def test_gemv_refuses(machine: str, outputs: int, inputs: int, message: str) -> None:
+    with pytest.raises(NearbankError, match=message):
+        gemv(load_machine(machine), outputs, inputs)
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> Program:
+    """Rows opened by halves, banks or all at once, columns in between, halves of unlike rows across refreshes."""
+    b = Builder()
+    for _ in range(draw(st.integers(1, 4))):
+        with b.loop(draw(st.integers(1, 30))) as i:
+            kind = draw(st.sampled_from(("half", "halves", "all", "single")))
+            row = draw(st.integers(0, 9)) + i * draw(st.integers(0, 1))
+            first = {"half": 8 * draw(st.integers(0, 1)), "single": draw(st.integers(0, 15))}.get(kind, 0)
+            if kind in ("half", "halves"):
+                b.command("ACTAB", bank=first, row=row)
+                if kind == "halves":
+                    b.command("ACTAB", bank=8, row=row + draw(st.integers(0, 1)))
+                names = ["RDAB", "WRAB", "WRREG"]
+            else:
+                b.command("ACT16" if kind == "all" else "ACT", bank=first, row=row)
+                names = ["MACAB", "RDAB"] if kind == "all" else ["RD", "WR", "MACSB"]
+            for name in draw(st.lists(st.sampled_from(names), max_size=4)):
+                b.command(name, bank=first, row=row)
+            if draw(st.booleans()):
+                b.command(draw(st.sampled_from(("RDMAC", "WRGB", "WRBIAS", "TMOD"))))
+            if kind == "half" and draw(st.booleans()):
+                b.command("PREAB", bank=first)
+            else:
+                b.command("PREA")
+    return Program("random", (Stream((0,), b.body()),))
+
+
+@settings(max_examples=60, deadline=None)
+@given(programs(), st.integers(0, 12), st.integers(0, 12), st.integers(30, 300))
+def test_engine_is_the_reference(program: Program, short: int, long: int, room: int) -> None:
+    times = dict.fromkeys(("tRCDRD", "tRP", "tRTP", "tCCDL", "tRRDL", "tWTRL", "tRTW", "tWR"), short)
+    times |= dict.fromkeys(("tRCDWR", "tCCDAB", "tCWL"), long)
+    machine = machine_with("hbm-pim", **times, tRFC=20, tREFI=150 + room, organization={"channels": 1})
+    fast, slow = Player(machine), Reference(machine)
+    issued = fast.record(program, 0, 10**6)
+    assert fast.cycle == slow.play(program)
+    banks = [Flat(i.cycle, i.command, i.bank, i.row, i.column) for i in issued]
+    assert [(f.cycle, f.command) for f in banks] == [(p.cycle, p.name) for p in slow.channels[0].log]
+    assert check(machine, banks) is None
+    assert Player(machine, fast_forward=False).play(program) == fast.cycle
+
+
+def test_refresh_reopens_half_by_half() -> None:
+    machine = load_machine("hbm-pim")
+    b = Builder()
+    b.command("ACTAB", bank=0, row=1)
+    b.command("ACTAB", bank=8, row=2)
+    with b.loop(2000):
+        b.command("RDAB", bank=8, row=2)
+    commands = simulate(machine, Program("p", (Stream((0,), b.body()),))).commands()
+    assert commands["REFab", ""] == 2 * machine.organization.channels
+    assert (commands["ACTAB", ""], commands.get(("ACT", ""), 0)) == (2 + 2 * 2, 0)
