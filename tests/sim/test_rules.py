@@ -1,4 +1,4 @@
-"""Every rule of the GDDR6-AiM table, alone: the engine waits for it exactly, the checker refuses one clock less."""
+"""Every rule of the tables with MAC commands, alone: the engine waits for it exactly, one clock less is refused."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ from tests.sim.strategies import machine_with
 from nearbank.errors import NearbankError
 from nearbank.sim.checker import Flat, check
 from nearbank.sim.engine import Issued, Player
-from nearbank.sim.machine import Machine
+from nearbank.sim.machine import Machine, load_machine
 from nearbank.sim.program import Builder, Program, Start, Stream, Wait
 from nearbank.sim.rules import RuleBook, rulebook
 from nearbank.sim.standard import Effect, Row, Rule, Scope
-from nearbank.sim.standards.gddr6_aim import GDDR6_AIM
+from nearbank.sim.standards import standard_named
 
 CYCLES = 9
-PAIRS = [(rule, earlier, later) for rule in GDDR6_AIM.rules for earlier in rule.earlier for later in rule.later]
+MACHINES = ("pim-gpt", "hbm-pim", "attacc-like", "attacc-like-groups", "lpddr5-pim")
+STANDARDS = {standard_named(load_machine(name).standard).name: name for name in MACHINES}
+PAIRS = [
+    (name, rule, earlier, later)
+    for standard, name in STANDARDS.items()
+    for rule in standard_named(standard).rules
+    for earlier in rule.earlier
+    for later in rule.later
+]
+OPENERS = {"ACT": 1, "ACT4": 4, "ACTAB": 8}
 
 
 def terms(rule: Rule) -> list[list[str]]:
@@ -23,19 +32,19 @@ def terms(rule: Rule) -> list[list[str]]:
     return [term.strip().split("|") for term in rule.delay.split("+")]
 
 
-def machine_with_only(rule: Rule) -> Machine:
+def machine_with_only(name: str, rule: Rule) -> Machine:
     """All timing 0 but the names of this rule; of alternatives, only the last."""
-    everything = [term for r in GDDR6_AIM.rules for term in terms(r)]
-    times: dict[str, int | None] = {name: None for term in everything for name in term[:-1]}
+    everything = [term for r in standard_named(load_machine(name).standard).rules for term in terms(r)]
+    times: dict[str, int | None] = {first: None for term in everything for first in term[:-1]}
     times |= {term[-1]: 0 for term in everything} | {"tCL": 0}
     times |= {term[-1]: CYCLES for term in terms(rule)}
     times["tRC"] = max(times["tRC"] or 0, (times["tRAS"] or 0) + (times["tRP"] or 0))
-    return machine_with(**times, tREFI=1000, policy="none")
+    return machine_with(name, **times, tREFI=1000, policy="none")
 
 
 def banks_of(rule: Rule, book: RuleBook, earlier: str, later: str) -> tuple[int, int]:
     """Two banks that meet in the rule's scope and, where the commands leave a choice, in no smaller one."""
-    apart = {Scope.BANK: 0, Scope.BANK_GROUP: 1, Scope.CHANNEL: 4}[rule.scope]
+    apart = {Scope.BANK: 0, Scope.BANK_GROUP: 1, Scope.CHANNEL: 4, Scope.RANK: 8}[rule.scope]
     if rule.scope is Scope.BANK_GROUP and max(book.reach[earlier], book.reach[later]) >= 4:
         return 0, 0
     return 0, apart
@@ -70,7 +79,7 @@ class Case:
         elif opened(self.book, later) and self.book.reach[earlier] < self.book.reach[later]:
             reach = self.book.reach[earlier]
             for bank in range(reach, self.book.banks, reach):
-                self.b.command("ACT4" if reach == 4 else "ACT", bank=bank)
+                self.b.command(next(name for name, banks in OPENERS.items() if banks == reach), bank=bank)
         self.b.add(Start("far", "away", 10**6))
         self.b.add(Wait("far"))
 
@@ -85,9 +94,9 @@ class Case:
         return Program("pair", (Stream((0,), self.b.body()),))
 
 
-@pytest.mark.parametrize(("rule", "earlier", "later"), PAIRS)
-def test_waits_exactly_as_long(rule: Rule, earlier: str, later: str) -> None:
-    machine = machine_with_only(rule)
+@pytest.mark.parametrize(("name", "rule", "earlier", "later"), PAIRS)
+def test_waits_exactly_as_long(name: str, rule: Rule, earlier: str, later: str) -> None:
+    machine = machine_with_only(name, rule)
     book = rulebook(machine)
     case = Case(book, rule, earlier, later)
     if not case.feasible:
