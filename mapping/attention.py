@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from nearbank.mapping import asic
 from nearbank.mapping.cache_placement import CachePlacement
@@ -293,7 +294,6 @@ def _score(b: Builder, at: Attention, span: Span, slot: Address, count: int, hel
     steps = cache.use.steps_for(cache.head_dim)
     vector = cache.head_columns * cache.use.steps
     bursts = target.bursts(cache.queries * cache.use.multiplied(vector) * cache.input_bytes)
-    send_vector(b, count * bursts, VECTOR + slot * bursts)
     reads = target.read_bursts
     records = ceil_div(cache.max_context, target.banks * cache.team) * reads
     packing = _key_packing(at)
@@ -315,7 +315,20 @@ def _score(b: Builder, at: Attention, span: Span, slot: Address, count: int, hel
     begin = first // cache.team // packing.per_row * packing.per_row
     row = at.rows(cache.keys.first_row + begin // packing.per_row) + (0 if cache.joined else slot * cache.key_rows)
     result = RESULT + begin * reads + (0 if cache.joined else slot * (cache.queries * records))
-    sweep(b, plan, row, ceil_div(end, cache.team) - begin, result)
+    outputs = ceil_div(end, cache.team) - begin
+    _sent_and_swept(b, at, plan, row, outputs, result, count * bursts, VECTOR + slot * bursts)
+
+
+def _sent_and_swept(
+    b: Builder, at: Attention, plan: Sweep, row: Address, outputs: int, result: Address, bursts: int, vector: Address
+) -> None:
+    """A vector of `bursts` bursts sent, before the first row is opened or while it opens, and multiplied."""
+    send = partial(send_vector, b, bursts, vector)
+    if at.target.choices.early_rows and outputs:
+        sweep(b, plan, row, outputs, result, send=send)
+        return
+    send()
+    sweep(b, plan, row, outputs, result)
 
 
 def _context(b: Builder, at: Attention, span: Span, slot: Address) -> None:
@@ -340,7 +353,6 @@ def _block(b: Builder, at: Attention, slot: Address, query: Address, block: int,
     vector = slot * (cache.queries * cache.v_blocks * length) + query * (cache.v_blocks * length) + block * length
     sent = target.bursts(used * cache.use.values * cache.input_bytes)
     first = skip * cache.use.values * cache.input_bytes // target.column_bytes
-    send_vector(b, sent, VECTOR + vector + first)
     reads = target.read_bursts
     packing = Packing(cache.v_packing.columns, cache.v_dims * cache.v_packing.columns, False)
     plan = Sweep(
@@ -356,4 +368,4 @@ def _block(b: Builder, at: Attention, slot: Address, query: Address, block: int,
     row = at.rows(cache.values.first_row + block * cache.v_rows) + slot * (cache.v_blocks * cache.v_rows)
     result = RESULT + slot * (cache.queries * cache.v_blocks * cache.v_local * reads)
     result += query * (cache.v_blocks * cache.v_local * reads) + block * cache.v_local * reads
-    sweep(b, plan, row, cache.v_local, result)
+    _sent_and_swept(b, at, plan, row, cache.v_local, result, sent, VECTOR + vector + first)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nearbank.formats import format_named
+from nearbank.mapping.matrix_placement import MatrixPlacement
 from nearbank.mapping.pim_gpt import Plan
 from nearbank.mapping.target import Target
 from nearbank.sim.machine import Machine
@@ -20,10 +21,12 @@ from nearbank.units import TIME
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """Nanoseconds per decoded token. `ideal_ns`: MAC units always busy; `row_aware_ns`: with tRCD + tRP for every row
-    and the share of time that refresh takes."""
+    and the share of time that refresh takes; `placed_ns`: with what the placement of the weights makes sure: tRTP,
+    rows not full, sums read within rows, vectors that take longer to send than a row to change, uneven channels."""
 
     ideal_ns: float
     row_aware_ns: float
+    placed_ns: float
 
     def explain(self, measured_ns: float) -> str:
         """One line that puts a simulated time between the bounds."""
@@ -42,7 +45,39 @@ def bounds(plan: Plan, machine: Machine, context: float, *, head: bool = True) -
     change = delay_cycles("tRP + tRCDRDMAC|tRCDRD|tRCD", cycles) * machine.tck_ps / 1e3
     busy = steps * step
     rows = columns / plan.target.columns * change
-    return Bounds(busy, (busy + rows) / (1 - _refresh_share(machine)))
+    kept = 1 - refresh_share(machine)
+    cycle_ns = machine.tck_ps / 1e3
+    placed = _placed_cycles(plan, head) * cycle_ns + _cache_ns(plan, context, step, change)
+    return Bounds(busy, (busy + rows) / kept, max(placed, busy + rows) / kept)
+
+
+def _placed_cycles(plan: Plan, head: bool) -> float:
+    """Cycles that the busiest channel cannot spend less on the weights of a token, as they are placed."""
+    return sum(
+        m.region.copies * matrix_cycles(m, plan.target) for m in plan.placement.matrices if head or m.name != HEAD
+    )
+
+
+def matrix_cycles(matrix: MatrixPlacement, target: Target) -> float:
+    """Cycles of one product at least: MAC steps, row changes, sums read within rows, what of a vector is not hidden.
+
+    A vector is sent between two chunks' MAC commands, beside the change of rows at best. A row change of c cycles, from
+    a row's last MAC to the next one's first, adds c - 1 to the MACs' own.
+    """
+    outputs, idle, total = matrix.outputs_of(0, target), target.row_change - 1, 0.0
+    for chunks in matrix.chunks:
+        steps = chunks.steps(matrix.use)
+        each = chunks.packing.cycles_per_output(steps, idle, target.readout, target.accumulators)
+        multiplied = chunks.packing.columns * matrix.use.multiplied(steps) * matrix.input_bytes
+        total += chunks.count * (outputs * each + max(target.bursts(multiplied) - idle, 0))
+    return total
+
+
+def _cache_ns(plan: Plan, context: float, step_ns: float, change_ns: float) -> float:
+    """Scores and context products, spread evenly: as in the bounds that know of rows."""
+    steps, columns = _cache_work(plan, context)
+    banks = _banks(plan.target)
+    return steps / banks * step_ns + columns / banks / plan.target.columns * change_ns
 
 
 def _work(plan: Plan, context: float, head: bool) -> tuple[float, float]:
@@ -55,20 +90,25 @@ def _work(plan: Plan, context: float, head: bool) -> tuple[float, float]:
         found = matrix.n * matrix.k * times / matrix.use.values
         columns += found
         steps += found * matrix.use.steps
-    cache, model = plan.placement.cache, plan.model
-    kv = 2 * model.layers * model.kv_heads * model.head_dim * context / cache.use.values
-    # Grouped queries read a row once and multiply its columns once per query.
-    columns += kv
-    steps += kv * cache.use.steps * cache.queries
+    cached = _cache_work(plan, context)
     banks = _banks(plan.target)
-    return steps / banks, columns / banks
+    return (steps + cached[0]) / banks, (columns + cached[1]) / banks
+
+
+def _cache_work(plan: Plan, context: float) -> tuple[float, float]:
+    """(MAC steps, columns) of all banks for scores and context products of one token."""
+    cache, model = plan.placement.cache, plan.model
+    columns = 2 * model.layers * model.kv_heads * model.head_dim * context / cache.use.values
+    # Grouped queries read a row once and multiply its columns once per query.
+    return columns * cache.use.steps * cache.queries, columns
 
 
 def _banks(target: Target) -> int:
     return target.banks * target.channels
 
 
-def _refresh_share(machine: Machine) -> float:
+def refresh_share(machine: Machine) -> float:
+    """The part of all time in which a machine refreshes."""
     if machine.refresh.policy == "none":
         return 0.0
     times = {name: TIME.parse(machine.timing[name].value) for name in ("tRFC", "tREFI")}

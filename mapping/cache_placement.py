@@ -83,11 +83,13 @@ def size_cache(
     """Sizes of K and V of `max_context` tokens; `v_block` bounds the tokens of one dimension in a row of V."""
     use = target.use(fmt, "bf16")
     queries = model.heads // model.kv_heads
-    team = _team(model, use, max_context, target)
+    team = target.choices.team or _team(model, use, max_context, target)
+    _check_team(team, model, target)
     slots = ceil_div(model.kv_heads, target.channels // team)
     input_bytes = value_bytes("bf16")
     slow = _softmax_is_slow(model, use, max_context, team, target)
-    joined = not slow and _joins(model, use, slots, max_context, input_bytes, target)
+    wanted_joined = target.choices.joined is not False
+    joined = wanted_joined and not slow and _joins(model, use, slots, max_context, input_bytes, target)
     _check_query(queries * use.columns(model.head_dim) * use.values * input_bytes, model, target)
     in_record = use.columns(model.head_dim) * (slots if joined else 1)
     records = ceil_div(max_context, target.banks * team)
@@ -174,11 +176,7 @@ def _team(model: ModelDescription, use: ColumnUse, max_context: int, target: Tar
 
     A larger team has fewer heads in work at once, which a long context may need to fit the ASIC's memory.
     """
-    useful = [
-        size
-        for size in range(1, target.channels + 1)
-        if target.channels % size == 0 and model.head_dim % size == 0 and model.head_dim // size >= target.banks
-    ]
+    useful = team_sizes(model, target)
     fitting = [size for size in useful if _asic_holds(model, heads_at_work(model, target, size), max_context, target)]
     best, *others = fitting or useful or [1]
     least = _attention_ps(model, use, max_context // 2, best, target)
@@ -187,6 +185,23 @@ def _team(model: ModelDescription, use: ColumnUse, max_context: int, target: Tar
         if time_ps < (1 - TEAM_GAIN) * least:
             best, least = size, time_ps
     return best
+
+
+def team_sizes(model: ModelDescription, target: Target) -> list[int]:
+    """How many channels may share a KV head: divisors that leave every bank a dimension."""
+    return [
+        size
+        for size in range(1, target.channels + 1)
+        if target.channels % size == 0 and model.head_dim % size == 0 and model.head_dim // size >= target.banks
+    ]
+
+
+def _check_team(team: int, model: ModelDescription, target: Target) -> None:
+    if target.choices.team is not None and team not in team_sizes(model, target):
+        raise NearbankError(
+            f"{team} channels cannot share a KV head of {model.head_dim} values on {target.channels} channels; "
+            f"possible: {', '.join(str(size) for size in team_sizes(model, target))}"
+        )
 
 
 def _attention_ps(model: ModelDescription, use: ColumnUse, context: int, team: int, target: Target) -> float:

@@ -70,7 +70,7 @@ class MatrixSums:
         self._kinds = list(chunks_of(self.matrix))
         self._chunk = 0
         exact = not (format_named(self.matrix.use.format).is_float or self.grouped)
-        shape = (t.outputs_of(0, self.matrix.n), t.channels, t.banks)
+        shape = (self.matrix.outputs_of(0, t), t.channels, t.banks)
         self.totals: npt.NDArray[Any] = np.zeros(shape, np.float64 if exact else np.float32)
         self._parts: dict[int, Floats] = {}
 
@@ -82,13 +82,15 @@ class MatrixSums:
     def send(self, channels: tuple[int, ...], data: int) -> Bytes:
         """A burst of the vector. Chunks follow each other in bursts of their own; zeros follow each."""
         size = self.target.column_bytes
-        burst = np.zeros(size, dtype=np.uint8)
         first, width = self._begin_chunk(data - VECTOR)
         start = first * self.matrix.input_bytes
         offset = (data - VECTOR - self.target.bursts(start)) * size
-        part = self.vector[start + offset : min(start + offset + size, start + width * self.matrix.input_bytes)]
-        burst[: len(part)] = part
-        return np.broadcast_to(burst, (len(channels), size)).copy()
+        found = np.zeros((self.matrix.split, size), dtype=np.uint8)
+        for member, burst in enumerate(found):
+            begin = start + member * self.matrix.inputs * self.matrix.input_bytes
+            part = self.vector[begin + offset : min(begin + offset + size, begin + width * self.matrix.input_bytes)]
+            burst[: len(part)] = part
+        return np.asarray(found[np.array(channels) % self.matrix.split])
 
     def _begin_chunk(self, burst: int) -> tuple[int, int]:
         """(first input, width) of the chunk that a burst of the vector belongs to; the chunk before it is closed."""
@@ -159,8 +161,10 @@ class MatrixSums:
         and multiplied with inputs' scale · weights' scale, as the kernels do.
         """
         self._close_chunk()
-        sums = np.zeros(self.totals.size, self.totals.dtype)
-        sums[output_index(self.target, self.matrix.n).reshape(-1)] = self.totals.reshape(-1)
+        each, _, banks = self.totals.shape
+        totals = self.totals.reshape(each, -1, self.matrix.split, banks).sum(axis=2)
+        sums = np.zeros(totals.size, totals.dtype)
+        sums[output_index(self.target, self.matrix.n, self.matrix.split).reshape(-1)] = totals.reshape(-1)
         y = sums[: self.matrix.n].astype(np.float32)
         if self.grouped or format_named(self.matrix.use.format).is_float:
             return y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,10 @@ def load_matrix(memory: BankMemory, matrix: MatrixPlacement, weights: Quantised,
         )
     offset = layer * matrix.region.stride
     for chunks, first, width, row in chunks_of(matrix):
-        packed = _packed(fmt, weights.codes[:, first : first + width], chunks.packing.columns * matrix.use.values)
-        _write_outputs(memory, chunks, _dealt(packed, memory.target), row + offset)
+        room = chunks.packing.columns * matrix.use.values
+        starts = [member * matrix.inputs + first for member in range(matrix.split)]
+        parts = [_packed(fmt, weights.codes[:, start : start + width], room) for start in starts]
+        _write_outputs(memory, chunks, _dealt_to_teams(parts, memory.target), row + offset)
         if chunks.scale_columns:
             _write_group_scales(memory, chunks, weights, first // fmt.scaling.group, row + offset)
     if matrix.scales and weights.scales is not None:
@@ -55,6 +58,13 @@ def _dealt(per_output: Bytes, target: Target) -> Bytes:
     room = np.zeros((each * target.channels * target.banks, per_output.shape[1]), dtype=np.uint8)
     room[: len(per_output)] = per_output
     return room.reshape(each, target.channels, target.banks, -1)
+
+
+def _dealt_to_teams(parts: list[Bytes], target: Target) -> Bytes:
+    """What each member of the teams that share outputs has of them [n, bytes], as `_dealt`: members are neighbours."""
+    teams = replace(target, channels=target.channels // len(parts))
+    dealt = np.stack([_dealt(part, teams) for part in parts], axis=2)
+    return dealt.reshape(len(dealt), target.channels, target.banks, -1)
 
 
 def _write_outputs(memory: BankMemory, chunks: Chunks, dealt: Bytes, first_row: int) -> None:
@@ -93,7 +103,7 @@ def _write_group_scales(memory: BankMemory, chunks: Chunks, weights: Quantised, 
         memory.row(first_row + row)[:, :, start : start + per_output.shape[1]] = dealt[output]
 
 
-def output_index(target: Target, n: int) -> npt.NDArray[np.int64]:
-    """The output [outputs per bank, channels, banks] computes at each place; n and more where there is none."""
-    each = target.outputs_of(0, n)
-    return np.arange(each * target.channels * target.banks).reshape(each, target.channels, target.banks)
+def output_index(target: Target, n: int, split: int = 1) -> npt.NDArray[np.int64]:
+    """The output that [outputs per bank, teams of channels, banks] compute; n and more where there is none."""
+    each, teams = target.outputs_of(0, n, split), target.channels // split
+    return np.arange(each * teams * target.banks).reshape(each, teams, target.banks)

@@ -15,13 +15,10 @@ from math import lcm
 from nearbank.mapping import asic
 from nearbank.mapping.asic import Work
 from nearbank.mapping.matrix_placement import Chunks, MatrixPlacement
-from nearbank.mapping.sweep import READ, RESULT, VECTOR, Address, Sweep, repeat, send_vector, sweep
+from nearbank.mapping.sweep import READ, RESULT, VECTOR, Address, Send, Sweep, repeat, send_vector, sweep
 from nearbank.mapping.target import Target
 from nearbank.sim.program import Builder, Mark, Start, Wait
 from nearbank.units import ceil_div
-
-# Hand-overs of the last chunk: more would hide more of the ASIC's work, but make longer programs.
-PIECES = 16
 
 Rows = Callable[[int], Address]
 
@@ -79,17 +76,27 @@ def matmul(
         b.add(Mark("scales"))
         _read_scales(b, matrix, target, rows)
         b.add(Mark(label))
-    if part is None or part.first == 0:
-        b.add(Wait("asic"))
-    b.add(Mark(label))
     outputs = _Outputs.of(matrix, target, channel, part)
+    waits = part is None or part.first == 0
+
+    def begin() -> None:
+        if waits:
+            b.add(Wait("asic"))
+        b.add(Mark(label))
+
+    early = target.choices.early_rows and not feed and outputs.least > 0
+    if not early:
+        begin()
+    first = begin if early else None
     last = matrix.chunks[-1]
     if feed:
         _fed_chunks(b, matrix, outputs, target, rows, feed)
     else:
         for chunks in matrix.chunks:
-            _chunks(b, matrix, chunks, chunks.count - (chunks is last), outputs, target, rows)
-    return _last_chunk(b, matrix, last, outputs, target, rows, follow)
+            count = chunks.count - (chunks is last)
+            _chunks(b, matrix, chunks, count, outputs, target, rows, first)
+            first = None if count else first
+    return _last_chunk(b, matrix, last, outputs, target, rows, follow, first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +110,7 @@ class _Outputs:
 
     @classmethod
     def of(cls, matrix: MatrixPlacement, target: Target, channel: int, part: Part | None) -> _Outputs:
-        counts = [target.outputs_of(c, matrix.n) for c in (channel, target.channels - 1, 0)]
+        counts = [matrix.outputs_of(c, target) for c in (channel, target.channels - 1, 0)]
         part = part or Part(0, counts[2])
         here, least, most = (max(min(count, part.end) - part.first, 0) for count in counts)
         return cls(here, least, most, part.first)
@@ -175,10 +182,15 @@ def _chunks(
     outputs: _Outputs,
     target: Target,
     rows: Rows,
+    begin: Send | None,
 ) -> None:
-    """`count` equal chunks, each handed to the ASIC as a whole."""
-    with repeat(b, count) as chunk:
-        _chunk(b, matrix, chunks, chunk, outputs, target, rows)
+    """`count` equal chunks, each handed to the ASIC as a whole; the first row is open when `begin` is appended."""
+    apart = int(begin is not None and count > 0)
+    if apart:
+        _chunk(b, matrix, chunks, 0, outputs, target, rows, begin)
+        _sum(b, matrix, chunks, outputs, target)
+    with repeat(b, count - apart) as i:
+        _chunk(b, matrix, chunks, i + apart, outputs, target, rows)
         _sum(b, matrix, chunks, outputs, target)
 
 
@@ -190,15 +202,34 @@ def _chunk(
     outputs: _Outputs,
     target: Target,
     rows: Rows,
+    begin: Send | None = None,
 ) -> None:
     if not outputs.here:
         return
     first = target.bursts(chunks.first * matrix.input_bytes)
     stride = target.bursts(chunks.width * matrix.input_bytes)
-    _send(b, matrix, chunks, first + chunk * stride, target)
+    send = _sender(b, matrix, chunks, first + chunk * stride, target, begin)
     plan = _sweep_of(matrix, chunks, target)
     row = rows(chunks.first_row + outputs.row(chunks)) + chunk * chunks.rows
-    sweep(b, plan, row, outputs.here, RESULT + outputs.first * plan.output_stride)
+    result = RESULT + outputs.first * plan.output_stride
+    if target.choices.early_rows:
+        sweep(b, plan, row, outputs.here, result, send=send)
+    else:
+        send()
+        sweep(b, plan, row, outputs.here, result)
+
+
+def _sender(
+    b: Builder, matrix: MatrixPlacement, chunks: Chunks, first: Address, target: Target, begin: Send | None
+) -> Send:
+    """What appends the vector of a chunk, after `begin`."""
+
+    def send() -> None:
+        if begin:
+            begin()
+        _send(b, matrix, chunks, first, target)
+
+    return send
 
 
 def _sum(b: Builder, matrix: MatrixPlacement, chunks: Chunks, outputs: _Outputs, target: Target) -> None:
@@ -254,33 +285,40 @@ def _last_chunk(
     target: Target,
     rows: Rows,
     follow: Follow | None,
+    begin: Send | None,
 ) -> int:
     """The last chunk in pieces of whole row periods; every channel starts the same jobs."""
     done = chunks.count - 1
     first = target.bursts(chunks.first * matrix.input_bytes) + done * target.bursts(chunks.width * matrix.input_bytes)
     row = rows(chunks.first_row + outputs.row(chunks) + done * chunks.rows)
     plan = _sweep_of(matrix, chunks, target)
-    if outputs.here:
-        _send(b, matrix, chunks, first, target)
+    send: Send | None = _sender(b, matrix, chunks, first, target, begin)
+    if not target.choices.early_rows or not outputs.least:
+        if outputs.here:
+            _send(b, matrix, chunks, first, target)
+        send = None
     each, period_rows = chunks.packing.period
-    periods = max(outputs.least // each // PIECES, 1)
+    periods = max(outputs.least // each // target.choices.pieces, 1)
     size = periods * each
     whole = max(ceil_div(outputs.most, size) - 1, 0)
     early = _early(matrix, chunks, size, whole, target, follow)
 
-    def piece(i: Address, count: int, here: int, follows: Follow | None, last: bool) -> None:
+    def piece(i: Address, count: int, here: int, follows: Follow | None, last: bool, send: Send | None = None) -> None:
         result = RESULT + outputs.first * plan.output_stride + i * (size * plan.output_stride)
         scales = READ + i * (periods * plan.period_scales)
-        sweep(b, plan, row + i * (periods * period_rows), here, result, scales)
+        sweep(b, plan, row + i * (periods * period_rows), here, result, scales, send)
         _hand_over(b, matrix, chunks, count, target, follows, last)
 
-    for begin, end, follows in ((0, early, follow), (early, whole, None)):
-        with repeat(b, end - begin) as i:
-            piece(begin + i, size, size, follows, False)
+    apart = int(send is not None and whole > 0)
+    if apart:
+        piece(0, size, size, follow if early else None, False, send)
+    for start, end, follows in ((apart, early, follow), (max(early, apart), whole, None)):
+        with repeat(b, max(end - start, 0)) as i:
+            piece(start + i, size, size, follows, False)
     last = follow if early == whole else None
-    piece(whole, outputs.most - whole * size, outputs.here - whole * size, last, True)
-    queued = outputs.most if early == whole else early * size
-    return min(queued * target.banks * target.channels, matrix.n)
+    rest, here = outputs.most - whole * size, outputs.here - whole * size
+    piece(whole, rest, here, last, True, None if apart else send)
+    return matrix.finished(outputs.most if early == whole else early * size, target)
 
 
 def _early(
@@ -289,8 +327,8 @@ def _early(
     """How many whole pieces have their follow-up queued before the product ends: what the ASIC can do meanwhile."""
     if follow is None or follow.needed is None or follow.needed >= matrix.n:
         return whole
-    results = size * target.banks * target.channels
-    work = (_sum_work(matrix, chunks, results) + follow.work(results)).streamed
+    results = matrix.finished(size, target)
+    work = (_sum_work(matrix, chunks, results * matrix.split) + follow.work(results)).streamed
     cycles = chunks.packing.cycles_per_output(chunks.steps(matrix.use), target.row_change, target.readout)
     pace = size * cycles * target.tck_ps / target.asic.time_ps(work)
     needed = ceil_div(follow.needed, results)
@@ -306,8 +344,8 @@ def _hand_over(
     follow: Follow | None,
     last: bool,
 ) -> None:
-    results = min(outputs * target.banks * target.channels, matrix.n)
-    jobs = [(f"sum {label_of(matrix.name)}", _sum_work(matrix, chunks, results))]
+    results = matrix.finished(outputs, target)
+    jobs = [(f"sum {label_of(matrix.name)}", _sum_work(matrix, chunks, results * matrix.split))]
     jobs += [(follow.job, follow.work(results))] if follow else []
     for i, (job, work) in enumerate(jobs):
         ends = last and i == len(jobs) - 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
+from nearbank.mapping.choices import MatrixChoice
 from nearbank.mapping.packing import Packing, best_packing
 from nearbank.mapping.region import Region
 from nearbank.mapping.target import ColumnUse, Target, value_bytes
@@ -41,7 +42,11 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class MatrixPlacement:
-    """A weight matrix [n, k]. `input_bytes` per input value in the global buffer; `scales` are those per row."""
+    """A weight matrix [n, k]. `input_bytes` per input value in the global buffer; `scales` are those per row.
+
+    `split` channels share an output: member i of such a team has inputs [i · inputs, (i + 1) · inputs), and `chunks`
+    count from the first of them.
+    """
 
     region: Region
     name: str
@@ -52,6 +57,20 @@ class MatrixPlacement:
     input_bytes: int
     chunks: tuple[Chunks, ...]
     scales: Region | None
+    split: int = 1
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of one channel: all, unless several share an output; the last of those may have fewer."""
+        return sum(chunks.width * chunks.count for chunks in self.chunks)
+
+    def outputs_of(self, channel: int, target: Target) -> int:
+        """Outputs in each bank of a channel."""
+        return target.outputs_of(channel, self.n, self.split)
+
+    def finished(self, outputs: int, target: Target) -> int:
+        """Values that so many outputs per bank of all channels are, once the shares of a team are added."""
+        return min(outputs * target.banks * target.channels // self.split, self.n)
 
     @property
     def chunk_count(self) -> int:
@@ -63,12 +82,15 @@ def size_matrix(matrix: Matrix, fmt: Format, inputs: str | None, target: Target)
     input_format = inputs if inputs and not fmt.is_float else fmt.name if fmt.is_float else "int8"
     use = target.use(fmt, input_format)
     input_bytes = value_bytes(input_format)
-    chunks = _chunks(matrix, fmt, use, input_bytes, target)
+    choice = target.choices.of(matrix.name)
+    chunks = _chunks(matrix, fmt, use, input_bytes, target, choice)
     rows = sum(c.rows * c.count for c in chunks)
     region = Region(matrix.name, 0, rows, 0, 1, matrix.n * fmt.row_bytes(matrix.k) + _group_scales(fmt, matrix))
     per_row = fmt.scaling.per == "row"
     scales = _scale_region(matrix, fmt.scaling.scale_bytes, target) if per_row else None
-    return MatrixPlacement(region, matrix.name, matrix.n, matrix.k, use, input_format, input_bytes, chunks, scales)
+    return MatrixPlacement(
+        region, matrix.name, matrix.n, matrix.k, use, input_format, input_bytes, chunks, scales, choice.split
+    )
 
 
 def _group_scales(fmt: Format, matrix: Matrix) -> int:
@@ -82,15 +104,39 @@ def _scale_region(matrix: Matrix, scale_bytes: int, target: Target) -> Region:
     return Region(f"{matrix.name} scales", 0, rows, 0, 1, matrix.n * scale_bytes)
 
 
-def _chunks(matrix: Matrix, fmt: Format, use: ColumnUse, input_bytes: int, target: Target) -> tuple[Chunks, ...]:
+def _chunks(
+    matrix: Matrix, fmt: Format, use: ColumnUse, input_bytes: int, target: Target, choice: MatrixChoice
+) -> tuple[Chunks, ...]:
     """Full chunks as wide as the global buffer, and one for the rest."""
+    _check_split(matrix, fmt, target, choice.split)
     width = _chunk_width(matrix, fmt, use, input_bytes, target)
-    full, rest = divmod(matrix.k, width)
+    if choice.chunk:
+        width = min(width, choice.chunk * use.values)
+    inputs = matrix.k if choice.split == 1 else ceil_div(use.columns(matrix.k), choice.split) * use.values
+    full, rest = divmod(inputs, width)
     found: list[Chunks] = []
     for first, wide, count in ((0, width, full), (full * width, rest, 1 if rest else 0)):
         if count:
-            found.append(_chunk(matrix.n, first, wide, count, fmt, use, target))
+            found.append(_chunk(matrix.n, first, wide, count, fmt, use, target, choice))
     return tuple(found)
+
+
+def _check_split(matrix: Matrix, fmt: Format, target: Target, split: int) -> None:
+    if split == 1:
+        return
+    if split < 1 or target.channels % split:
+        raise NearbankError(
+            f"{matrix.name}: {split} channels cannot share an output on {target.channels} channels; use a divisor"
+        )
+    if not splits(fmt):
+        raise NearbankError(
+            f"{matrix.name}: {fmt.spec} has scales per {fmt.scaling.per}, which channels cannot share; use split=1"
+        )
+
+
+def splits(fmt: Format) -> bool:
+    """True when channels may share outputs of a format: the ASIC has its scale, if any."""
+    return fmt.scaling.per not in ("row", "group")
 
 
 def _chunk_width(matrix: Matrix, fmt: Format, use: ColumnUse, input_bytes: int, target: Target) -> int:
@@ -116,11 +162,16 @@ def _grouped_rows(matrix: Matrix, fmt: Format, use: ColumnUse, width: int, targe
     return ceil_div(matrix.k, width) * packing.rows(target.outputs_of(0, matrix.n))
 
 
-def _chunk(n: int, first: int, width: int, count: int, fmt: Format, use: ColumnUse, target: Target) -> Chunks:
-    outputs = target.outputs_of(0, n)
+def _chunk(
+    n: int, first: int, width: int, count: int, fmt: Format, use: ColumnUse, target: Target, choice: MatrixChoice
+) -> Chunks:
+    outputs = target.outputs_of(0, n, choice.split)
     if fmt.scaling.per != "group":
-        packing = best_packing(
-            use.columns(width), target.columns, use.steps, target.row_change, target.readout, target.accumulators
+        columns = use.columns(width)
+        packing = (
+            best_packing(columns, target.columns, use.steps, target.row_change, target.readout, target.accumulators)
+            if choice.crossing is None
+            else Packing(columns, target.columns, choice.crossing)
         )
         return Chunks(first, width, count, packing, 1, packing.rows(outputs), 0)
     packing, scale_columns = _with_scales(fmt, use, width, target)

@@ -19,6 +19,7 @@ from nearbank.mapping import asic
 from nearbank.mapping.asic import Work
 from nearbank.mapping.attention import Attention, Span, append_keys, attend
 from nearbank.mapping.cache_placement import heads_at_work, score_bytes, vector_bytes
+from nearbank.mapping.choices import Choices
 from nearbank.mapping.matmul import Feed, Follow, Part, Rows, matmul, part_unit
 from nearbank.mapping.placement import Placement, place
 from nearbank.mapping.sweep import Address
@@ -56,6 +57,7 @@ class MappingOptions:
     `weights` is the format of every matrix but the LM head, which has `head`; `inputs` that of the activations of
     integer weights; `kv` that of the cache, reserved for `max_context` tokens. `v_block` bounds the tokens of one
     dimension in a row of V: smaller blocks put more dimensions in a row, so that a token's V opens fewer rows.
+    `choices` are those that `nearbank.mapping.search` makes; by default the published mapping's.
     """
 
     weights: str | None = None
@@ -64,6 +66,7 @@ class MappingOptions:
     head: str = "bf16"
     inputs: str | None = None
     v_block: int | None = None
+    choices: Choices = Choices()  # noqa: RUF009  (frozen)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Plan:
     target: Target
     options: MappingOptions
     placement: Placement
+    machine: Machine
     _parts: dict[object, Nodes] = field(default_factory=dict, compare=False, repr=False)
     _groups: list[tuple[int, ...]] = field(default_factory=list, compare=False, repr=False)
 
@@ -120,7 +124,7 @@ class Plan:
     def _share(self, channel: int) -> tuple[int, ...]:
         """What a channel holds of every matrix and of the cache: equal shares, equal programs."""
         cache = self.placement.cache
-        outputs = (self.target.outputs_of(channel, m.n) for m in self.placement.matrices)
+        outputs = (m.outputs_of(channel, self.target) for m in self.placement.matrices)
         return (*outputs, cache.slots_of(channel, self.target.channels), channel % cache.team)
 
     def _positions(self, begin: int, end: int) -> Iterator[_Position]:
@@ -166,6 +170,7 @@ class Plan:
         if (
             matrix.n != (self.model.heads + 2 * self.model.kv_heads) * self.model.head_dim
             or matrix.input_format == "int8"
+            or matrix.split > 1
         ):
             return None
         needed = (matrix.n - self.model.kv_heads * self.model.head_dim) / (self.target.banks * self.target.channels)
@@ -227,7 +232,8 @@ class Plan:
         if following is None:
             return None
         matrix = self.placement.matrix(following.name)
-        return None if matrix.chunk_count == 1 or matrix.input_format == "int8" else matrix.chunks[0].width
+        at_once = matrix.chunk_count == 1 or matrix.input_format == "int8" or matrix.split > 1
+        return None if at_once else matrix.chunks[0].width
 
     def _matmul(
         self,
@@ -388,7 +394,7 @@ def _element_wise(b: Builder, operation: Operation, target: Target, work: Mappin
 def plan(model: ModelDescription, machine: Machine, options: MappingOptions | None = None) -> Plan:
     """Place a model; `NearbankError` when the machine lacks a format or a part, or is too small."""
     options = options or MappingOptions()
-    target = target_of(machine)
+    target = target_of(machine, options.choices)
     context = model.context if options.max_context is None else options.max_context
     if context < 1:
         raise NearbankError(f"max_context is {context}; expected 1 or more")
@@ -403,7 +409,7 @@ def plan(model: ModelDescription, machine: Machine, options: MappingOptions | No
         v_block=options.v_block,
     )
     _check_sram(model, target, placement)
-    return Plan(model, target, options, placement)
+    return Plan(model, target, options, placement, machine)
 
 
 def _check_sram(model: ModelDescription, target: Target, placement: Placement) -> None:

@@ -12,7 +12,7 @@ the buffered vector that it multiplies with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -28,6 +28,7 @@ VALUES = 4 << 20
 CACHE_SCALES = 5 << 20
 
 Address = Index | int
+Send = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,28 +80,50 @@ class Sweep:
         return self.parts == self.queries == 1 and whole and not self.scale_columns
 
 
-def sweep(b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address = READ) -> None:
+def sweep(
+    b: Builder,
+    plan: Sweep,
+    row: Address,
+    outputs: int,
+    result: Address,
+    scales: Address = READ,
+    send: Send | None = None,
+) -> None:
     """Append the commands that multiply and read the first `outputs` outputs from row address `row` on.
 
-    `result` and `scales` are where their results and the scales in their rows go.
+    `result` and `scales` are where their results and the scales in their rows go. `send` appends what makes the
+    vector ready once the first row has begun to open.
     """
     each, rows = plan.packing.period
     full, rest = divmod(outputs, each)
-    with repeat(b, full) as period:
+    apart = int(send is not None and full > 0)
+    if apart:
+        _period(b, plan, row, each, result, scales, send)
+    with repeat(b, full - apart) as i:
+        period = i + apart
         to = result + period * (each * plan.output_stride)
         _period(b, plan, row + period * rows, each, to, scales + period * plan.period_scales)
     rest_to = result + full * each * plan.output_stride
-    _period(b, plan, row + full * rows, rest, rest_to, scales + full * plan.period_scales)
+    last_send = None if apart else send
+    _period(b, plan, row + full * rows, rest, rest_to, scales + full * plan.period_scales, last_send)
 
 
-def _period(b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address) -> None:
+def _period(
+    b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address, send: Send | None = None
+) -> None:
     if not outputs:
         return
     if plan.simple:
-        for offset, runs in plan.packing.visits(outputs):
-            _visit(b, plan, row + offset, runs, result)
+        for i, (offset, runs) in enumerate(plan.packing.visits(outputs)):
+            _visit(b, plan, row + offset, runs, result, None if i else send)
     else:
-        _nested_visit(b, plan, row, outputs, result, scales)
+        _nested_visit(b, plan, row, outputs, result, scales, send)
+
+
+def _open(b: Builder, row: Address, send: Send | None) -> None:
+    b.command("ACT16", row=row)
+    if send:
+        send()
 
 
 @contextmanager
@@ -128,9 +151,9 @@ def read_result(b: Builder, bursts: int, result: Address, register: Address = 0)
         b.command("RDMAC", data=result + i, register=register)
 
 
-def _visit(b: Builder, plan: Sweep, row: Address, runs: list[Run], result: Address) -> None:
+def _visit(b: Builder, plan: Sweep, row: Address, runs: list[Run], result: Address, send: Send | None) -> None:
     """One row of whole or cut outputs, in order, read a batch at a time; the last one while the row closes."""
-    b.command("ACT16", row=row)
+    _open(b, row, send)
     each = plan.accumulators
     *before, last = [runs[i : i + each] for i in range(0, len(runs), each)]
     for whole, group in groupby(before, key=lambda batch: all(run.whole for run in batch)):
@@ -178,14 +201,16 @@ def _stretches(batch: list[Run], accumulators: int) -> list[list[Run]]:
     return found
 
 
-def _nested_visit(b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address) -> None:
+def _nested_visit(
+    b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address, send: Send | None
+) -> None:
     """A row of whole outputs of several parts or queries, or of which not all columns are used."""
     each = plan.parts * plan.queries
     held = min(plan.accumulators // each, outputs)
     if held < 2 and outputs * each > 1:
-        _nested_one_by_one(b, plan, row, outputs, result, scales)
+        _nested_one_by_one(b, plan, row, outputs, result, scales, send)
         return
-    b.command("ACT16", row=row)
+    _open(b, row, send)
     before = (outputs - 1) // held
     with repeat(b, before) as batch:
         _nested_batch(b, plan, row, batch * held, held)
@@ -211,9 +236,11 @@ def _read_nested_batch(b: Builder, plan: Sweep, first: Address, outputs: int, re
         read_result(b, plan.bursts, to, (o * plan.parts + p) * plan.queries + q)
 
 
-def _nested_one_by_one(b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address) -> None:
+def _nested_one_by_one(
+    b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address, send: Send | None
+) -> None:
     """The same with one accumulator, or too few for two outputs: every result is read at once."""
-    b.command("ACT16", row=row)
+    _open(b, row, send)
     with repeat(b, outputs) as o, repeat(b, plan.parts) as p, repeat(b, plan.queries) as q:
         column = o * plan.packing.columns + p * plan.part_columns + plan.skip
         multiply(b, plan, row, column, p * plan.part_vector + q * plan.query_vector, plan.used_columns)

@@ -11,6 +11,7 @@ from functools import lru_cache
 from nearbank.errors import NearbankError
 from nearbank.formats import Format, format_named
 from nearbank.mapping.asic import AsicModel
+from nearbank.mapping.choices import Choices
 from nearbank.sim.machine import Machine
 from nearbank.sim.standard import delay_cycles
 from nearbank.units import ceil_div
@@ -59,7 +60,7 @@ class MacLanes:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Sizes in bytes, delays in clock cycles.
+    """Sizes in bytes, delays in clock cycles; and the choices of the mapping that is made for the machine.
 
     `row_change`: from the last MAC of a row to the first of the next. `readout`: what a read of the accumulators in
     the middle of a row keeps the MAC units from working.
@@ -79,6 +80,7 @@ class Target:
     readout: int
     tck_ps: int
     asic: AsicModel
+    choices: Choices = Choices()  # noqa: RUF009  (frozen)
 
     @property
     def row_bytes(self) -> int:
@@ -116,16 +118,17 @@ class Target:
         steps = ceil_div(values, lanes) * have.serial
         return ColumnUse(fmt.spec, fmt.name, values, lanes, steps, have.serial)
 
-    def outputs_of(self, channel: int, n: int) -> int:
+    def outputs_of(self, channel: int, n: int, split: int = 1) -> int:
         """Outputs in each bank of a channel when n are dealt out, a bank's worth to one channel after another.
 
-        All channels take the same number, some of them padding, where that adds at most 1 %: one program for all.
+        `split` channels share each output. All channels take the same number, some of them padding, where that adds
+        little (`Choices.padding` percent): one program for all.
         """
-        groups = ceil_div(n, self.banks)
-        share, extra = divmod(groups, self.channels)
-        if extra and 100 * (self.channels - extra) <= groups:
+        groups, teams = ceil_div(n, self.banks), self.channels // split
+        share, extra = divmod(groups, teams)
+        if extra and 100 * (teams - extra) <= self.choices.padding * groups:
             return share + 1
-        return share + (channel < extra)
+        return share + (channel // split < extra)
 
 
 @lru_cache(maxsize=64)
@@ -143,7 +146,7 @@ def value_bytes(name: str) -> int:
     return fmt.word_bytes
 
 
-def target_of(machine: Machine) -> Target:
+def target_of(machine: Machine, choices: Choices | None = None) -> Target:
     """The mapping's view of a machine; `NearbankError` says what a machine lacks for this mapping."""
     mac, buffer, asic = machine.mac_unit, machine.global_buffer, machine.asic
     if mac is None or buffer is None or asic is None:
@@ -170,4 +173,5 @@ def target_of(machine: Machine) -> Target:
         readout=delay_cycles("tMACRD|0", cycles),
         tck_ps=machine.tck_ps,
         asic=AsicModel.of(asic),
+        choices=choices or Choices(),
     )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named, from_bf16, to_bf16
 from nearbank.mapping.bank_arithmetic import tree_sum
+from nearbank.mapping.choices import Choices, MatrixChoice
 from nearbank.mapping.functional import BankMemory, execute
 from nearbank.mapping.gemv import run_gemv
 from nearbank.mapping.matrix_placement import MatrixPlacement
@@ -142,3 +143,20 @@ def test_a_trace_with_other_shapes_is_refused() -> None:
     placed_model = plan(gpt("m", 1, 64, 4, vocabulary=50, context=32), load_machine("pim-gpt"))
     with pytest.raises(NearbankError, match=r"is \[384, 128\] in the trace but \[192, 64\]"):
         placed_model.lower(next(steps(gpt("m", 1, 128, 4, vocabulary=50, context=32), 1, 1)))
+
+
+@given(
+    split=st.sampled_from([1, 2, 4, 8]),
+    chunk=st.sampled_from([None, 5, 33]),
+    crossing=st.sampled_from([None, True, False]),
+    early=st.booleans(),
+    **SHAPES,
+)
+@settings(max_examples=12, deadline=None)
+def test_every_choice_gives_the_same_product(
+    split: int, chunk: int | None, crossing: bool | None, early: bool, n: int, k: int, seed: int
+) -> None:
+    """Channels that share outputs, narrower chunks, either packing, rows opened before the vector is there."""
+    choices = Choices(early_rows=early, pieces=3).with_matrix("w", MatrixChoice(split, chunk, crossing))
+    chosen = replace(EXACT, choices=choices)
+    assert relative_error(n, k, "int8-tensor" if seed % 2 else "bf16", chosen, seed) < 1e-5
