@@ -61,13 +61,15 @@ SETUP_FIELDS = [
 ]
 
 # `queue` [reads or writes, place] and `line` [bank, place] hold request numbers by age; `soon` [bank] is a cycle before
-# which nothing in the bank's line is ready. `waited` counts queued requests by a hash of their block, reads and writes.
+# which nothing in the bank's line is ready (FAR when empty), `only` the one command the bank then waits for, or -1 when
+# there are several or something changed. `waited` counts queued requests by a hash of their block, reads and writes.
 QUEUE_FIELDS = [
     ("queue", np.int64, (2, LONGEST_QUEUE)),
     ("size", np.int64, (2,)),
     ("line", np.int64, (MOST_BANKS, LONGEST_BANK_QUEUE)),
     ("length", np.int64, (MOST_BANKS,)),
     ("soon", np.int64, (MOST_BANKS,)),
+    ("only", np.int64, (MOST_BANKS,)),
     ("waited", np.int64, (2, _HASH)),
     ("refreshes", np.int64, (4 * MOST_BANKS,)),
     *((name, np.int64) for name in ("waiting", "head", "next_refresh", "next_unit", "draining", "turn", "wake")),
@@ -84,6 +86,7 @@ def new_per_bank_states(channels: int) -> Record:
     """Empty states, one a channel: rows closed, queues empty. Clocks and setup are the caller's to fill."""
     states = np.zeros(channels, PER_BANK_STATE)
     states["open_row"] = -1
+    states["soon"] = FAR
     states["channel"] = np.arange(channels)
     return states
 
@@ -245,7 +248,8 @@ def _refresh(state, log, cycle):  # type: ignore[no-untyped-def]
         when = ready_cycle(state, PRE, bank)
         if when <= cycle:
             do_command(state, log, PRE, state.channel, bank, 1, -1, -1, cycle)
-            state.soon[bank], state.conflict[bank] = 0, 0
+            state.conflict[bank] = 0
+            _changed(state, bank)
             return True
         state.wake, ready = min(state.wake, when), False
     command = REFAB if state.refresh == ALL_BANKS else REFPB
@@ -257,6 +261,12 @@ def _refresh(state, log, cycle):  # type: ignore[no-untyped-def]
     state.head = (state.head + 1) % len(state.refreshes)
     state.waiting -= 1
     return True
+
+
+@njit(cache=True)
+def _changed(state, bank):  # type: ignore[no-untyped-def]
+    """The bank's row or line is another one now: look again at what may be ready."""
+    state.soon[bank], state.only[bank] = 0 if state.length[bank] else FAR, -1
 
 
 @njit(cache=True)
@@ -292,42 +302,60 @@ def _bank_in_turn(state, requests, cycle):  # type: ignore[no-untyped-def]
     if state.waiting:
         first, count = _refreshed_banks(state)
         end = first + count
+    bank, wake = state.turn, state.wake
     for _ in range(state.banks):
-        state.turn = state.turn + 1 if state.turn + 1 < state.banks else 0
-        bank = state.turn
-        if state.length[bank] == 0 or first <= bank < end:
-            continue
-        if state.soon[bank] <= cycle:
+        bank = bank + 1 if bank + 1 < state.banks else 0
+        soon = state.soon[bank]
+        if soon <= cycle:
+            if first <= bank < end:
+                continue
             place = _first_ready(state, requests, bank, cycle)
             if place >= 0:
+                state.turn = bank
                 return bank, place
-        state.wake = min(state.wake, state.soon[bank])
+            soon = state.soon[bank]
+        wake = min(wake, soon)
+    state.wake = wake
     return -1, -1
 
 
 @njit(cache=True)
 def _first_ready(state, requests, bank, cycle):  # type: ignore[no-untyped-def]
     """The first request in the bank's line whose command is ready, or -1; notes when one may be."""
-    row = state.open_row[bank]
-    if row < 0:
-        state.soon[bank] = ready_cycle(state, ACT, bank)
-        return 0 if state.soon[bank] <= cycle else -1
-    soonest, hits = FAR, 0
+    only = state.only[bank]
+    if only >= 0:  # nothing has changed since the bank waited for this command alone
+        state.soon[bank] = ready_cycle(state, only, bank)
+        if state.soon[bank] > cycle:
+            return -1
+    if state.open_row[bank] >= 0:
+        return _first_ready_of_open_row(state, requests, bank, cycle)
+    state.only[bank] = ACT
+    state.soon[bank] = ready_cycle(state, ACT, bank)
+    return 0 if state.soon[bank] <= cycle else -1
+
+
+@njit(cache=True)
+def _first_ready_of_open_row(state, requests, bank, cycle):  # type: ignore[no-untyped-def]
+    row, soonest, hits, only, waits = state.open_row[bank], FAR, 0, -1, 0
     for place in range(state.length[bank]):
         number = state.line[bank, place]
-        if requests[fields.ROW, number] != row or _waits_for_read(state, requests, bank, place):
-            hits += requests[fields.ROW, number] == row
+        if requests[fields.ROW, number] != row:
             continue
         hits += 1
-        when = ready_cycle(state, _column_command(state, requests, number), bank)
+        if _waits_for_read(state, requests, bank, place):
+            continue
+        command = _column_command(state, requests, number)
+        if command == only:
+            continue  # as the one before, which is not ready
+        when = ready_cycle(state, command, bank)
         if when <= cycle and not _may_close(state, requests, bank, 1, cycle):
             return place
-        soonest = min(soonest, when)
+        only, waits, soonest = command, waits + 1, min(soonest, when)
     if _may_close(state, requests, bank, hits, FAR):
-        soonest = min(soonest, ready_cycle(state, PRE, bank))
+        only, waits, soonest = PRE, waits + 1, min(soonest, ready_cycle(state, PRE, bank))
         if _may_close(state, requests, bank, hits, cycle):
             return 0
-    state.soon[bank] = soonest
+    state.soon[bank], state.only[bank] = soonest, only if waits == 1 else -1
     return -1
 
 
@@ -373,11 +401,11 @@ def _serve(state, requests, taken_at, log, bank, place, cycle):  # type: ignore[
     elif command == PRE:
         state.conflict[bank] = 1
     do_command(state, log, command, state.channel, bank, 1, row, requests[fields.COLUMN, number], cycle)
-    state.soon[bank] = 0
     if column:
         if state.closed:
             state.conflict[bank] = 0
         _finish(state, requests, taken_at, bank, place, cycle)
+    _changed(state, bank)
     return column
 
 
@@ -429,7 +457,7 @@ def _move(state, queue, place, bank):  # type: ignore[no-untyped-def]
     state.line[bank, state.length[bank]] = state.queue[queue, place]
     state.length[bank] += 1
     state.in_line += 1
-    state.soon[bank] = 0
+    _changed(state, bank)
     for at in range(place, state.size[queue] - 1):
         state.queue[queue, at] = state.queue[queue, at + 1]
     state.size[queue] -= 1
