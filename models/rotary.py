@@ -127,10 +127,11 @@ def _yarn_factor(factor: float, parameters: Mapping[str, Any]) -> float:
     """Of cosines and sines: as given, or 1 + 0.1 ln factor, or a ratio of two such (DeepSeek's `mscale`)."""
     if parameters.get("attention_factor") is not None:
         return float(parameters["attention_factor"])
-    scales = parameters.get("mscale"), parameters.get("mscale_all_dim")
-    above, below = scales if all(scales) else (1, 0)
+    above, below = (float(parameters.get(name) or 0) for name in ("mscale", "mscale_all_dim"))
+    if not above or not below:
+        above, below = 1.0, 0.0
     growth = 0.1 * math.log(max(factor, 1))
-    return float((above * growth + 1) / (below * growth + 1))
+    return (above * growth + 1) / (below * growth + 1)
 
 
 def _longrope(frequencies: Floats, parameters: Mapping[str, Any]) -> Rotary:
