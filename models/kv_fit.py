@@ -49,14 +49,15 @@ def fit_channels(
         raise NearbankError(f"KV cache '{kv}' has nothing to fit; choose one that ends in -2d or -wkv")
     if model.shape.encoder is not None:
         raise NearbankError(f"KV cache '{kv}' is fitted to decoders, and {model.name} has an encoder; choose another")
-    parts = _parts(model, text, windows)
+    parts = calibration_parts(model, text, windows)
     exact = [_run(model, part, "fp32") for part in parts]
     ranges = _ranges([cache for _, cache in exact], model.shape.layers)
     fit = _search(replace(model, kv=kv), ranges, parts, [logits for logits, _ in exact], progress)
     return replace(model, kv=kv, kv_fit=fit)
 
 
-def _parts(model: Model, text: str, windows: int) -> list[Tokens]:
+def calibration_parts(model: Model, text: str, windows: int) -> list[Tokens]:
+    """The first `windows` contexts of a text, side by side, the last one shorter."""
     tokens, length = model.encode(text), model.shape.context
     parts = [tokens[i : i + length] for i in range(0, min(len(tokens), windows * length), length)]
     if not parts or len(parts[0]) < 2:

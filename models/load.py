@@ -11,6 +11,7 @@ from nearbank.kernels import set_threads
 from nearbank.kernels.threads import usable_cores
 from nearbank.models.checkpoint import DEFAULT_NAME, load_checkpoint
 from nearbank.models.generate import steps
+from nearbank.models.gptq import fit_weights
 from nearbank.models.hf import load_directory
 from nearbank.models.kv import kv_scheme
 from nearbank.models.model import Model
@@ -19,6 +20,7 @@ from nearbank.models.trained import checkpoint_model
 
 __all__ = ["checkpoint_model", "limit_threads", "load_model"]
 
+QUANTISERS = ("nearest", "gptq")
 WARM_UP = (0, 0)  # token numbers that every vocabulary has
 
 
@@ -30,6 +32,8 @@ def load_model(
     weights: str | None = None,
     inputs: str | None = None,
     head: str | None = None,
+    quantiser: str = "nearest",
+    calibration: str | None = None,
 ) -> Model:
     """The model called `source` (bundled), in the checkpoint file `source`, or in the directory `source`.
 
@@ -37,16 +41,32 @@ def load_model(
     kernels. For a Hugging Face directory and a full-precision checkpoint: weights, the format that block matrices are
     rounded to (fp32 unless given); inputs, "int8" or "fp32" activations (by the weights unless given); head, the LM
     head's format (fp32 for fp32 weights, else bf16). Checkpoints that were trained with rounded weights have their
-    formats already, and with rounded attention that of their cache too. Raises `NearbankError` for anything unknown.
+    formats already, and with rounded attention that of their cache too. quantiser: "nearest" rounds every weight by
+    itself, "gptq" (`nearbank.models.gptq`) by what matrices do to the text `calibration`.
+    Raises `NearbankError` for anything unknown.
     """
     kv_scheme(kv or "bf16")
     limit_threads(threads)
+    check_quantiser(quantiser, weights, calibration)
     chosen = weights or "fp32"
+    if quantiser == "gptq":
+        exact = load_model(source, backend, kv, None, "fp32", "fp32", head or "bf16")
+        return _warmed(fit_weights(exact, calibration or "", chosen, inputs))
     precision = Precision(chosen, inputs, head or ("fp32" if chosen == "fp32" else "bf16"))
     if Path(source).is_dir():
         return _warmed(load_directory(Path(source), precision, kv or "bf16", backend))
     given = precision if (weights, inputs, head) != (None, None, None) else None
     return _warmed(checkpoint_model(load_checkpoint(source), backend, kv, given))
+
+
+def check_quantiser(quantiser: str, weights: str | None, calibration: str | None) -> None:
+    """Raise `NearbankError` for an unknown quantiser, and for GPTQ without a format or a text."""
+    if quantiser not in QUANTISERS:
+        raise NearbankError(f"unknown quantiser '{quantiser}'; known: {', '.join(QUANTISERS)}")
+    if quantiser == "gptq" and weights is None:
+        raise NearbankError("GPTQ rounds to an integer format; say which as weights, such as int4")
+    if quantiser == "gptq" and calibration is None:
+        raise NearbankError("GPTQ is fitted to a calibration text; give one")
 
 
 def _warmed(model: Model) -> Model:

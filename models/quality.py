@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,7 +20,7 @@ from nearbank.formats import format_named
 from nearbank.models.execution import Floats, Pass, Tokens
 from nearbank.models.kv import kv_scheme
 from nearbank.models.kv_fit import fit_channels
-from nearbank.models.load import load_model
+from nearbank.models.load import check_quantiser, load_model
 from nearbank.models.model import Model
 
 Progress = Callable[[int, int], None]  # (tokens scored, tokens to score)
@@ -124,20 +124,33 @@ def compare(
 ) -> Iterator[Quality]:
     """`measure` for every pair of a weight format and a KV cache (None: as the checkpoint has it; bf16 if it has none).
 
-    calibration: the text that fitted KV caches ("int4-wkv") are fitted to. Names are checked before the first model
-    is loaded.
+    A weight format with "-gptq" after it is reached by GPTQ ("int4-gptq", "int4-g64-gptq"). calibration: the text that
+    GPTQ and fitted KV caches ("int4-wkv") are fitted to. Names are checked before the first model is loaded.
     """
     for name in kv:
         if kv_scheme(name or "bf16").needs_fit and calibration is None:
             raise NearbankError(f"KV cache '{name}' is fitted to a calibration text; give one")
     for weight in weights:
-        format_named(weight or "fp32")
+        form, quantiser = _weight_scheme(weight)
+        format_named(form or "fp32")
+        check_quantiser(quantiser, form, calibration)
     for weight in weights:
+        form, quantiser = _weight_scheme(weight)
         for name in kv:
-            model = load_model(source, backend, name, weights=weight, inputs=inputs)
+            model = load_model(
+                source, backend, name, weights=form, inputs=inputs, quantiser=quantiser, calibration=calibration
+            )
             if model.kv_needs_fit:
                 model = fit_channels(model, calibration or "", model.kv)
-            yield measure(model, text, window, stride, progress)
+            row = measure(model, text, window, stride, progress)
+            yield row if quantiser == "nearest" else replace(row, weights=f"{row.weights}-{quantiser}")
+
+
+def _weight_scheme(name: str | None) -> tuple[str | None, str]:
+    """(format, quantiser) of "int4" or "int4-gptq"."""
+    if name is not None and name.endswith("-gptq"):
+        return name.removesuffix("-gptq"), "gptq"
+    return name, "nearest"
 
 
 def spans(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:

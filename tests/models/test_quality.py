@@ -101,5 +101,7 @@ def test_names_are_checked_before_anything_is_loaded() -> None:
         next(compare("no-such-model", TEXT, weights=("int5",)))
     with pytest.raises(ValueError, match="'int4-wkv' is fitted to a calibration text; give one"):
         next(compare("no-such-model", TEXT, kv=("int4-wkv",)))
+    with pytest.raises(ValueError, match="GPTQ is fitted to a calibration text; give one"):
+        next(compare("no-such-model", TEXT, weights=("int4-gptq",)))
     with pytest.raises(ValueError, match="unknown KV cache 'int4-soon'"):
         next(compare("no-such-model", TEXT, kv=("int4-soon",)))
