@@ -30,10 +30,15 @@ Loader = Callable[[Shape, Mapping[str, Any], Tensors], Network]
 BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq", "lm_head.weight", "coder.version")
 
 
-def load_directory(directory: Path, precision: Precision, kv: str, backend: str = "auto") -> Model:
-    """The model in a checkpoint directory, its block matrices rounded to `precision.weights`."""
+def load_directory(
+    directory: Path, precision: Precision, kv: str, backend: str = "auto", called: str | None = None
+) -> Model:
+    """The model in a checkpoint directory, its block matrices rounded to `precision.weights`.
+
+    called: the model's name, the directory's unless given.
+    """
     config = read_config(directory)
-    shape = shape_from_config(config, directory.name)
+    shape = shape_from_config(config, called or directory.name)
     name = resolve(backend)
     tensors = Tensors(_renamed(shape, open_checkpoint(directory)), name, precision, str(directory))
     network = LOADERS[shape.family](shape, config, tensors)

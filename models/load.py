@@ -1,4 +1,5 @@
-"""Models by name or path: the bundled checkpoint, a checkpoint of `nearbank train`, or a Hugging Face directory."""
+"""Models by name or path: the bundled checkpoint, a checkpoint of `nearbank train`, or a Hugging Face directory
+or name."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from nearbank.models.checkpoint import DEFAULT_NAME, load_checkpoint
 from nearbank.models.generate import steps
 from nearbank.models.gptq import fit_weights
 from nearbank.models.hf import load_directory
+from nearbank.models.hub import find_directory
 from nearbank.models.kv import kv_scheme
 from nearbank.models.model import Model
 from nearbank.models.tensors import Precision
@@ -35,7 +37,8 @@ def load_model(
     quantiser: str = "nearest",
     calibration: str | None = None,
 ) -> Model:
-    """The model called `source` (bundled), in the checkpoint file `source`, or in the directory `source`.
+    """The model called `source` (bundled), in the checkpoint file `source`, or in the directory
+    or on the Hugging Face hub under the name `source`.
 
     backend: of `nearbank.kernels`; kv: format of the KV cache (bf16 unless given); threads: at most so many for the
     kernels. For a Hugging Face directory and a full-precision checkpoint: weights, the format that block matrices are
@@ -53,8 +56,9 @@ def load_model(
         exact = load_model(source, backend, kv, None, "fp32", "fp32", head or "bf16")
         return _warmed(fit_weights(exact, calibration or "", chosen, inputs))
     precision = Precision(chosen, inputs, head or ("fp32" if chosen == "fp32" else "bf16"))
-    if Path(source).is_dir():
-        return _warmed(load_directory(Path(source), precision, kv or "bf16", backend))
+    found = find_directory(source)
+    if found is not None:
+        return _warmed(load_directory(found.directory, precision, kv or "bf16", backend, found.name))
     given = precision if (weights, inputs, head) != (None, None, None) else None
     return _warmed(checkpoint_model(load_checkpoint(source), backend, kv, given))
 
