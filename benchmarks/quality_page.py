@@ -28,7 +28,7 @@ NAMES = {
 def page(trained: Sequence[Row], restored: Sequence[Row], rounded: Sequence[Row]) -> str:
     """The whole page."""
     parts: list[Iterable[str]] = [
-        [INTRO], _trained_table(trained), [""], _bars(trained), [""], _told(trained), ["", FIGURE, BUNDLED], _bundled(),
+        [INTRO], _trained_table(trained), [""], _missing([*trained, *restored]), _bars(trained), [""], _told(trained), ["", FIGURE, BUNDLED], _bundled(),
         *([[RESTORING], _restored_table(restored), [""], _told(restored), [""]] if restored else []),
         [ROUNDED], _rounded_table(rounded), ["", TRAINING],
     ]  # fmt: skip
@@ -69,6 +69,14 @@ def _bars(rows: Sequence[Row]) -> Iterable[str]:
     for name, what in ((TEACHER, "the teacher it started from"), (CONTROL, "the control of equal training")):
         above = nats - _named(rows, name)["nats_per_character"]
         yield f"- 2-8 against {what}: {above:+.4f} nats per character; {_met(above, BAR_2_8)} the bar of {BAR_2_8}."
+
+
+def _missing(rows: Sequence[Row]) -> Iterable[str]:
+    """The runs that have no result yet."""
+    there = {row["name"] for row in rows}
+    wanted = [TEACHER, RESTORER, *(name for name, *_ in (*STUDENTS, *RESTORERS))]
+    missing = [name for name in wanted if name not in there]
+    return [f"Not trained yet: {', '.join(missing)}.", ""] if missing else []
 
 
 def _met(value: float, bar: float) -> str:
