@@ -28,7 +28,8 @@ NAMES = {
 def page(trained: Sequence[Row], restored: Sequence[Row], rounded: Sequence[Row]) -> str:
     """The whole page."""
     parts: list[Iterable[str]] = [
-        [INTRO], _trained_table(trained), [""], _missing([*trained, *restored]), _bars(trained), [""], _told(trained), ["", FIGURE, BUNDLED], _bundled(),
+        [INTRO], _trained_table(trained), [""], _missing([*trained, *restored]), _bars(trained), [""],
+        _told(trained), ["", FIGURE, BUNDLED], _bundled(),
         *([[RESTORING], _restored_table(restored), [""], _told(restored), [""]] if restored else []),
         [ROUNDED], _rounded_table(rounded), ["", TRAINING],
     ]  # fmt: skip
