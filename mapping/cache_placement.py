@@ -81,7 +81,7 @@ def size_cache(
     model: ModelDescription, fmt: Format, max_context: int, target: Target, v_block: int | None = None
 ) -> CachePlacement:
     """Sizes of K and V of `max_context` tokens; `v_block` bounds the tokens of one dimension in a row of V."""
-    use = target.use(fmt, "bf16")
+    use = target.use(fmt, "bf16", "the format of the KV cache; pass --kv or MappingOptions(kv=...) with another")
     queries = model.heads // model.kv_heads
     team = target.choices.team or _team(model, use, max_context, target)
     _check_team(team, model, target)

@@ -99,19 +99,22 @@ class Target:
     def bursts(self, size_bytes: int) -> int:
         return ceil_div(size_bytes, self.column_bytes)
 
-    def use(self, fmt: Format, inputs: str = "") -> ColumnUse:
-        """Columns and MAC steps of a format; `NearbankError` when the MAC units do not have it, or not for `inputs`."""
-        known = dict(self.lanes)
+    def use(self, fmt: Format, inputs: str = "", whose: str = "") -> ColumnUse:
+        """Columns and MAC steps of a format; `NearbankError` when the MAC units do not have it, or not for `inputs`.
+
+        `whose` says in an error what is kept in the format and which option changes it.
+        """
+        known, about = dict(self.lanes), f" ({whose})" if whose else ""
         if fmt.name not in known:
             raise NearbankError(
-                f"machine {self.name}: its MAC units have no format {fmt.name!r}; they have: {', '.join(known)}"
+                f"machine {self.name}: its MAC units have no format {fmt.name!r}; they have: {', '.join(known)}{about}"
             )
         have = known[fmt.name]
         if have.integer and inputs and _lookup(inputs).is_float:
             able = ", ".join(name for name, lanes in known.items() if not lanes.integer)
             raise NearbankError(
                 f"machine {self.name}: its unit for {fmt.name} multiplies with integers, not with {inputs}; "
-                f"formats that it multiplies with {inputs}: {able}"
+                f"formats that it multiplies with {inputs}: {able}{about}"
             )
         values = int(8 * self.column_bytes / fmt.code_bits)
         lanes = max(n for n in range(1, min(have.per_step, values) + 1) if values % n == 0)

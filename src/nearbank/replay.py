@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Literal, cast, get_args
 
+from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.mapping import MappingOptions, Plan, bank_hit_rate, bounds, bytes_off_chip, describe, plan
+from nearbank.mapping.search import Found, plan_best
 from nearbank.report import MachineRow
 from nearbank.sim.energy import energy
 from nearbank.sim.engine import Player
@@ -21,6 +24,7 @@ from nearbank.units import ceil_div
 from nearbank.workload import Workload
 
 Advance = Callable[[int], None]
+MappingName = Literal["pim-gpt", "auto"]
 TIMELINE_CYCLES = 200_000
 
 
@@ -34,12 +38,14 @@ class Replay:
 
     machine: Machine
     load: Workload
+    found: Found | None = None
 
     @property
     def remarks(self) -> list[str]:
         """Why the numbers are where they are, and what they rest on, in sentences."""
         budget = explain_budget(self.machine, self.result)
         because = [_against_bounds(self), _stalls(self.result), *([budget] if budget else [])]
+        because += self.found.lines() if self.found else []
         return [*because, *_absences(self.row), *_unverified(self.machine)]
 
     @property
@@ -81,20 +87,37 @@ def replay(
     *,
     weights: str | None = None,
     kv: str | None = None,
+    mapping: MappingName = "pim-gpt",
     advance: Advance | None = None,
     bins: int = 0,
 ) -> Replay:
     """Play every step of `load` on `machine`; `weights` and `kv` override the formats of matrices and cache.
 
+    `mapping`: that of the paper, or the quickest that the automatic mapper finds for this run.
     `bins` above 0 keeps a profile over time, as `nearbank.sim.engine.Player` says.
 
     Raises `NearbankError` when the model does not fit the machine, or the machine lacks a format.
     """
     target = load_machine(machine) if isinstance(machine, str) else machine
     weights, kv = weights or load.weights, kv or load.kv
-    placed = _plan(load, target, weights, kv)
+    found = find_mapping(load, target, weights=weights, kv=kv) if mapping_named(mapping) == "auto" else None
+    placed = found.plan if found else _plan(load, target, weights, kv)
     result = _play(load, target, placed, advance, bins)
-    return Replay(_row(load, target, result, (weights, kv)), placed, result, target, load)
+    return Replay(_row(load, target, result, (weights, kv)), placed, result, target, load, found)
+
+
+def mapping_named(name: str) -> MappingName:
+    """The mapping of that name; `NearbankError` lists those there are."""
+    if name not in get_args(MappingName):
+        raise NearbankError(f"mapping {name!r} is unknown; expected one of: {', '.join(get_args(MappingName))}")
+    return cast(MappingName, name)
+
+
+def find_mapping(load: Workload, machine: str | Machine, *, weights: str | None = None, kv: str | None = None) -> Found:
+    """The quickest mapping that the automatic mapper finds for a run, and what it gained."""
+    target = load_machine(machine) if isinstance(machine, str) else machine
+    options = _options(load, weights or load.weights, kv or load.kv)
+    return plan_best(load.model, target, options, load.steps())
 
 
 def _play(load: Workload, machine: Machine, placed: Plan, advance: Advance | None, bins: int) -> SimResult:
@@ -171,7 +194,17 @@ def record_timeline(
     write_timeline(path, issued, rulebook(target), target.tck_ps)
 
 
+def plan_of(load: Workload, machine: str | Machine, *, weights: str | None = None, kv: str | None = None) -> Plan:
+    """The published mapping of a run's model, with room for the run's tokens."""
+    target = load_machine(machine) if isinstance(machine, str) else machine
+    return _plan(load, target, weights or load.weights, kv or load.kv)
+
+
 def _plan(load: Workload, machine: Machine, weights: str, kv: str) -> Plan:
+    return plan(load.model, machine, _options(load, weights, kv))
+
+
+def _options(load: Workload, weights: str, kv: str) -> MappingOptions:
     for name in (weights, kv):
         format_named(name)
-    return plan(load.model, machine, MappingOptions(weights=weights, kv=kv, max_context=load.max_context))
+    return MappingOptions(weights=weights, kv=kv, max_context=load.max_context)

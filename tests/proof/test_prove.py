@@ -12,7 +12,9 @@ from nearbank.cli.app import run
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.kernels.reference.quantise import quantise_rows, quantise_tokens
+from nearbank.mapping import MappingOptions, Plan, plan
 from nearbank.mapping.asic_arithmetic import ARITHMETICS, EXACT, PIM_GPT
+from nearbank.mapping.choices import Choices, MatrixChoice
 from nearbank.mapping.decoder import MappedDecoder
 from nearbank.models import Model, load_model
 from nearbank.models.gpt import load_gpt
@@ -21,8 +23,11 @@ from nearbank.models.sketch import sketch
 from nearbank.models.tensors import Precision, Tensors
 from nearbank.proof import approximation_error, mapped_weights, prove, rounded_model
 from nearbank.proof.bridge import stored, values_of
-from nearbank.proof.prove import planned
+from nearbank.proof.prove import head_format, planned
 from nearbank.proof.twin import BankSums
+from nearbank.sim.machine import load_machine
+from nearbank.sim.program import Mark, Start, unrolled
+from nearbank.sim.variant import what_if
 
 PROMPT = [3, 11, 7, 0, 48, 2, 9]
 
@@ -174,3 +179,49 @@ def test_the_command_prints_both_and_refuses_in_one_line(capsys: pytest.CaptureF
     ):
         assert run(("prove", *arguments)) == 2
         assert complaint in capsys.readouterr().err
+
+
+def bits(model: Model, placed: Plan, prompt: int = 3, tokens: int = 3) -> list[np.ndarray]:
+    """Logits of a prompt and some tokens through the mapped programs."""
+    decoder = MappedDecoder(placed, mapped_weights(model))
+    steps = sketch(model.shape, prompt, tokens, weights=model.weights, kv=model.kv)
+    return [decoder.run(step, PROMPT[: prompt if i == 0 else 1]) for i, step in enumerate(steps)]
+
+
+def test_a_slow_asic_has_the_same_bits() -> None:
+    """Its schedule computes v beside the first softmax and scores head after head; the sums are the same."""
+    model, fast = small("bf16", "bf16", width=256), load_machine("pim-gpt")
+    slow = what_if(fast, "slow", {"asic.clock": "5 MHz"})
+    options = MappingOptions(weights="bf16", kv="bf16", max_context=16, choices=Choices(team=1))
+    placed = [plan(model.description(), machine, options) for machine in (fast, slow)]
+    assert [p.placement.cache.slow_softmax for p in placed] == [False, True]
+    assert [labels_after_softmax(p, model) for p in placed] == [set(), {"qkv"}]
+    quick, late = (bits(model, p) for p in placed)
+    assert all((a == b).all() for a, b in zip(quick, late, strict=True))
+
+
+def labels_after_softmax(placed: Plan, model: Model) -> set[str]:
+    """Products that a layer returns to once a softmax has begun."""
+    step = list(sketch(model.shape, 3, 2, weights="bf16", kv="bf16"))[1]
+    marks = [node.label for node, _ in unrolled(placed.lower(step).streams[0].body) if isinstance(node, Mark)]
+    begun = [node for node, _ in unrolled(placed.lower(step).streams[0].body) if isinstance(node, Mark | Start)]
+    first = next(i for i, node in enumerate(begun) if isinstance(node, Start) and node.job == "softmax")
+    attended = next(i for i, node in enumerate(begun) if isinstance(node, Mark) and node.label == "context")
+    assert "qkv" in marks
+    return {node.label for node in begun[first:attended] if isinstance(node, Mark)} & {"qkv"}
+
+
+@pytest.mark.parametrize("team", [1, 2])
+def test_chosen_mappings_write_the_same_bits(team: int) -> None:
+    """Integer sums are exact, whatever channels share an output and however rows are filled."""
+    model = small("ternary-tensor", "bf16", width=128)
+    chosen = Choices(early_rows=True, pieces=2, padding=10, joined=False, team=team)
+    for name, choice in {"qkv": MatrixChoice(2), "fc1": MatrixChoice(4, None, True), "fc2": MatrixChoice(8)}.items():
+        placed_name = next(m.name for m in model.description().matrices if m.name.endswith(name))
+        chosen = chosen.with_matrix(placed_name, choice)
+    machine = load_machine("pim-gpt-ternary")
+    default = MappingOptions(weights=model.weights, kv=model.kv, max_context=16, head=head_format(model))
+    plans = [plan(model.description(), machine, replace(default, choices=c)) for c in (Choices(), chosen)]
+    assert plans[0].placement != plans[1].placement
+    expected, found = (bits(model, placed) for placed in plans)
+    assert all((a == b).all() for a, b in zip(expected, found, strict=True))

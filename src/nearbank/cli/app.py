@@ -8,7 +8,20 @@ from collections.abc import Sequence
 
 import typer
 
-from nearbank.cli import bench, demo, doctor, importing, inspect, prove, quality, replay, reproduce, trace, train
+from nearbank.cli import (
+    bench,
+    demo,
+    doctor,
+    importing,
+    inspect,
+    mapping,
+    prove,
+    quality,
+    replay,
+    reproduce,
+    trace,
+    train,
+)
 from nearbank.errors import NearbankError
 
 INTERRUPTED = 130  # the status a shell gives a command that Ctrl-C stopped
@@ -22,6 +35,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("trace")(trace.trace)
 app.command("replay")(replay.replay)
+app.command("map")(mapping.map_model)
 app.command("reproduce")(reproduce.reproduce)
 app.command("validate")(inspect.validate)
 app.command("machines")(inspect.machines)

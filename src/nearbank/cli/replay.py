@@ -16,7 +16,7 @@ from nearbank.errors import NearbankError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from nearbank.replay import Replay
+    from nearbank.replay import MappingName, Replay
     from nearbank.report import Report
     from nearbank.workload import Workload
 
@@ -32,6 +32,7 @@ def replay(
     machine: Annotated[str, typer.Option(help="A machine's name or YAML file (see `machines`).")] = "pim-gpt",
     weights: Weights = None,
     kv: Kv = None,
+    mapping: Annotated[str, typer.Option(help="pim-gpt: as published; auto: the quickest that is found.")] = "pim-gpt",
     file_format: Annotated[
         str | None, typer.Option("--format", help="Other tools' files: aim, dramsim3, ramulator.")
     ] = None,
@@ -53,13 +54,27 @@ def replay(
 
     load = _workload(file, model, prompt, tokens)
     with progress(f"replaying {load.model.name} on {machine}", load.tokens) as advance:
-        done = run(load, machine, weights=weights, kv=kv, advance=advance, bins=0 if out is None else PROFILE_BINS)
+        done = run(
+            load,
+            machine,
+            weights=weights,
+            kv=kv,
+            mapping=_mapping(mapping),
+            advance=advance,
+            bins=0 if out is None else PROFILE_BINS,
+        )
     if out is not None:
         _report(load, done).save(output_folder(out))
     if as_json:
         print_json(done.row.as_json())
     else:
         _show(done, load)
+
+
+def _mapping(name: str) -> MappingName:
+    from nearbank.replay import mapping_named
+
+    return mapping_named(name)
 
 
 def _is_foreign(file: Path) -> bool:
