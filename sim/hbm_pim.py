@@ -1,11 +1,11 @@
-"""A GEMV on HBM-PIM, command by command, as Samsung's software plays it.
+"""A GEMV and element-wise work on HBM-PIM, command by command, as Samsung's software plays them.
 
-Every pseudo-channel does the same. A tile of outputs is 8 (registers of GRF-B) for each of the 8 units of each
-pseudo-channel; lanes of a unit hold partial sums of one output, which the host adds. A tile of inputs is 8 registers of
+Every pseudo-channel does the same. In a GEMV, a tile of outputs is 8 (registers of GRF-B) for each of the 8 units of
+each pseudo-channel; lanes of a unit hold partial sums of one output, which the host adds. A tile of inputs is 8 registers of
 GRF-A, 128 numbers. Even tiles of inputs lie in even banks, odd ones in odd banks, each in two rows. Registers are
 written through a reserved row of the odd banks, the mode through one of the even banks.
 
-Which order and which reserved rows: PIMSimulator's GEMV kernel. What a mode change does to the units is not simulated,
+Which order and which reserved rows: PIMSimulator's kernels. What a mode change does to the units is not simulated,
 only the commands that make it.
 """
 
@@ -55,6 +55,46 @@ def gemv(machine: Machine, outputs: int, inputs: int) -> Program:
         _store(b, tile + tiles * rows)
     _leave(b)
     return Program(f"gemv {outputs} x {inputs}", (Stream(tuple(range(channels)), b.body()),))
+
+
+def elementwise(machine: Machine, numbers: int, operands: int) -> Program:
+    """z = x ∘ y (`operands` 2: add, multiply) or z = f(x) (1: ReLU) over vectors of so many fp16 numbers.
+
+    Operands and result lie in rows of their own, in the same columns of all banks; 8 columns at a time go through the
+    registers of the even banks' units and then of the odd ones'. Errors as those of `gemv`.
+    """
+    if machine.standard != "hbm-pim":
+        raise NearbankError(f"machine {machine.name}: standard {machine.standard}; expected hbm-pim")
+    if numbers < 1 or operands not in (1, 2):
+        raise NearbankError(f"{operands} operands of {numbers} numbers; expected 1 or 2, of at least 1")
+    organization = machine.organization
+    rows = ceil_div(numbers, organization.channels * organization.banks * _LANES * organization.columns)
+    if (operands + 1) * rows > PARKED:
+        raise NearbankError(f"{operands + 1} vectors of {numbers} take {(operands + 1) * rows} rows of {PARKED}")
+    b = Builder()
+    _enter(b)
+    _write_registers(b, _EVEN)
+    b.command("PREA")
+    with b.loop(rows) as row, b.loop(organization.columns // _VECTORS) as part:
+        for half, other in ((_EVEN, _ODD), (_ODD, _EVEN)):
+            _columns(b, "RDAB", half, row, part)
+            b.command("PREAB", bank=other)  # its results are written by now
+            for operand in range(1, operands):
+                b.command("PREAB", bank=half)
+                _columns(b, "RDAB", half, row + operand * rows, part)
+            b.command("PREAB", bank=half)
+            _columns(b, "WRAB", half, row + operands * rows, part)
+    _open_registers(b, _EVEN)
+    _write_registers(b, _EVEN)
+    _leave(b)
+    return Program(f"{operands} operands of {numbers}", (Stream(tuple(range(organization.channels)), b.body()),))
+
+
+def _columns(b: Builder, name: str, half: int, row: Index, part: Index) -> None:
+    """Open a row and read or write 8 of its columns; it stays open."""
+    b.command("ACTAB", bank=half, row=row)
+    with b.loop(_VECTORS) as column:
+        b.command(name, bank=half, row=row, column=column + part * _VECTORS)
 
 
 def _enter(b: Builder) -> None:
