@@ -265,9 +265,10 @@ def _oldest_ready(state, cycle, queue, bus):  # type: ignore[no-untyped-def]
     An entry is looked at again only from its `soon` on: rules never make a command ready earlier than it was before.
     """
     soonest, last, last_when = FAR, -1, 0
+    order, soon = state.order[queue], state.soon[queue]
     for place in range(state.size[queue]):
-        slot = state.order[queue, place]
-        when = state.soon[queue, slot]
+        slot = order[place]
+        when = soon[slot]
         if when <= cycle:
             if last >= 0 and _is_alike(state, queue, slot, last):
                 when = last_when
@@ -314,9 +315,10 @@ def _hit_before(state, queue, place, bank):  # type: ignore[no-untyped-def]
     """Whether an older request of the queue hits the open row of `bank`."""
     if state.hits[queue, bank] == 0:
         return False
+    order, banks, rows, open_row = state.order[queue], state.bank[queue], state.row[queue], state.open_row[bank]
     for at in range(place):
-        slot = state.order[queue, at]
-        if state.bank[queue, slot] == bank and state.row[queue, slot] == state.open_row[bank]:
+        slot = order[at]
+        if banks[slot] == bank and rows[slot] == open_row:
             return True
     return False
 
@@ -355,12 +357,13 @@ def _look_again(state, first_bank, end_bank):  # type: ignore[no-untyped-def]
     """Rows of these banks changed: what their requests need next may be ready at any time."""
     for queue in (READS, WRITES):
         state.hits[queue, first_bank:end_bank] = 0
+        order, banks, rows, soon = state.order[queue], state.bank[queue], state.row[queue], state.soon[queue]
         for place in range(state.size[queue]):
-            slot = state.order[queue, place]
-            bank = state.bank[queue, slot]
+            slot = order[place]
+            bank = banks[slot]
             if first_bank <= bank < end_bank:
-                state.soon[queue, slot] = 0
-                state.hits[queue, bank] += state.open_row[bank] == state.row[queue, slot]
+                soon[slot] = 0
+                state.hits[queue, bank] += state.open_row[bank] == rows[slot]
 
 
 @njit(cache=True)
@@ -396,10 +399,11 @@ def _unblock(state, bank):  # type: ignore[no-untyped-def]
     """One request fewer keeps the bank's row open: look again at those that wait for it to close."""
     state.blocked[bank] = 0
     for queue in (READS, WRITES):
+        order, banks, soon = state.order[queue], state.bank[queue], state.soon[queue]
         for place in range(state.size[queue]):
-            slot = state.order[queue, place]
-            if state.bank[queue, slot] == bank and state.soon[queue, slot] == FAR:
-                state.soon[queue, slot] = 0
+            slot = order[place]
+            if banks[slot] == bank and soon[slot] == FAR:
+                soon[slot] = 0
 
 
 @njit(cache=True)
@@ -408,9 +412,10 @@ def _remove(state, queue, place):  # type: ignore[no-untyped-def]
     size, slot = state.size[queue] - 1, state.order[queue, place]
     if queue != OPENED and state.open_row[state.bank[queue, slot]] == state.row[queue, slot]:
         state.hits[queue, state.bank[queue, slot]] -= 1
+    order = state.order[queue]
     for at in range(place, size):
-        state.order[queue, at] = state.order[queue, at + 1]
-    state.order[queue, size] = slot
+        order[at] = order[at + 1]
+    order[size] = slot
     state.size[queue] = size
 
 
