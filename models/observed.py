@@ -211,15 +211,18 @@ def _finished(timed: list[Timed]) -> Iterator[Observed]:
         yield Observed(tuple(with_layers(timed)), tokens)
 
 
-def with_layers(timed: list[Timed]) -> Iterator[Row]:
-    """Each operation with its layer and a name by its place in the layer."""
-    layers = _layers([operation for operation, _ in timed])
+def with_layers(timed: list[Timed], attentions: int = 1, head: bool = True) -> Iterator[Row]:
+    """Each operation with its layer and a name by its place in the layer.
+
+    attentions: in each layer; head: whether the last product of all is an LM head.
+    """
+    layers = _layers([operation for operation, _ in timed], attentions, head)
     counts: Counter[tuple[int, str]] = Counter()
     heads = [i for i, (o, _) in enumerate(timed) if o.op == "matmul" and layers[i] == OUTSIDE]
     for i, (operation, time_ns) in enumerate(timed):
         place = counts[layers[i], operation.op]
         counts[layers[i], operation.op] += 1
-        name = "lm_head" if heads and i == heads[-1] else _name(operation, place)
+        name = "lm_head" if head and heads and i == heads[-1] else _name(operation, place)
         yield layers[i], replace(operation, name=name), time_ns
 
 
@@ -228,12 +231,14 @@ def _name(operation: Operation, place: int) -> str:
     return f"{operation.name}.{place}" if numbered else operation.name
 
 
-def _layers(found: list[Operation]) -> list[int]:
-    """The layer of each operation: an equal number of matrix products before and after each attention."""
-    scores = [i for i, o in enumerate(found) if o.op == "score"]
+def _layers(found: list[Operation], attentions: int, head: bool) -> list[int]:
+    """The layer of each operation: an equal number of matrix products before and after each (first) attention."""
+    scores = [i for i, o in enumerate(found) if o.op == "score"][::attentions]
     products = [i for i, o in enumerate(found) if o.op == "matmul"]
     before = [sum(i < score for i in products) for score in scores]
-    after = len(products) - before[-1] - 1  # of the last attention, without the LM head
+    after = len(products) - (before[-1] if before else 0) - head  # of the last attention, without the LM head
+    if not scores:
+        raise NearbankError("cannot tell the layers apart: no attention among the operations")
     each = before[1] - before[0] if len(scores) > 1 else before[0] + after
     if after < 0 or each < after or any(b - a != each for a, b in pairwise(before)):
         raise NearbankError(
@@ -265,16 +270,22 @@ def _past_residuals(found: list[Operation], last: int) -> int:
 
 def describe_observed(name: str, first: Observed, context: int) -> ModelDescription:
     """The model's sizes as its operations show them. hidden: the widest product inside a layer."""
-    found = {o.name: Matrix(name=o.name, n=o.n or 0, k=o.k or 0, per_layer=layer != OUTSIDE)
-             for layer, o, _ in first.rows if o.op == "matmul"}  # fmt: skip
-    score = next(o for _, o, _ in first.rows if o.op == "score")
+    encoder = {layer for layer, o, _ in first.rows if o.name.startswith("encoder.")} - {OUTSIDE}
+    products = {o.name: (o, layer != OUTSIDE) for layer, o, _ in first.rows if o.op == "matmul"}
+    places = {name: tuple(sorted({layer for layer, o, _ in first.rows if o.name == name})) for name in products}
+    found = [
+        Matrix(name=name, n=o.n or 0, k=o.k or 0, per_layer=inside, layers=places[name] if encoder and inside else None)
+        for name, (o, inside) in products.items()
+    ]
+    score = next(o for _, o, _ in first.rows if o.op == "score" and not o.name.startswith("encoder."))
     head = next((o for _, o, _ in first.rows if o.name == "lm_head"), None)
     if head is None:
         raise NearbankError(f"{name}: no LM head among the matrix products")
-    inside = [matrix.n for matrix in found.values() if matrix.per_layer]
+    inside = [matrix.n for matrix in found if matrix.per_layer]
     return ModelDescription(
         name=name,
         layers=1 + max(layer for layer, _, _ in first.rows),
+        encoder_layers=len(encoder),
         width=head.k or 0,
         heads=score.heads or 0,
         kv_heads=score.kv_heads or 0,
@@ -282,5 +293,5 @@ def describe_observed(name: str, first: Observed, context: int) -> ModelDescript
         hidden=max(inside),
         vocabulary=head.n or 0,
         context=context,
-        matrices=tuple(found.values()),
+        matrices=tuple(found),
     )

@@ -50,6 +50,76 @@ def reference_macs(family: str, prompt: int, new: int) -> list[int]:
     return macs
 
 
+SOURCE_SIZES: dict[str, Any] = {"d_model": 64, "vocab_size": 97, "max_position_embeddings": 64, "pad_token_id": 0}
+SOURCE_SIZES |= {"encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 96}
+SOURCE_SIZES |= {"decoder_layers": 3, "decoder_attention_heads": 8, "decoder_ffn_dim": 80}
+T5_SIZES = {"d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
+T5_SIZES |= {"vocab_size": 97}
+READERS: dict[str, dict[str, Any]] = {
+    "t5": T5_SIZES,
+    "umt5": {**T5_SIZES, "feed_forward_proj": "gated-gelu"},
+    "marian": SOURCE_SIZES,
+    "pegasus": SOURCE_SIZES,
+    "m2m_100": SOURCE_SIZES,
+    "blenderbot": SOURCE_SIZES,
+    "bart": SOURCE_SIZES,
+}
+
+
+def reference_source_macs(family: str, source: int, new: int) -> list[int]:
+    """As above, of an encoder-decoder; the encoder is in the first pass."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = transformers.AutoConfig.for_model(family, **READERS[family])
+    with torch.device("meta"):
+        model = transformers.AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval()
+    ids, macs, out = torch.zeros(1, source, dtype=torch.long, device="meta"), [], None
+    for _ in range(new):
+        known = {"encoder_outputs": (out.encoder_last_hidden_state,)} if out else {"input_ids": ids}
+        past = out.past_key_values if out else None
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            out = model(**known, decoder_input_ids=ids[:, :1], past_key_values=past, use_cache=True)
+        macs.append(counter.get_total_flops() // 2)
+    return macs
+
+
+@pytest.mark.parametrize(("family", "source"), [*((family, 9) for family in READERS), ("t5", 1)])
+def test_an_encoder_decoders_macs_equal_torchs_own_count(family: str, source: int) -> None:
+    sketched = sketch_config({"model_type": family, **READERS[family]}, source, 4)
+    assert [step.macs for step in sketched.steps] == reference_source_macs(family, source, 4)
+    model = sketched.model
+    assert (model.layers, model.encoder_layers, model.width, model.vocabulary) == (5, 2, 64, 97)
+    layers = {matrix.name: matrix.layers for matrix in model.matrices}
+    assert (layers["encoder.matmul.0"], layers["cross.k"], layers["lm_head"]) == ((0, 1), (2, 3, 4), None)
+    for step in sketched.steps:
+        rows = list(step.rows())
+        assert {o.name for _, o in rows if o.op == "matmul"} <= layers.keys()
+        assert {o.context for _, o in rows if o.name == "cross.score"} == {source}
+        assert {o.context for _, o in rows if o.name == "attn.score"} == {step.index + 1}
+        kept = [(layer, o.m) for layer, o in rows if o.name == "cross.kv"]
+        assert kept == ([] if step.index else [(layer, source) for layer in (2, 3, 4)])
+    assert "mul" in sketched.unknown
+
+
+def test_a_bart_caught_is_the_bart_that_is_known() -> None:
+    """The two ways to a sketch agree on every product and attention of every step."""
+    from nearbank.models.hf_config import shape_from_config
+    from nearbank.models.sketch import describe, sketch
+
+    config = {"model_type": "bart", **READERS["bart"]}
+    caught, shape = sketch_config(config, 9, 4), shape_from_config(config, "bart")
+    for ours, theirs in zip(sketch(shape, 9, 4), caught.steps, strict=True):
+        for op in ("matmul", "score", "context", "append"):
+            both = (
+                sorted((layer, o.m or 0, o.n or 0, o.k or 0, o.context or 0) for layer, o in step.rows() if o.op == op)
+                for step in (ours, theirs)
+            )
+            assert len({tuple(rows) for rows in both}) == 1
+    assert describe(shape).weights() == caught.model.weights()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_macs_equal_torchs_own_count(family: str) -> None:
     macs = reference_macs(family, 9, 4)
