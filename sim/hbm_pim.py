@@ -1,9 +1,9 @@
 """A GEMV and element-wise work on HBM-PIM, command by command, as Samsung's software plays them.
 
 Every pseudo-channel does the same. In a GEMV, a tile of outputs is 8 (registers of GRF-B) for each of the 8 units of
-each pseudo-channel; lanes of a unit hold partial sums of one output, which the host adds. A tile of inputs is 8 registers of
-GRF-A, 128 numbers. Even tiles of inputs lie in even banks, odd ones in odd banks, each in two rows. Registers are
-written through a reserved row of the odd banks, the mode through one of the even banks.
+each pseudo-channel; lanes of a unit hold partial sums of one output, which the host adds. A tile of inputs is 8
+registers of GRF-A, 128 numbers. Even tiles of inputs lie in even banks, odd ones in odd banks, each in two rows.
+Registers are written through a reserved row of the odd banks, the mode through one of the even banks.
 
 Which order and which reserved rows: PIMSimulator's kernels. What a mode change does to the units is not simulated,
 only the commands that make it.

@@ -52,7 +52,7 @@ def test_gemv_takes_the_cycles_of_the_peer(outputs: int, inputs: int, cycles: in
 
 @pytest.mark.parametrize(("kernel", "numbers", "cycles"), elementwise_rows())
 def test_elementwise_takes_the_cycles_of_the_peer(kernel: str, numbers: int, cycles: int) -> None:
-    """Within 1 %, but for a refresh: the multiplication's last is due 76 cycles before the peer ends, and seems spared."""
+    """Within 1 %, but for a refresh: the multiplication's last is due 76 cycles before the peer's end."""
     machine = load_machine("hbm-pim")
     ours = after_half_an_interval(elementwise(machine, numbers, 1 if kernel == "relu" else 2))
     spared = machine.cycles("tRFC") + 2 * machine.cycles("tRP") if kernel == "mul" else 0
