@@ -16,10 +16,9 @@ PIM = load_machine("pim-gpt")
 LAYERS = 2
 
 
-@pytest.fixture(scope="module", params=["gpt2-medium", "gpt3-xl"])
-def found(request: pytest.FixtureRequest) -> Found:
-    sizes = {"gpt2-medium": (1024, 16), "gpt3-xl": (2048, 16)}
-    model = gpt(request.param, LAYERS, *sizes[request.param])
+@pytest.fixture(scope="module")
+def found() -> Found:
+    model = gpt("medium", LAYERS, 1024, 16)
     return plan_best(model, PIM, MappingOptions(max_context=1024), steps(model, 1, 1024))
 
 
@@ -28,7 +27,8 @@ def test_it_gains_and_says_by_what(found: Found) -> None:
     assert found.gains[0].before_ns == found.default_ns
     assert found.gains[-1].after_ns == found.best_ns
     assert all(gain.after_ns < gain.before_ns for gain in found.gains)
-    assert any("channels share an output" in gain.choice for gain in found.gains)
+    assert any("rows: opened" in gain.choice for gain in found.gains)
+    assert any("fc2" in gain.choice for gain in found.gains)
 
 
 def test_what_it_says_is_what_a_simulation_gives(found: Found) -> None:
@@ -47,12 +47,12 @@ def test_the_gap_adds_up_and_lies_above_the_bounds(found: Found) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "kv", "machine"), [("ternary", "int4", "pim-gpt-ternary"), ("int4-g64", "int8", "pim-gpt-lowbit")]
+    ("weights", "kv", "machine"), [("ternary", "int4", "pim-gpt-ternary"), ("int4-g64", "bf16", "pim-gpt-lowbit")]
 )
 def test_it_is_never_slower_in_any_format(weights: str, kv: str, machine: str) -> None:
-    model = gpt("m", 1, 192, 6, vocabulary=300, context=256)
+    model = gpt("m", 1, 192, 6, vocabulary=300, context=64)
     options = MappingOptions(weights=weights, kv=kv)
-    first, second = (plan_best(model, load_machine(machine), options, steps(model, 1, 200)) for _ in range(2))
+    first, second = (plan_best(model, load_machine(machine), options, steps(model, 1, 40)) for _ in range(2))
     assert first.best_ns <= first.default_ns
     assert (first.plan.options, first.best_ns) == (second.plan.options, second.best_ns)
 
