@@ -122,7 +122,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cached: Cached | N
     top = cached.scheme.format.for_cache().high
     keys, values = cached.keys.rounded(k, top), cached.values.rounded(v, top)
     scores = q @ keys.mT * factor
-    if cached.scheme.method != "wkv":
+    if cached.scheme.method not in ("wkv", "past"):
         return scores.masked_fill(ahead, -math.inf).softmax(-1) @ values
     shares = torch.where(itself, q @ k.mT * factor, scores).masked_fill(ahead, -math.inf).softmax(-1)
     return shares @ values + shares.diagonal(dim1=-2, dim2=-1)[..., None] * (v - values)
@@ -172,6 +172,41 @@ def learn_channels(
         with torch.no_grad():
             exact, stream = _in_batches(block, exact), _in_batches(partial(block, cached=cached), stream)
     return replace(model, kv=kv, kv_fit=_as_fit(fitted))
+
+
+def torch_logits(model: Model, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [B, T, V] of windows of tokens [B, T] from empty caches: many windows at once, for measuring.
+
+    The cache is fp32, a plain or past-only integer one, or a fitted one.
+    """
+    network, blocks = model.network, _blocks(model)
+    assert isinstance(network, gpt.Gpt)
+    table, places = torch.from_numpy(network.wte), torch.from_numpy(network.wpe)
+    x = table[tokens] + places[: tokens.shape[1]]
+    for block, cached in zip(blocks, _cached(model), strict=True):
+        x = block(x, cached)
+    return functional.linear(_norm(x, network.ln_f), torch.from_numpy(float_weights(network.head)))
+
+
+def _cached(model: Model) -> list[Cached | None]:
+    """How each layer's cache rounds; None where it does not."""
+    scheme, shape = kv_scheme(model.kv), model.shape
+    if scheme.name == "fp32":
+        return [None] * shape.layers
+    if scheme.format.is_float or scheme.method == "kivi":
+        raise NearbankError(f"KV cache '{model.kv}' is not rounded in torch; choose fp32, int4, int4-past and the like")
+    zero = np.zeros((shape.layers, shape.kv_heads, shape.head_dim), np.float32)
+    if scheme.needs_fit and model.kv_fit is None:
+        raise NearbankError(f"KV cache '{model.kv}' needs a fit; make one with learn_channels")
+    fit = model.kv_fit if scheme.needs_fit and model.kv_fit else ChannelFit(zero, zero + 1, zero, zero + 1)
+    return [Cached(_given(*fit.keys(i)), _given(*fit.values(i)), scheme) for i in range(shape.layers)]
+
+
+def _given(shift: np.ndarray, scale: np.ndarray) -> Channels:
+    """Channels with this shift and scale."""
+    middle = torch.from_numpy(shift)
+    zero = torch.zeros_like(middle)
+    return Channels(middle, zero, zero, torch.from_numpy(scale).log())
 
 
 def _counted(progress: Progress, layer: int, layers: int, steps: int) -> Callable[[int], None]:

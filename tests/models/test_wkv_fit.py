@@ -9,45 +9,32 @@ import numpy as np
 import pytest
 from tests.models.random_gpt import random_model
 
-from nearbank.models.kv import ChannelFit, kv_scheme
+from nearbank.models.kv import ChannelFit
 from nearbank.models.kv_fit import load_fit, save_fit
 
 torch = pytest.importorskip("torch")
 
-from nearbank.models.wkv_fit import (  # noqa: E402
-    Cached,
-    Channels,
-    Learning,
-    _as_fit,
-    _blocks,
-    _embedded,
-    _norm,
-    learn_channels,
-)
+from nearbank.models.wkv_fit import Learning, learn_channels, torch_logits  # noqa: E402
 
 TEXT = "the quick brown fox jumps over the lazy dog, and then it rests a while. why not?\n" * 12
 QUICK = Learning(windows=4, steps=20, batch=2, lr=0.05)
 
 
-def random_channels(random: np.random.Generator) -> Channels:
-    middle, moved, log_scale = (torch.from_numpy(random.normal(0, 0.3, (4, 1, 8)).astype(np.float32)) for _ in range(3))
-    return Channels(middle, torch.ones(4, 1, 8), moved, log_scale)
+def random_fit() -> ChannelFit:
+    random = np.random.default_rng(0)
+    shifts, scales = random.normal(0, 0.3, (2, 3, 4, 8)), np.exp(random.normal(0, 0.3, (2, 3, 4, 8)))
+    return ChannelFit(*(part.astype(np.float32) for part in (shifts[0], scales[0], shifts[1], scales[1])))
 
 
-@pytest.mark.parametrize("kv", ["int4-2d", "int2-wkv"])
+@pytest.mark.parametrize("kv", ["fp32", "int4", "int2-past", "int4-2d", "int2-wkv"])
 @pytest.mark.parametrize("weights", ["fp32", "ternary"])
 def test_the_torch_model_is_the_runtimes(kv: str, weights: str) -> None:
-    """The same channels in both: logits agree, so what is learned in one is what the other runs."""
-    random = np.random.default_rng(0)
-    cached = [Cached(random_channels(random), random_channels(random), kv_scheme(kv)) for _ in range(3)]
-    plain = random_model("numpy", weights, "fp32")
-    x = _embedded(plain, TEXT, 1)
-    for block, one in zip(_blocks(plain), cached, strict=True):
-        x = block(x, one)
-    head = plain.network.head(_norm(x[0], plain.network.ln_f).detach().numpy())  # type: ignore[attr-defined]
-    model = replace(plain, kv=kv, kv_fit=_as_fit(cached))
-    want = model.logits(model.encode(TEXT[:64]))
-    assert np.median(np.abs(head - want)) < 1e-4  # a value between two codes may fall to either side
+    """Logits agree, so what is learned and measured in one is what the other runs."""
+    model = replace(random_model("numpy", weights, kv), kv_fit=random_fit())
+    tokens = model.encode(TEXT[:40])
+    with torch.no_grad():
+        found = torch_logits(model, torch.from_numpy(tokens)[None])[0].numpy()
+    assert np.median(np.abs(found - model.logits(tokens))) < 1e-4  # a value between two codes may fall to either side
 
 
 def distance(model: object, exact: object) -> float:
@@ -82,3 +69,7 @@ def test_what_cannot_be_learned_is_refused() -> None:
         learn_channels(model, TEXT, "int4")
     with pytest.raises(ValueError, match="the calibration text is 1 tokens"):
         learn_channels(model, "a")
+    with pytest.raises(ValueError, match="KV cache 'int4-kivi' is not rounded in torch"):
+        torch_logits(replace(model, kv="int4-kivi"), torch.zeros(1, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="KV cache 'int4-wkv' needs a fit"):
+        torch_logits(replace(model, kv="int4-wkv"), torch.zeros(1, 4, dtype=torch.int64))

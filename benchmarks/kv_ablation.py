@@ -1,0 +1,115 @@
+"""What each half of WKVQuant does to the KV cache of a trained model, at 4 and 2 bits, with paired standard errors:
+
+    python benchmarks/kv_ablation.py TEXT [--models build/quality] [--weights fp32 int4 int4-gptq] [--windows 0]
+
+Every cache is scored on the same windows of the validation split, side by side and each from an empty cache, and
+compared window by window: with the exact cache under the same weights, and with plain rounding per token. Learned
+channels see the training split alone. The arithmetic is torch's (`nearbank.models.wkv_fit.torch_logits`), which tests
+hold against the runtime's. Writes docs/quality/kv-ablation.json and prints it as a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from quality_models import CONTROL, RESULTS
+from torch.nn import functional
+
+from nearbank.models.kv import kv_scheme
+from nearbank.models.load import load_model
+from nearbank.models.model import Model
+from nearbank.models.wkv_fit import Learning, learn_channels, torch_logits
+
+CACHES = ("int4", "int4-past", "int4-2d", "int4-wkv", "int2", "int2-past", "int2-2d", "int2-wkv")
+HEADINGS = "| weights | KV | above the exact cache | above plain rounding | share of plain |\n|---|---|---:|---:|---:|"
+BATCH = 16
+
+
+def rounded_model(checkpoint: Path, weights: str, train: str) -> Model:
+    """The full-precision model with its weights rounded, "-gptq" by GPTQ, and an exact cache."""
+    name, _, quantiser = weights.partition("-")
+    options = {"quantiser": "gptq", "calibration": train} if quantiser == "gptq" else {}
+    return load_model(checkpoint, "numpy", "fp32", None, name, "fp32", "fp32", **options)
+
+
+def windows_of(model: Model, text: str, most: int) -> torch.Tensor:
+    """Whole windows [n, context + 1] that share the token between them; most: 0 for all."""
+    tokens, length = model.encode(text), model.shape.context
+    starts = range(0, len(tokens) - length, length)
+    rows = np.stack([tokens[i : i + length + 1] for i in starts])
+    return torch.from_numpy(rows[: most or None])
+
+
+@torch.no_grad()
+def losses(model: Model, windows: torch.Tensor) -> np.ndarray:
+    """Nats per token of each window."""
+    found = []
+    for part in torch.split(windows, BATCH):
+        logits = torch_logits(model, part[:, :-1])
+        found.append(functional.cross_entropy(logits.mT, part[:, 1:], reduction="none").mean(1))
+    return torch.cat(found).double().numpy()
+
+
+def mean_and_error(differences: np.ndarray) -> tuple[float, float]:
+    """The mean over windows and its standard error."""
+    return float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(differences)))
+
+
+def rows(model: Model, weights: str, train: str, windows: torch.Tensor, learning: Learning) -> Iterator[dict[str, Any]]:
+    """One row per cache, each against the exact one and against plain rounding at the same bits."""
+    exact, plain = losses(model, windows), np.zeros(0)
+    for kv in CACHES:
+        held = replace(model, kv=kv)
+        if kv_scheme(kv).needs_fit:
+            held = learn_channels(model, train, kv, learning)
+        found = losses(held, windows)
+        plain = found if kv_scheme(kv).method == "plain" else plain
+        above, error = mean_and_error(found - exact)
+        gain, gain_error = mean_and_error(found - plain)
+        yield {
+            "weights": weights, "kv": kv, "windows": len(windows), "nats": float(found.mean()), "above_exact": above,
+            "above_exact_error": error, "above_plain": gain, "above_plain_error": gain_error,
+            "share_of_plain": above / float((plain - exact).mean()),
+        }  # fmt: skip
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    above = f"{row['above_exact']:+.5f} ± {row['above_exact_error']:.5f}"
+    gain = f"{row['above_plain']:+.5f} ± {row['above_plain_error']:.5f}"
+    return f"| {row['weights']} | {row['kv']} | {above} | {gain} | {row['share_of_plain']:.2f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--models", type=Path, default=Path("build/quality"))
+    parser.add_argument("--weights", nargs="*", default=["fp32", "int4", "int4-gptq"])
+    parser.add_argument("--windows", type=int, default=0, help="so many from the start; all when 0")
+    parser.add_argument("--steps", type=int, default=Learning().steps, help="of learning, per layer")
+    arguments = parser.parse_args()
+    text = arguments.text.read_text(encoding="utf-8")
+    cut = len(text) * 90 // 100
+    checkpoint = arguments.models / CONTROL / f"{CONTROL}.safetensors"
+    results = RESULTS / "kv-ablation.json"
+    kept = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
+    kept = [row for row in kept if row["weights"] not in arguments.weights]
+    print(HEADINGS)
+    for weights in arguments.weights:
+        model = rounded_model(checkpoint, weights, text[:cut])
+        windows = windows_of(model, text[cut:], arguments.windows)
+        for row in rows(model, weights, text[:cut], windows, Learning(steps=arguments.steps)):
+            kept.append({**row, "learning_steps": arguments.steps})
+            print(line(row), flush=True)
+            results.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
