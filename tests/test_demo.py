@@ -86,18 +86,22 @@ def test_the_recorded_trace_replays_to_the_demos_row(
         assert row[field] == expected[field]
 
 
+@contextmanager
+def _interrupting(*_: object) -> Iterator[Callable[[int], None]]:
+    yield lambda done: signal.raise_signal(signal.SIGINT) if done == 3 else None
+
+
 def test_ctrl_c_is_one_line_and_status_130_and_keeps_what_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C after the third token of a recording."""
-
-    @contextmanager
-    def interrupting(*_: object) -> Iterator[Callable[[int], None]]:
-        yield lambda done: signal.raise_signal(signal.SIGINT) if done == 3 else None
-
-    monkeypatch.setattr("nearbank.cli.trace.progress", interrupting)
+    """Ctrl-C after the third token of a recording, also where the shell had started the tests with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr("nearbank.cli.trace.progress", _interrupting)
     path = tmp_path / "t.parquet"
-    assert run(("trace", "--tokens", "20", "--out", str(path))) == 130
+    try:
+        assert run(("trace", "--tokens", "20", "--out", str(path))) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     error = capsys.readouterr().err
     assert error.startswith("nearbank: interrupted")
     assert error.count("\n") == 1
