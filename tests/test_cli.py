@@ -43,6 +43,9 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, obj
         (("demo", "--backend", "gpu"), "backend"),
         (("trace", "--model", "llama-9"), "llama-9"),
         (("trace", "--model", "gpt3-xl", "--prompt", "ROMEO:"), "takes a number of tokens"),
+        (("trace", "--model", "gpt3-xl", "--prompt", "1", "--beams", "0"), "beams is 0"),
+        (("trace", "--beams", "2", "--temperature", "1"), "2 beams with temperature 1"),
+        (("quality", "shakespeare-ternary"), "give --text (a decoder) or --pairs"),
         (("nonsense",), "No such command 'nonsense'"),
         (("replay", "--frob"), "No such option: --frob"),
     ],
@@ -61,6 +64,18 @@ def test_wrong_input_is_one_line_and_status_2(
     assert complaint in captured.err
     assert captured.err.startswith("nearbank: ")
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("model", [("--prompt", "ROMEO:"), ("--model", "bart-base", "--prompt", "9")])
+def test_beams_are_in_the_trace(model: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from nearbank.trace import open_trace
+
+    path = tmp_path / "run.parquet"
+    output(capsys, "trace", *model, "--tokens", "4", "--beams", "3", "--out", str(path), "--json")
+    trace = open_trace(path)
+    assert trace.header.beams == 3
+    sequences = [{o.sequence for _, o in step.rows() if o.op == "score"} for step in trace.steps()]
+    assert sequences == [{0}, {0, 1, 2}, {0, 1, 2}, {0, 1, 2}]
 
 
 def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:

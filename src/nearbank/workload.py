@@ -16,6 +16,7 @@ class Workload:
     """A model's description, the run's counts and formats, and `open_steps`, which yields the steps from the start.
 
     prompt_tokens: what the decoder begins with; source_tokens: what an encoder read, None without one.
+    beams: sequences of each prompt.
     """
 
     model: ModelDescription
@@ -26,6 +27,7 @@ class Workload:
     open_steps: Callable[[], Iterator[Step]]
     trace: Path | None = None
     source_tokens: int | None = None
+    beams: int = 1
 
     def steps(self, weights: str | None = None, kv: str | None = None) -> Iterator[Step]:
         """The steps, with the block matrices or the KV cache in other formats where given."""
@@ -42,7 +44,8 @@ def trace_workload(path: Path) -> Workload:
     """The run that a trace file records."""
     trace = open_trace(path)
     h = trace.header
-    return Workload(h.model, h.prompt_tokens, h.new_tokens, h.weights, h.kv, trace.steps, path, h.source_tokens)
+    counts = (h.prompt_tokens, h.new_tokens, h.weights, h.kv)
+    return Workload(h.model, *counts, trace.steps, path, h.source_tokens, h.beams)
 
 
 def is_shape(name: str) -> bool:
@@ -52,19 +55,23 @@ def is_shape(name: str) -> bool:
     return name in SHAPES or Path(name).name == "config.json"
 
 
-def sketch_workload(name: str, prompt_tokens: int, tokens: int, weights: str = "bf16", kv: str = "bf16") -> Workload:
+def sketch_workload(
+    name: str, prompt_tokens: int, tokens: int, weights: str = "bf16", kv: str = "bf16", beams: int = 1
+) -> Workload:
     """`tokens` tokens after a prompt (an encoder's source), at the shape of that name, or of a config.json."""
     from nearbank.models.sketch import check_counts, describe, sketch
     from nearbank.models.zoo import find_shape
 
     shape = find_shape(name)
     check_counts(shape, prompt_tokens, tokens)
+    if beams < 1:
+        raise NearbankError(f"beams is {beams}; expected 1 or more")
 
     def steps() -> Iterator[Step]:
-        return sketch(shape, prompt_tokens, tokens, weights=weights, kv=kv)
+        return sketch(shape, prompt_tokens, tokens, weights=weights, kv=kv, beams=beams)
 
     begun, source = (1, prompt_tokens) if shape.encoder else (prompt_tokens, None)
-    return Workload(describe(shape), begun, tokens, weights, kv, steps, source_tokens=source)
+    return Workload(describe(shape), begun, tokens, weights, kv, steps, source_tokens=source, beams=beams)
 
 
 def prompt_length(text: str) -> int:
@@ -82,6 +89,7 @@ def write_sketch(load: Workload, path: Path, advance: Callable[[int], None]) -> 
         prompt_tokens=load.prompt_tokens,
         new_tokens=load.tokens,
         source_tokens=load.source_tokens,
+        beams=load.beams,
         weights=load.weights,
         kv=load.kv,
         nearbank_version=__version__,
