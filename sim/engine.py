@@ -28,6 +28,7 @@ from nearbank.sim.layout import (
     binding_limits,
     command_table,
     fixed_list,
+    horizons,
     layout,
     lists,
     pull_lists,
@@ -190,6 +191,7 @@ class Player:
             vm.COUNTED_START: counted.start,
             vm.COUNTED: counted.rows,
             vm.DATA: np.array(data, dtype=np.int64),
+            vm.AGES: np.array(horizons(self._layout, frozenset(self._layout.names)), dtype=np.int64),
         }
         header = self._header(len(data))
         parts = [header, *self._command_tables(header)]

@@ -181,7 +181,7 @@ def push_lists(result: Layout, used: frozenset[str]) -> Lists:
 
 def written_list(result: Layout, used: frozenset[str], body: frozenset[str]) -> list[tuple[int, int]]:
     """Entries that commands of a loop body write, with the age beyond which no rule looks at them."""
-    horizon = _horizons(result, used)
+    horizon = horizons(result, used)
     return [(i, horizon[i]) for i in range(result.size) if result.owners[i] & body]
 
 
@@ -202,7 +202,7 @@ def binding_limits(result: Layout, used: frozenset[str], body: frozenset[str]) -
     return sorted({pull.limit for pull in pulls if used & result.owners[pull.base]})
 
 
-def _horizons(result: Layout, used: frozenset[str]) -> list[int]:
+def horizons(result: Layout, used: frozenset[str]) -> list[int]:
     """For every entry the greatest age at which anything may still depend on it."""
     ages = [0] * result.size
     for name in used:

@@ -3,7 +3,9 @@
 A lane steps through its code to the next meeting (`START`, `WAIT`, `MARK`, the end of a loop that holds one, or the
 end of the program); `play` handles the meetings of all lanes. At the end of every loop round a lane's state is
 compared, relative to now, with the round before. When they are equal, what the next rounds do is known: they are
-added up at once, as far as the next refresh or the loop's end. `sim.reference` is the slow twin of it all.
+added up at once, as far as the next refresh or the loop's end. Lanes that have come to the same state and read the
+same code up to the next meeting follow the first of them, which alone is played. `sim.reference` is the slow twin of
+it all.
 
 Everything is int64, and everything of one kind lies in one flat array, which keeps the compiled code small:
 `t` the tables, `m` one lane's memory (a row of `memory`), `g` what all lanes share, `code` a program's rows, `record`
@@ -33,8 +35,8 @@ WIDTH = HIGH + 3
 (BANKS, TCK_PS, INTERVAL, REGION, PRECHARGE, REFRESH, ACTIVATE, ACTIVATE_ALL, HORIZON, SKIPS) = range(10)
 (WRITTEN_START, WRITTEN, FIXED_START, FIXED, COUNTED_START, COUNTED, DATA, DATA_COUNT) = range(10, 18)
 (LAST, ROWS, COUNT_SIZE, REASONS, SNAP, SNAP_STRIDE, PROFILE, ROOM, GROUP_SHIFT) = range(18, 27)
-ACTIVATE_RANK = 27
-COMMANDS = 28  # the first table: where each command's own pulls and pushes are, it says itself
+ACTIVATE_RANK, AGES = 27, 28  # AGES: for every last issue, the age beyond which no command looks at it
+COMMANDS = 29  # the first table: where each command's own pulls and pushes are, it says itself
 
 REACH, NEED, EFFECT, REACHED, SLOT, PULLS, PULLS_END, PUSHES, PUSHES_END, COMMAND_WIDTH = range(10)
 PULL_BASE, PULL_DELAY, PULL_BANKED, PULL_REASON, PULL_SHIFT, PULL_FLIP, PULL_STRIDE, PULL_WIDTH = range(8)
@@ -45,7 +47,8 @@ NO_EFFECT, OPENS, CLOSES = range(3)
 # --- m: scalars at its start (SAME_ROW is the row that one command opened in all banks, or -1), loop counters, counters
 (PREVIOUS, FLOOR, FLOOR_UNIT, DUE, OPEN, TOUCHED, SAME_ROW, PC, NEXT_REGION, RECORDED, STATUS) = range(11)
 # OPEN_BANKS counts those of OPEN; a profile's next sample is due at EDGE, one every STEP cycles, and TAKEN are kept
-(OPEN_BANKS, EDGE, STEP, TAKEN, M_SIZE) = range(11, 16)
+# FOLLOWS is 1 + the lane that this one is a copy of for now, or 0
+(OPEN_BANKS, EDGE, STEP, TAKEN, FOLLOWS, M_SIZE) = range(11, 17)
 COUNTER = M_SIZE
 COUNT = COUNTER + MAX_DEPTH
 (ROW_HITS, ROW_MISSES, BANK_MISSES, OPEN_CYCLES, OPEN_BANK_CYCLES, REFRESHES, FIXED_COUNTERS) = range(7)
@@ -673,6 +676,137 @@ def _meet(t, memory, g, active, code, record):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def _is_meeting(code, row):  # type: ignore[no-untyped-def]
+    """Whether lanes stop at the row."""
+    op = code[row, OP]
+    return op >= START or (op == END and code[row, MEETS] != 0)
+
+
+@njit(cache=True)
+def _alike(code, a, b):  # type: ignore[no-untyped-def]
+    different = np.int64(0)
+    for i in range(WIDTH):
+        different |= code[a, i] ^ code[b, i]
+    return different == 0
+
+
+@njit(cache=True)
+def _twins(code, entry):  # type: ignore[no-untyped-def]
+    """For every row the first lane's row from which on all is the same up to the next meeting."""
+    twin = np.arange(code.shape[0])
+    lanes = entry.shape[0]
+    start = entry.copy()
+    stop = entry.copy()
+    ended = False
+    while not ended:
+        for lane in range(lanes):
+            row = start[lane]
+            while not _is_meeting(code, row):
+                row += 1
+            stop[lane] = row
+            for other in range(lane):
+                twin[row] = min(twin[row], twin[stop[other]])
+                _match(code, twin, start, stop, lane, other)
+                if start[lane] == row or twin[start[lane]] != start[lane]:
+                    break
+        ended = code[stop[0], OP] == HALT
+        start = stop + 1
+    return twin
+
+
+@njit(cache=True)
+def _match(code, twin, start, stop, lane, other):  # type: ignore[no-untyped-def]
+    """From the meeting backwards, as far as both lanes' rows are the same."""
+    for back in range(1, min(stop[lane] - start[lane], stop[other] - start[other]) + 1):
+        row = stop[lane] - back
+        if not _alike(code, row, stop[other] - back):
+            break
+        if twin[row] == row:
+            twin[row] = twin[stop[other] - back]
+
+
+@njit(cache=True)
+def _same_state(t, a, b):  # type: ignore[no-untyped-def]
+    """Whether two lanes will do the same at the same cycles, given the same commands."""
+    if a[PREVIOUS] != b[PREVIOUS] or a[DUE] != b[DUE] or a[NEXT_REGION] != b[NEXT_REGION]:
+        return False
+    now = _now(a)
+    if now != _now(b) or (now > a[PREVIOUS] + 1 and a[FLOOR_UNIT] != b[FLOOR_UNIT]):
+        return False
+    if a[OPEN] != b[OPEN] or a[TOUCHED] != b[TOUCHED] or (a[OPEN] != 0 and a[SAME_ROW] != b[SAME_ROW]):
+        return False
+    for i in range(t[BANKS]):
+        if (a[OPEN] >> i) & 1 and a[t[ROWS] + i] != b[t[ROWS] + i]:
+            return False
+    for i in range(t[ROWS] - t[LAST]):
+        one, other = a[t[LAST] + i], b[t[LAST] + i]
+        if one != other and a[PREVIOUS] + 1 - max(one, other) < t[t[AGES] + i]:
+            return False
+    return True
+
+
+@njit(cache=True)
+def _follow(t, a, b, leader, counts):  # type: ignore[no-untyped-def]
+    """Lane `b` is from now on like `a`; `counts` keeps the counters that `a` had before.
+
+    What the two remember of rounds before now is the same only where all last issues are.
+    """
+    b[FOLLOWS] = leader + 1
+    for i in range(t[COUNT_SIZE]):
+        counts[i] = a[COUNT + i]
+    for i in range(t[LAST], t[ROWS]):
+        if a[i] != b[i]:
+            for depth in range(MAX_DEPTH):
+                b[t[SNAP] + depth * t[SNAP_STRIDE] + S_STORED] = 0
+            break
+
+
+@njit(cache=True)
+def _part(t, a, b, counts):  # type: ignore[no-untyped-def]
+    """Lane `b` becomes what it would be, had it been played like `a` since it followed that."""
+    b[FOLLOWS] = 0
+    for i in range(TOUCHED + 1):
+        b[i] = a[i]
+    b[SAME_ROW] = a[SAME_ROW]
+    b[NEXT_REGION] = a[NEXT_REGION]
+    b[OPEN_BANKS] = a[OPEN_BANKS]
+    for depth in range(MAX_DEPTH):
+        b[COUNTER + depth] = a[COUNTER + depth]
+        stored = t[SNAP] + depth * t[SNAP_STRIDE] + S_STORED
+        b[stored] = min(b[stored], a[stored])
+    for i in range(t[COUNT_SIZE]):
+        b[COUNT + i] += a[COUNT + i] - counts[i]
+    for i in range(t[LAST], t[SNAP]):
+        b[i] = a[i]
+
+
+@njit(cache=True)
+def _part_all(t, memory, active, counts):  # type: ignore[no-untyped-def]
+    for lane in range(active):
+        if memory[lane, FOLLOWS]:
+            _part(t, _pointer(memory, memory[lane, FOLLOWS] - 1), _pointer(memory, lane), _pointer(counts, lane))
+
+
+@njit(cache=True)
+def _pair(t, memory, active, twin, counts, ahead):  # type: ignore[no-untyped-def]
+    """Before lanes step on: who follows whom, and how far ahead in the code it stands."""
+    for lane in range(1, active):
+        place = twin[memory[lane, PC]]
+        leader = memory[lane, FOLLOWS] - 1
+        if leader >= 0 and (memory[leader, FOLLOWS] or twin[memory[leader, PC]] != place):
+            _part(t, _pointer(memory, leader), _pointer(memory, lane), _pointer(counts, lane))
+            leader = np.int64(-1)
+        for other in range(lane):
+            if leader >= 0 or memory[other, FOLLOWS] or twin[memory[other, PC]] != place:
+                continue
+            if _same_state(t, _pointer(memory, other), _pointer(memory, lane)):
+                _follow(t, _pointer(memory, other), _pointer(memory, lane), other, _pointer(counts, lane))
+                leader = np.int64(other)
+        if leader >= 0:
+            ahead[lane] = memory[lane, PC] - memory[leader, PC]
+
+
+@njit(cache=True)
 def play(tables, memory, g, entry, code, record):  # type: ignore[no-untyped-def]
     """Play one program, lane i running the code from row entry[i] on; returns the end cycle, or -1 - lane.
 
@@ -684,12 +818,24 @@ def play(tables, memory, g, entry, code, record):  # type: ignore[no-untyped-def
     for lane in range(active):
         memory[lane, PC] = entry[lane]
     g[G_LABEL] = 0
+    pairs = active > 1 and t[SKIPS] and not t[ROOM] and record.shape[1] == 1
+    twin = _twins(code, entry) if pairs else entry
+    counts = np.empty((active, t[COUNT_SIZE]), dtype=np.int64)
+    ahead = np.empty(active, dtype=np.int64)
     while active > 0:
+        if pairs:
+            _pair(t, memory, active, twin, counts, ahead)
         for lane in range(active):
+            if memory[lane, FOLLOWS]:
+                memory[lane, PC] = memory[memory[lane, FOLLOWS] - 1, PC] + ahead[lane]
+                continue
             _run(t, _pointer(memory, lane), _pointer(record, lane), _pointer(code, 0))
             if memory[lane, STATUS] != FINE:
                 return np.int64(-1 - lane)
-        if code[memory[0, PC], OP] == HALT:
+        op = code[memory[0, PC], OP]
+        if op in (HALT, END):
+            _part_all(t, memory, active, counts)
+        if op == HALT:
             break
         _meet(t, memory, g, active, code, record)
     if _wall(memory, memory.shape[0]) >= t[HORIZON]:

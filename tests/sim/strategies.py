@@ -162,9 +162,15 @@ def programs(draw: st.DrawFn, machine: Machine) -> Program:
 
 
 def _part(draw: st.DrawFn, blocks: Blocks, builders: list[Builder], loops: list[list[Index]], depth: int) -> None:
-    """The next part of all streams: a block each, a meeting of all, or a common loop around further parts."""
-    kind = draw(st.sampled_from(["block", "block", "meeting", "loop" if depth < 2 else "block"]))
-    if kind == "block":
+    """The next part of all streams: a block each, one for all, a meeting, or a common loop around further parts."""
+    kind = draw(st.sampled_from(["block", "same", "meeting", "loop" if depth < 2 else "block"]))
+    if kind == "same":
+        one = Builder([[] for _ in range(depth + 1)])
+        blocks.block(one, loops[0])
+        for b in builders:
+            for node in one._open[-1]:
+                b.add(node)
+    elif kind == "block":
         for b, around in zip(builders, loops, strict=True):
             blocks.block(b, around)
     elif kind == "meeting":
