@@ -72,22 +72,24 @@ def test_logits_equal_transformers_at_once_and_token_by_token(checkpoint: tuple[
     np.testing.assert_allclose(cached, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
+SETTINGS: tuple[tuple[int, dict[str, Any], dict[str, Any]], ...] = (
+    (1, {}, {}),
+    (2, {"length_penalty": 2.0, "early_stopping": True}, {"length_penalty": 2.0, "early_stopping": True}),
+    (5, {"length_penalty": -1.0, "early_stopping": "never"}, {"length_penalty": -1.0, "early_stopping": "never"}),
+    (4, {"no_repeat_ngram_size": 2, "min_length": 9}, {"no_repeat_ngram": 2, "min_length": 9}),
+    (3, {"forced_bos_token_id": 7, "eos_token_id": [2, 5]}, {"forced_first": 7, "ends": (2, 5)}),
+)
+
+
 @every_case
-@pytest.mark.parametrize("beams", [1, 2, 5])
-def test_outputs_equal_transformers(checkpoint: tuple[Any, Path], beams: int) -> None:
+def test_outputs_equal_transformers(checkpoint: tuple[Any, Path]) -> None:
     model, directory = checkpoint
     ours = load_model(directory, kv="fp32")
-    for options, same in (
-        ({}, {}),
-        ({"length_penalty": 2.0, "early_stopping": True}, {"length_penalty": 2.0, "early_stopping": True}),
-        ({"length_penalty": -1.0, "early_stopping": "never"}, {"length_penalty": -1.0, "early_stopping": "never"}),
-        ({"no_repeat_ngram_size": 2, "min_length": 9}, {"no_repeat_ngram": 2, "min_length": 9}),
-        ({"forced_bos_token_id": 7, "eos_token_id": [2, 5]}, {"forced_first": 7, "ends": (2, 5)}),
-    ):
+    for beams, options, same in SETTINGS:
         with torch.no_grad():
             found = model.generate(torch.tensor([SOURCE]), num_beams=beams, max_new_tokens=16, **options)
         assert ours.search is not None
-        search = Search(**{**vars(ours.search), **same, "beams": beams})  # type: ignore[arg-type]
+        search = Search(**{**vars(ours.search), **same, "beams": beams})
         assert list(generate(ours, SOURCE, 16, search=search).tokens) == found[0, 1:].tolist()
 
 
