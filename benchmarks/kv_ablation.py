@@ -1,6 +1,6 @@
 """What each half of WKVQuant does to the KV cache of a trained model, at 4 and 2 bits, with paired standard errors:
 
-    python benchmarks/kv_ablation.py TEXT [--models build/quality] [--weights fp32 int4 int4-gptq] [--windows 0]
+    python benchmarks/kv_ablation.py TEXT [--models build/quality] [--weights fp32 int4] [--caches int4 int4-past …]
 
 Every cache is scored on the same windows of the validation split, side by side and each from an empty cache, and
 compared window by window: with the exact cache under the same weights, and with plain rounding per token. Learned
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,12 @@ def mean_and_error(differences: np.ndarray) -> tuple[float, float]:
     return float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(differences)))
 
 
-def rows(model: Model, weights: str, train: str, windows: torch.Tensor, learning: Learning) -> Iterator[dict[str, Any]]:
+def rows(
+    model: Model, caches: Sequence[str], train: str, windows: torch.Tensor, learning: Learning
+) -> Iterator[dict[str, Any]]:
     """One row per cache, each against the exact one and against plain rounding at the same bits."""
     exact, plain = losses(model, windows), np.zeros(0)
-    for kv in CACHES:
+    for kv in caches:
         held = replace(model, kv=kv)
         if kv_scheme(kv).needs_fit:
             held = learn_channels(model, train, kv, learning)
@@ -74,7 +76,7 @@ def rows(model: Model, weights: str, train: str, windows: torch.Tensor, learning
         above, error = mean_and_error(found - exact)
         gain, gain_error = mean_and_error(found - plain)
         yield {
-            "weights": weights, "kv": kv, "windows": len(windows), "nats": float(found.mean()), "above_exact": above,
+            "kv": kv, "windows": len(windows), "nats": float(found.mean()), "above_exact": above,
             "above_exact_error": error, "above_plain": gain, "above_plain_error": gain_error,
             "share_of_plain": above / float((plain - exact).mean()),
         }  # fmt: skip
@@ -87,28 +89,33 @@ def line(row: dict[str, Any]) -> str:
     return f"| {row['weights']} | {row['kv']} | {above} | {gain} | {row['share_of_plain']:.2f} |"
 
 
+def keep(results: Path, row: dict[str, Any]) -> None:
+    """Put a row into the file of results, in place of an earlier one of the same name."""
+    known = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
+    kept = [one for one in known if (one["weights"], one["kv"]) != (row["weights"], row["kv"])]
+    results.write_text(json.dumps([*kept, row], indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
     parser.add_argument("--models", type=Path, default=Path("build/quality"))
-    parser.add_argument("--weights", nargs="*", default=["fp32", "int4", "int4-gptq"])
+    parser.add_argument("--out", type=Path, default=RESULTS / "kv-ablation.json")
+    parser.add_argument("--caches", nargs="*", default=CACHES, help="a plain one before those compared with it")
+    parser.add_argument("--weights", nargs="*", default=["fp32", "int4", "int4-gptq"], help="-gptq: by GPTQ")
     parser.add_argument("--windows", type=int, default=0, help="so many from the start; all when 0")
     parser.add_argument("--steps", type=int, default=Learning().steps, help="of learning, per layer")
     arguments = parser.parse_args()
     text = arguments.text.read_text(encoding="utf-8")
     cut = len(text) * 90 // 100
     checkpoint = arguments.models / CONTROL / f"{CONTROL}.safetensors"
-    results = RESULTS / "kv-ablation.json"
-    kept = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
-    kept = [row for row in kept if row["weights"] not in arguments.weights]
     print(HEADINGS)
     for weights in arguments.weights:
         model = rounded_model(checkpoint, weights, text[:cut])
         windows = windows_of(model, text[cut:], arguments.windows)
-        for row in rows(model, weights, text[:cut], windows, Learning(steps=arguments.steps)):
-            kept.append({**row, "learning_steps": arguments.steps})
-            print(line(row), flush=True)
-            results.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        for row in rows(model, arguments.caches, text[:cut], windows, Learning(steps=arguments.steps)):
+            print(line({"weights": weights, **row}), flush=True)
+            keep(arguments.out, {"weights": weights, **row, "learning_steps": arguments.steps})
 
 
 if __name__ == "__main__":
