@@ -2,14 +2,15 @@
 
 Every node becomes a row; a loop becomes a row before and a row after its body, with relative jumps, so the rows of a
 node do not depend on where it stands. They are kept: a node object that comes again, in the next program or at
-another place, costs nothing to encode. Checked here: command names, formats, addresses over all loop counters, depth
-and counts of loops, and that all streams meet in the same order.
+another place, costs nothing to encode, and a run of such nodes in a long body is found at once. Checked here: command
+names, formats, addresses over all loop counters, depth and counts of loops, and that all streams meet in the same
+order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -22,7 +23,8 @@ from nearbank.sim.rules import RuleBook
 from nearbank.sim.standard import Effect, Row
 
 _K = TypeVar("_K")
-_KEPT_NODES = 8_000
+_KEPT_ROWS = 40_000
+_RUN = 16
 _FAR = 1 << 58
 _WIDEST = 1 << 28
 
@@ -33,14 +35,43 @@ class _FaultError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The rows of one node at one depth, and what the loops around it need to know."""
+    """The rows of one node, or of a run of them, at one depth, and what the loops around need to know."""
 
-    node: Node
+    node: Node | tuple[Node, ...]
     rows: Ints
     commands: frozenset[tuple[str, str]]
     meets: bool
     moves_rows: bool
     bank_depths: frozenset[int]
+
+
+def _joined(nodes: tuple[Node, ...], pieces: Sequence[Piece]) -> Piece:
+    rows = pieces[0].rows if len(pieces) == 1 else np.concatenate([p.rows for p in pieces])
+    commands = frozenset[tuple[str, str]]().union(*[p.commands for p in pieces])
+    bank_depths = frozenset[int]().union(*[p.bank_depths for p in pieces])
+    meets, moves_rows = any(p.meets for p in pieces), any(p.moves_rows for p in pieces)
+    return Piece(nodes, rows, commands, meets, moves_rows, bank_depths)
+
+
+@dataclass
+class _Kept:
+    """Pieces by the identity of their nodes, which they hold; those not asked for lately are let go."""
+
+    young: dict[tuple[int, ...], Piece] = field(default_factory=dict)
+    old: dict[tuple[int, ...], Piece] = field(default_factory=dict)
+    rows: int = 0
+
+    def get(self, key: tuple[int, ...]) -> Piece | None:
+        found = self.young.get(key)
+        if found is None and (found := self.old.get(key)):
+            self.add(key, found)
+        return found
+
+    def add(self, key: tuple[int, ...], piece: Piece) -> None:
+        self.young[key] = piece
+        self.rows += len(piece.rows)
+        if self.rows > _KEPT_ROWS:
+            self.old, self.young, self.rows = self.young, {}, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +94,7 @@ class Compiler:
     bodies: dict[frozenset[tuple[str, str]], int] = field(default_factory=dict)
     slots: dict[tuple[str, str], int] = field(default_factory=dict)
     slot_count: int = 0
-    _pieces: dict[tuple[int, int], Piece] = field(default_factory=dict)
+    _kept: _Kept = field(default_factory=_Kept)
 
     def __post_init__(self) -> None:
         self._numbers = {name: i for i, name in enumerate(self.book.specs)}
@@ -72,6 +103,9 @@ class Compiler:
             for number_format in ("", *(unit.formats if unit and spec.macs else ())):
                 self.slots[name, number_format] = self.slot_count
                 self.slot_count += self.slots_of(name)
+        organization, buffer = self.book.machine.organization, self.book.machine.global_buffer
+        columns = buffer.bytes // organization.column_bytes if buffer else organization.columns
+        self._least = np.array([self.book.banks, organization.rows, min(columns, organization.columns)])
 
     def slots_of(self, name: str) -> int:
         """How many counters a command has, side by side: one a bank group if it is told a bank."""
@@ -79,8 +113,6 @@ class Compiler:
 
     def code(self, program: Program) -> Code:
         """The program's tables; `NearbankError` names program, stream and node of the first fault."""
-        if len(self._pieces) > _KEPT_NODES:
-            self._pieces.clear()
         streams = [self._stream_pieces(program, number) for number in range(len(program.streams))]
         parts = [np.concatenate([*(p.rows for p in pieces), _HALT]) for pieces in streams]
         _check_meetings(program, parts)
@@ -94,7 +126,7 @@ class Compiler:
         pieces: list[Piece] = []
         for place, node in enumerate(program.streams[number].body):
             try:
-                known = (id(node), 0) in self._pieces
+                known = self._kept.get((0, id(node))) is not None
                 piece = self._piece(node, 0)
             except _FaultError as fault:
                 raise NearbankError(f"program {program.name}, stream {number}, node {place}: {fault}") from None
@@ -104,10 +136,25 @@ class Compiler:
         return pieces
 
     def _piece(self, node: Node, depth: int) -> Piece:
-        known = self._pieces.get((id(node), depth))
+        key = (depth, id(node))
+        known = self._kept.get(key)
         if known is None:
             known = self._loop(node, depth) if isinstance(node, Loop) else self._leaf(node, depth)
-            self._pieces[id(node), depth] = known
+            self._kept.add(key, known)
+        return known
+
+    def _body(self, nodes: tuple[Node, ...], depth: int) -> Piece:
+        """All nodes of a loop's body. A long one is looked up run by run: most of it is often that of a body before."""
+        if len(nodes) <= _RUN:
+            return _joined(nodes, [self._piece(node, depth) for node in nodes])
+        return _joined(nodes, [self._run(nodes[i : i + _RUN], depth) for i in range(0, len(nodes), _RUN)])
+
+    def _run(self, nodes: tuple[Node, ...], depth: int) -> Piece:
+        key = (depth, *map(id, nodes), 0)
+        known = self._kept.get(key)
+        if known is None:
+            known = _joined(nodes, [self._piece(node, depth) for node in nodes])
+            self._kept.add(key, known)
         return known
 
     def _leaf(self, node: Node, depth: int) -> Piece:
@@ -161,18 +208,14 @@ class Compiler:
             raise _FaultError(f"loop of {node.count} rounds; expected 1 to 2^62 - 1")
         if not node.body:
             raise _FaultError("loop with an empty body")
-        pieces = [self._piece(child, depth + 1) for child in node.body]
-        meets = any(p.meets for p in pieces)
-        moves_rows = any(p.moves_rows for p in pieces)
-        commands = frozenset[tuple[str, str]]().union(*(p.commands for p in pieces))
-        bank_depths = frozenset[int]().union(*(p.bank_depths for p in pieces))
-        body = -1 if depth in bank_depths else _number(self.bodies, commands)
-        rows = np.concatenate([_blank(depth), *(p.rows for p in pieces), _blank(depth)])
-        flags = (depth, int(meets), int(moves_rows))
+        inside = self._body(node.body, depth + 1)
+        body = -1 if depth in inside.bank_depths else _number(self.bodies, inside.commands)
+        rows = np.concatenate([_blank(depth), inside.rows, _blank(depth)])
+        flags = (depth, int(inside.meets), int(inside.moves_rows))
         rows[0, : vm.HAS_BANK] = vm.LOOP, node.count, 0, 0, *flags
         rows[-1, : vm.HAS_BANK] = vm.END, node.count, len(rows) - 2, body, *flags
         _widen(rows[1:-1], depth, node.count - 1)
-        return Piece(node, rows, commands, meets, moves_rows, bank_depths)
+        return replace(inside, node=node, rows=rows)
 
     def _check_channels(self, program: Program, number: int, channels: tuple[int, ...]) -> None:
         count = self.book.machine.organization.channels
@@ -189,6 +232,8 @@ class Compiler:
     def _check_addresses(self, program: Program, number: int, pieces: list[Piece]) -> None:
         """The last of the stream's pieces so far: all its addresses exist."""
         rows = pieces[-1].rows
+        if rows[:, vm.LOW : vm.HIGH].min() >= 0 and (rows[:, vm.HIGH :].max(axis=0) < self._least).all():
+            return
         organization = self.book.machine.organization
         sizes = (("bank", self.book.banks), ("row", organization.rows), ("column", organization.columns))
         for k, (what, size) in enumerate(sizes):
@@ -223,6 +268,8 @@ def _blank(depth: int) -> Ints:
 
 def _widen(rows: Ints, depth: int, last: int) -> None:
     """Let the lowest and highest addresses take in a loop around the rows whose counter goes up to `last`."""
+    if not last:
+        return
     strides = rows[:, vm.BANK_STRIDES + depth : vm.LOW : vm.MAX_DEPTH]
     if last >= 1 << 32 and last * int(np.abs(strides).max(initial=0)) >= _FAR:
         raise _FaultError(f"an address moves over more than 2^58 in a loop of {last + 1} rounds")
