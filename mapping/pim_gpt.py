@@ -79,9 +79,13 @@ class _Position:
 
 @dataclass(frozen=True)
 class _Lowering:
-    """What a stream's body is made for: its channels, by the first of them, and the ASIC's work by operation."""
+    """What a stream's body is made for: its channels, by the first of them, and the ASIC's work by operation.
+
+    `like` is the first channel that does the same but for K, which the channels of a team append in turn.
+    """
 
     channel: int
+    like: int
     work: Mapping[str, Callable[[int], Work]]
 
 
@@ -106,7 +110,9 @@ class Plan:
         positions = list(self._positions(end - tokens, end))
         work = _STREAMED_WORK if _norms_stream(step) else _WORK
         streams = tuple(
-            Stream(channels, self._body(_Lowering(channels[0], work), inside, after, positions))
+            Stream(
+                channels, self._body(_Lowering(channels[0], self._like(channels[0]), work), inside, after, positions)
+            )
             for channels in self.channel_groups
         )
         return Program(f"{step.phase} {step.index}", streams)
@@ -127,6 +133,13 @@ class Plan:
         outputs = (m.outputs_of(channel, self.target) for m in self.placement.matrices)
         return (*outputs, cache.slots_of(channel, self.target.channels), channel % cache.team)
 
+    def _like(self, channel: int) -> int:
+        """The first channel that does the same but for K; scales of a quantised cache are appended in turn, too."""
+        if self.placement.cache.scales:
+            return channel
+        firsts = [group[0] for group in self.channel_groups]
+        return next(first for first in firsts if self._share(first)[:-1] == self._share(channel)[:-1])
+
     def _positions(self, begin: int, end: int) -> Iterator[_Position]:
         """Tokens [begin, end) in runs with the same addresses but for the bank of K."""
         cache = self.placement.cache
@@ -146,17 +159,17 @@ class Plan:
 
     def _block(self, way: _Lowering, block: Block, position: _Position) -> Nodes:
         nodes: list[Node] = []
-        channel, streamed = way.channel, way.work is _STREAMED_WORK
+        streamed = way.work is _STREAMED_WORK
         values: PutOff | None = None
         groups: list[tuple[Operation, ...]] = [*_fused(block.operations), ()]
         for operations, following in pairwise(groups):
             if operations[0].op in ("append", *_ATTENTION):
-                nodes += self._attention(channel, block.first, operations, position, values)
+                nodes += self._attention(way, block.first, operations, position, values)
                 values = None
                 continue
             part = self._first_part(operations, following)
             emit = partial(self._plain, way, operations, part)
-            nodes += self._part((channel, block.first, operations, streamed, part), emit)
+            nodes += self._part((way.like, block.first, operations, streamed, part), emit)
             if part:
                 values = partial(self._rest, way, operations[0], part.end)
         return tuple(nodes)
@@ -181,7 +194,7 @@ class Plan:
     def _rest(self, way: _Lowering, product: Operation, first: int, rows: Rows, b: Builder) -> None:
         """The outputs of a product from `first` on."""
         end = self.target.outputs_of(0, product.n or 0)
-        self._matmul(way.channel, product, b, rows, part=Part(first, end))
+        self._matmul(way.like, product, b, rows, part=Part(first, end))
 
     def _part(self, key: tuple[object, ...], emit: Emit) -> Nodes:
         """The nodes that `emit` writes inside the loops over tokens and layers; made once per key."""
@@ -222,7 +235,7 @@ class Plan:
         feed = None
         for product, followed, next_product in _stages(operations):
             follow = Follow(followed.op, way.work[followed.op], self._needed(next_product)) if followed else None
-            queued = self._matmul(way.channel, product, b, rows, follow, feed, part)
+            queued = self._matmul(way.like, product, b, rows, follow, feed, part)
             if followed:
                 b.add(Mark(followed.op))
             feed = Feed(follow, queued) if follow and follow.needed is not None else None
@@ -259,7 +272,7 @@ class Plan:
 
     def _attention(
         self,
-        channel: int,
+        way: _Lowering,
         layer: int,
         operations: tuple[Operation, ...],
         position: _Position,
@@ -268,14 +281,14 @@ class Plan:
         """K and V appended and attended, as far as the trace has them; `values` is a product put off until then."""
         appends = operations[0].op == "append"
         if appends:
-            emit = partial(self._keys, channel, position.token)
-            yield from self._part(("K", layer, channel, position.token), emit)
+            emit = partial(self._keys, way.channel, position.token)
+            yield from self._part(("K", layer, way.channel, position.token), emit)
         if operations[-1].op in _ATTENTION:
             first, last = _attended(operations, position)
             span = Span.of(first, last, self.target.banks)
             token = self._same_addresses(position.token) if appends else None
-            emit = partial(self._attend, channel, span, token, values)
-            yield from self._part(("attend", layer, channel, span, token, values is None), emit)
+            emit = partial(self._attend, way.like, span, token, values)
+            yield from self._part(("attend", layer, way.like, span, token, values is None), emit)
 
     def _same_addresses(self, token: int) -> int:
         """The first token whose V and scales have the same addresses."""
