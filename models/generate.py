@@ -14,7 +14,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from nearbank.errors import NearbankError
-from nearbank.models.energy import read_counters, spent_uj
+from nearbank.models.energy import Energy, read_energy, spent
 from nearbank.models.execution import Cache, Pass, Row, Tokens
 from nearbank.models.model import Model
 from nearbank.models.operations import OUTSIDE, elementwise
@@ -45,14 +45,14 @@ class StepResult:
 class Generation:
     """A finished generation of one sequence. `step_ns`: the prompt's pass, then one entry per further token.
 
-    energy_uj: of the processor packages from the first pass to the last, None where the machine has no counters.
+    energy: from the first pass to the last, where the machine has counters.
     """
 
     text: str
     tokens: tuple[int, ...]
     prompt_tokens: int
     step_ns: tuple[int, ...] = field(repr=False)
-    energy_uj: int | None = None
+    energy: Energy = field(default_factory=Energy)
 
     @property
     def seconds(self) -> float:
@@ -91,12 +91,12 @@ def generate(
     """
     numbers = prompt_numbers(model, prompt)
     results = []
-    before = read_counters()
+    before = read_energy(model.backend)
     for result in chosen_steps(model, numbers, tokens, sampling, search):
         results.append(result)
         if progress is not None:
             progress(len(results), tokens)
-    return collect(model, len(numbers), results, spent_uj(before, read_counters()))
+    return collect(model, len(numbers), results, spent(before, read_energy(model.backend)))
 
 
 def chosen_steps(
@@ -113,13 +113,11 @@ def chosen_steps(
     return beam_steps(model, prompt, tokens, rules, record)
 
 
-def collect(
-    model: Model, prompt_tokens: int, results: Sequence[StepResult], energy_uj: int | None = None
-) -> Generation:
+def collect(model: Model, prompt_tokens: int, results: Sequence[StepResult], energy: Energy) -> Generation:
     """The generation of the first sequence from the results of all passes."""
     chosen = results[-1].output or tuple(result.tokens[0] for result in results)
     text = model.decode(chosen) if model.tokenizer is not None else ""
-    return Generation(text, chosen, prompt_tokens, tuple(result.time_ns for result in results), energy_uj)
+    return Generation(text, chosen, prompt_tokens, tuple(result.time_ns for result in results), energy)
 
 
 def prompt_numbers(model: Model, prompt: str | Sequence[int]) -> Tokens:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nearbank import __version__
-from nearbank.models.energy import read_counters, spent_uj
+from nearbank.models.energy import read_energy, spent
 from nearbank.models.execution import Tokens
 from nearbank.models.generate import (
     GREEDY,
@@ -46,14 +46,14 @@ def record(
     numbers = prompt_numbers(model, prompt)
     passes = chosen_steps(model, numbers, tokens, sampling, search, record=True)
     results = []
-    before = read_counters()
+    before = read_energy(model.backend)
     with TraceWriter(path, header(model, numbers, tokens, sampling, search or model.search)) as writer:
         for result in passes:
             _write(writer, result)
             results.append(replace(result, rows=()))
             if progress is not None:
                 progress(len(results), tokens)
-        energy = spent_uj(before, read_counters())
+        energy = spent(before, read_energy(model.backend))
     return collect(model, len(numbers), results, energy)
 
 

@@ -17,3 +17,14 @@ def device_problem() -> str | None:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
         return "the CUDA driver reports no device"
     return None
+
+
+def pci_bus_id(ordinal: int = 0) -> str | None:
+    """The PCI address of a visible device, by which other libraries find it; None without one."""
+    if device_problem() is not None:
+        return None
+    driver = ctypes.CDLL("libcuda.so.1")
+    device, name = ctypes.c_int(0), ctypes.create_string_buffer(32)
+    if driver.cuDeviceGet(ctypes.byref(device), ordinal) != 0:
+        return None
+    return name.value.decode("ascii") if driver.cuDeviceGetPCIBusId(name, len(name), device) == 0 else None

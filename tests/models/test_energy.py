@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nearbank.models.energy import Counter, read_counters, spent_uj
+from nearbank.models import energy
+from nearbank.models.energy import Counter, Energy, read_counters, read_energy, spent, spent_uj
 
 
 def write(root: Path, domain: str, reading: int, largest: int = 1000) -> None:
@@ -38,3 +42,43 @@ def test_no_counters_mean_no_energy(tmp_path: Path) -> None:
 def test_a_counter_that_wraps_counts_on(start: int, spent: int) -> None:
     before, after = ({"p": Counter(value % 1000, 999)} for value in (start, start + spent))
     assert spent_uj(before, after) == spent
+
+
+ADDRESS = "0000:17:00.0"
+
+
+def fake_nvml(readings_mj: list[int], works: bool = True) -> SimpleNamespace:
+    """NVML as its package shows it, with a board at ADDRESS whose counter has these readings one after the other."""
+
+    class NVMLError(Exception):
+        pass
+
+    def handle(address: bytes) -> str:
+        assert address == ADDRESS.encode()
+        return "board"
+
+    def consumed(board: str) -> int:
+        if not works or board != "board":
+            raise NVMLError
+        return readings_mj.pop(0)
+
+    quiet = dict.fromkeys(("nvmlInit", "nvmlShutdown"), lambda: None)
+    rules = {"nvmlDeviceGetHandleByPciBusId": handle, "nvmlDeviceGetTotalEnergyConsumption": consumed}
+    return SimpleNamespace(NVMLError=NVMLError, **quiet, **rules)
+
+
+def test_a_gpus_energy_is_counted_where_one_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "read_counters", lambda: {})
+    monkeypatch.setattr(energy, "pci_bus_id", lambda: ADDRESS)
+    for nvml, backend, expected in (
+        (fake_nvml([1000, 1023]), "cupy", 23_000),
+        (fake_nvml([2**64 - 1, 4]), "numba-cuda", 5_000),
+        (fake_nvml([1000, 1023]), "numba", None),
+        (fake_nvml([], works=False), "cupy", None),
+        (None, "cupy", None),  # the package is not there
+    ):
+        monkeypatch.setitem(sys.modules, "pynvml", nvml)
+        assert spent(read_energy(backend), read_energy(backend)) == Energy(None, expected)
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml([1000, 1023]))
+    monkeypatch.setattr(energy, "pci_bus_id", lambda: None)
+    assert read_energy("cupy").gpu == {}

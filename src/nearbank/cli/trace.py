@@ -85,6 +85,8 @@ def _record(model: Any, prompt: str, tokens: int, sampling: Any, search: Any, ou
         "origin": "recorded",
         "tokens": tokens,
         "tokens_per_s": made.tokens_per_s,
+        "processor_energy_uj": made.energy.processor_uj,
+        "gpu_energy_uj": made.energy.gpu_uj,
         "text": made.text,
     }
 
@@ -93,4 +95,4 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:
-        print("\n".join(f"{key}: {value}" for key, value in result.items()))
+        print("\n".join(f"{key}: {value}" for key, value in result.items() if value is not None))
