@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types contracts unit validation notebooks figures bench bench-gpu quality clean
+.PHONY: demo test lint types contracts unit validation notebooks figures bench bench-engine bench-gpu quality clean
 
 demo: $(VENV)/.installed-core
 	$(BIN)/nearbank demo
@@ -30,6 +30,10 @@ validation: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-only
+
+# How the simulator's cost grows: docs/simulator.md.
+bench-engine: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/engine_growth.py
 
 bench-gpu: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/gpu.py
