@@ -43,9 +43,9 @@ class Learning:
     """How channels are learned. windows: contexts of calibration text; steps: per layer; batch: windows a step."""
 
     windows: int = 64
-    steps: int = 150
+    steps: int = 240
     batch: int = 8
-    lr: float = 0.02
+    lr: float = 0.04
     seed: int = 0
 
 
