@@ -122,15 +122,16 @@ def rows() -> Iterator[dict[str, Any]]:
 
 def table(result: dict[str, Any]) -> str:
     """A line per size, a column per player: millions a second."""
-    found = {(row["player"], row["size"]): row["per_s"] / 1e6 for row in result["rows"]}
+    found = {(row["player"], row["size"]): _short(row["per_s"] / 1e6) for row in result["rows"]}
     lines = ["| size | " + " | ".join(MOST) + " |", "|---:|" + "---:|" * len(MOST)]
     for size in SIZES:
-        cells = [f"{found[name, size]:,.3g}" if (name, size) in found else "" for name in MOST]
-        cells = [
-            f"{found[name, size]:,.0f}" if found.get((name, size), 0) >= 1000 else c for name, c in zip(MOST, cells)
-        ]
+        cells = [found.get((name, size), "") for name in MOST]
         lines.append(f"| {size:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _short(millions: float) -> str:
+    return f"{millions:,.0f}" if millions >= 1000 else f"{millions:.3g}"
 
 
 def write_page(result: dict[str, Any]) -> None:
