@@ -23,7 +23,7 @@ def bytes_by_context(shares: Sequence[Share], ax: Axes) -> Axes:
     ax.set_xlim(contexts[0], contexts[-1])
     ax.set_xlabel("context (positions attended)")
     ax.set_ylabel("MB moved per token")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, frameon=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.2, ncols=4, fontsize=8, frameon=False)
     return ax
 
 

@@ -42,7 +42,9 @@ def _labelled_bars(rows: Sequence[MachineRow], values: Sequence[float], ax: Axes
     ax.margins(x=0.2)
     kinds = dict.fromkeys(row.kind for row in rows)
     handles = [_patch(KIND_COLOURS[kind]) for kind in kinds]
-    ax.legend(handles, list(kinds), loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+    ax.legend(
+        handles, list(kinds), loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.2, ncols=3, frameon=False
+    )
 
 
 def _patch(colour: str) -> Patch:
@@ -83,7 +85,7 @@ def _stacked(parts: Mapping[str, Mapping[str, float]], ax: Axes, unit: str) -> N
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
     ax.set_xlabel(unit)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, frameon=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.2, ncols=4, fontsize=8, frameon=False)
 
 
 def utilisation(rows: Sequence[MachineRow], ax: Axes) -> Axes:
@@ -100,7 +102,16 @@ def utilisation(rows: Sequence[MachineRow], ax: Axes) -> Axes:
     ax.set_xlim(0, 100)
     ax.set_xlabel("% of the run")
     handles = [_patch(colours[name]) for name in names]
-    ax.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, frameon=False)
+    ax.legend(
+        handles,
+        names,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        borderaxespad=4.2,
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+    )
     ax.set_title("Machine utilisation")
     return ax
 
@@ -109,14 +120,15 @@ def token_times(rows: Sequence[MachineRow], ax: Axes) -> Axes:
     """Time of every step, prompt first, as the context grows, for simulated and measured machines."""
     rows = [row for row in rows if row.kind != "modelled"] or rows
     colours = colours_of(row.label for row in rows)
-    for row in rows:
-        times = [t / 1000 for t in row.token_time_ns or ()]
-        if times:
-            ax.plot(range(len(times)), times, label=row.label, color=colours[row.label])
-    ax.set_yscale("log")
+    series = {row.label: [t / 1000 for t in row.token_time_ns] for row in rows if row.token_time_ns}
+    for label, times in series.items():
+        ax.plot(range(len(times)), times, label=label, color=colours[label])
+    every = [t for times in series.values() for t in times]
+    if every and max(every) > 5 * min(every):
+        ax.set_yscale("log")
     ax.set_xlabel("step (0 is the prompt)")
     ax.set_ylabel("µs")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8, frameon=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.2, ncols=2, fontsize=8, frameon=False)
     ax.set_title("Time of each step")
     return ax
 
