@@ -68,8 +68,8 @@ def _rows(results: Results) -> str:
     return (
         "The rate depends on what counts as an access, and how the paper counts is not known. Counted by bank, a MAC "
         f"in all 16 being 16 accesses, ours are {_per_cent(by_bank)}; counted by command, a MAC being one access and "
-        f"each write of K and V to one bank another, they are {_per_cent(by_command)}. Writing V opens a row in every "
-        "bank for one value each, which weighs more in the second count. One miss per 64 columns, 98.44 %, is the "
+        f"each write of K and V to one bank another, they are {_per_cent(by_command)}. Writing V touches many rows for "
+        "one value each, which weighs more in the second count. One miss per 64 columns, 98.44 %, is the "
         f"ceiling of products{_rate_by_tokens(results)}."
     )
 
