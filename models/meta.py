@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from nearbank.errors import NearbankError
 from nearbank.models.catcher import reason, run_caught
 from nearbank.models.meta_source import SourceRunner
@@ -43,7 +45,13 @@ def sketch_config(
     observed = runner.passes(prompt_tokens, new_tokens)
     limit = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
     context = max(limit or 0, prompt_tokens + new_tokens)
-    described = describe_observed(name or str(config.get("model_type")), observed[0], context)
+    called = name or str(config.get("model_type"))
+    try:
+        described = describe_observed(called, observed[0], context)
+    except ValidationError as error:
+        raise NearbankError(
+            f"{called}: cannot tell the layers apart: {reason(error.errors()[0]['ctx']['error'])}"
+        ) from None
     steps = tuple(_step(index, one) for index, one in enumerate(observed))
     return MetaSketch(described, steps, dict(runner.unknown))
 

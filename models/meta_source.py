@@ -38,8 +38,13 @@ class SourceRunner:
     def _encode(self, tokens: int) -> tuple[Any, list[Row]]:
         ids = _ids(tokens)
         encoded, calls = run_caught(self.model.get_encoder(), input_ids=ids)
-        rows = with_layers(self._read(calls), head=False)
-        return encoded, [(layer, replace(o, name=f"encoder.{o.name}"), time) for layer, o, time in rows]
+        timed = self._read(calls)
+        if not any(operation.op == "score" for operation, _ in timed):
+            raise NearbankError(f"no attention of the encoder is known; unknown calls: {', '.join(self.unknown)}")
+        rows = with_layers(timed, head=False)
+        prefixes = {OUTSIDE: "encoder.outer."}
+        named = [(layer, prefixes.get(layer, "encoder.") + o.name, o, time) for layer, o, time in rows]
+        return encoded, [(layer, replace(o, name=name), time) for layer, name, o, time in named]
 
     def _decode(self, encoded: Any, past: Any, source: int, index: int, first_layer: int) -> tuple[Any, list[Row]]:
         inputs = {"encoder_outputs": encoded, "decoder_input_ids": _ids(1), "past_key_values": past}

@@ -240,6 +240,7 @@ def _layers(found: list[Operation], attentions: int, head: bool) -> list[int]:
     if not scores:
         raise NearbankError("cannot tell the layers apart: no attention among the operations")
     each = before[1] - before[0] if len(scores) > 1 else before[0] + after
+    after = after if head else min(after, each - before[0])  # what follows an encoder's layers (a pooler) is outside
     if after < 0 or each < after or any(b - a != each for a, b in pairwise(before)):
         raise NearbankError(
             f"cannot tell the layers apart: {len(scores)} attentions with {before} matrix products before each; "
