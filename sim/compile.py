@@ -76,7 +76,10 @@ class _Kept:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A program ready to play: all streams' rows end to end, and the row each starts at."""
+    """A program ready to play: all streams' rows end to end, and the row each starts at.
+
+    The rows hold until the compiler is given the next program.
+    """
 
     rows: Ints
     entries: tuple[int, ...]
@@ -95,6 +98,7 @@ class Compiler:
     slots: dict[tuple[str, str], int] = field(default_factory=dict)
     slot_count: int = 0
     _kept: _Kept = field(default_factory=_Kept)
+    _room: Ints = field(default_factory=lambda: np.zeros((0, vm.WIDTH), dtype=np.int64))
 
     def __post_init__(self) -> None:
         self._numbers = {name: i for i, name in enumerate(self.book.specs)}
@@ -114,12 +118,19 @@ class Compiler:
     def code(self, program: Program) -> Code:
         """The program's tables; `NearbankError` names program, stream and node of the first fault."""
         streams = [self._stream_pieces(program, number) for number in range(len(program.streams))]
-        parts = [np.concatenate([*(p.rows for p in pieces), _HALT]) for pieces in streams]
-        _check_meetings(program, parts)
-        entries = np.cumsum([0, *(len(part) for part in parts)])[:-1]
-        rows = parts[0] if len(parts) == 1 else np.concatenate([*parts, _HALT])
+        rows = self._laid([block for pieces in streams for block in (*(p.rows for p in pieces), _HALT)])
+        ends = np.cumsum([sum(len(p.rows) for p in pieces) + 1 for pieces in streams])
+        entries = np.array([0, *ends[:-1]])
+        _check_meetings(program, np.split(rows, ends[:-1]))
         commands = frozenset(name for pieces in streams for piece in pieces for name, _ in piece.commands)
         return Code(rows, tuple(entries.tolist()), commands)
+
+    def _laid(self, blocks: list[Ints]) -> Ints:
+        """All blocks end to end, in room that the next program takes over: fresh memory is what would cost time."""
+        count = sum(map(len, blocks))
+        if count > len(self._room):
+            self._room = np.zeros((2 * count, vm.WIDTH), dtype=np.int64)
+        return np.concatenate(blocks, out=self._room[:count])
 
     def _stream_pieces(self, program: Program, number: int) -> list[Piece]:
         self._check_channels(program, number, program.streams[number].channels)
@@ -316,7 +327,7 @@ def _check_meetings(program: Program, parts: list[Ints]) -> None:
 
 
 def _skeleton(rows: Ints) -> Ints:
-    meetings: Ints = rows[rows[:, vm.MEETS] == 1][:, [vm.OP, vm.DEPTH, vm.A, vm.B, vm.C]]
+    meetings: Ints = rows[:, [vm.OP, vm.DEPTH, vm.A, vm.B, vm.C]][rows[:, vm.MEETS] == 1]
     loops = (meetings[:, 0] == vm.LOOP) | (meetings[:, 0] == vm.END)
     meetings[loops, 3:] = 0  # how long the bodies are is each stream's own matter
     return meetings
