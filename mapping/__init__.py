@@ -5,7 +5,7 @@ programs = (placed.lower(step) for step in trace.steps())
 print("\\n".join(describe(placed)))
 """
 
-from nearbank.mapping.account import bank_hit_rate, bytes_off_chip, command_counts, mac_operations
+from nearbank.mapping.account import bytes_off_chip, command_counts, mac_operations
 from nearbank.mapping.bounds import Bounds, bounds
 from nearbank.mapping.describe import describe
 from nearbank.mapping.pim_gpt import MappingOptions, Plan, plan
@@ -16,7 +16,6 @@ __all__ = [
     "MappingOptions",
     "Placement",
     "Plan",
-    "bank_hit_rate",
     "bounds",
     "bytes_off_chip",
     "command_counts",

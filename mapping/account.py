@@ -66,25 +66,3 @@ def mac_operations(counts: Mapping[tuple[str, str], int], target: Target) -> dic
     lanes = dict(target.lanes)
     each = {fmt: Fraction(have.per_step, have.serial) * target.banks for fmt, have in lanes.items()}
     return {fmt: int(times * each[fmt]) for (name, fmt), times in counts.items() if name == "MACAB"}
-
-
-# Banks that one command reaches, where it is more than one.
-_WIDE = ("ACT16", "MACAB", "AF", "EWMUL")
-_FOUR = ("ACT4", "MAC4B")
-_OPENS = ("ACT", "ACT4", "ACT16")
-_ACCESSES = ("RD", "WR", "MACSB", "MAC4B", "MACAB", "AF", "EWMUL")
-
-
-def bank_hit_rate(counts: Mapping[tuple[str, str], int], banks: int) -> float | None:
-    """Share of the banks' column accesses that find their row open: all but the first after every activation.
-
-    Counted per bank, as a row buffer sees it: a MACAB is as many accesses as the channel has banks. None without
-    accesses.
-    """
-
-    def reached(names: tuple[str, ...]) -> int:
-        width = {name: banks if name in _WIDE else 4 if name in _FOUR else 1 for name in names}
-        return sum(times * width[name] for (name, _), times in counts.items() if name in names)
-
-    accesses = reached(_ACCESSES)
-    return 1 - reached(_OPENS) / accesses if accesses else None

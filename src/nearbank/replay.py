@@ -10,7 +10,7 @@ from typing import Literal, cast, get_args
 
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
-from nearbank.mapping import MappingOptions, Plan, bank_hit_rate, bounds, bytes_off_chip, describe, plan
+from nearbank.mapping import MappingOptions, Plan, bounds, bytes_off_chip, describe, plan
 from nearbank.mapping.search import Found, plan_best
 from nearbank.report import MachineRow
 from nearbank.sim.energy import energy
@@ -140,7 +140,7 @@ def _row(load: Workload, machine: Machine, result: SimResult, formats: tuple[str
         time_ns=ceil_div(result.time_ps, 1000),
         cycles=result.cycles,
         energy_by_component_pj=_picojoules(result, machine),
-        row_hit_rate=bank_hit_rate(result.commands(), machine.organization.banks),
+        row_hit_rate=result.bank_hit_rate,
         bytes_off_chip=sum(moved.values()),
         time_by_part_ns=_nanoseconds(result.label_cycles, result),
         utilisation=_utilisation(machine, result, sum(moved.values())),

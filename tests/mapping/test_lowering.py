@@ -8,7 +8,7 @@ import pytest
 from tests.mapping.shapes import gpt, paper_models, steps
 
 from nearbank.errors import NearbankError
-from nearbank.mapping import MappingOptions, bank_hit_rate, bounds, bytes_off_chip, command_counts, mac_operations, plan
+from nearbank.mapping import MappingOptions, bounds, bytes_off_chip, command_counts, mac_operations, plan
 from nearbank.mapping.account import nodes
 from nearbank.mapping.target import target_of
 from nearbank.sim.checker import Flat, check
@@ -86,7 +86,7 @@ def test_low_bits_take_fewer_columns_and_no_fewer_steps_on_the_published_unit() 
 @pytest.mark.parametrize("model", paper_models(), ids=lambda m: m.name)
 def test_rows_are_hit_and_programs_stay_compact(model: ModelDescription) -> None:
     program = plan(model, PIM).lower(decode(model, 512))
-    rate = bank_hit_rate(command_counts(program), BANKS)
+    rate = simulate(PIM, program).bank_hit_rate
     assert rate is not None
     assert 0.975 <= rate <= 1 - 1 / 64
     assert nodes(program) / len(program.streams) < 1000
