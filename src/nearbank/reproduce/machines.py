@@ -6,10 +6,10 @@ the rows per bank with fewer channels, so that a model still fits. Both are said
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from nearbank.sim.machine import Machine
+from nearbank.sim.variant import what_if
 from nearbank.units import TIME, ceil_div
 
 _SOURCE = "changed for a sensitivity"
@@ -17,24 +17,24 @@ _SOURCE = "changed for a sensitivity"
 
 def with_asic_clock(machine: Machine, mhz: int) -> Machine:
     """Another clock of the ASIC; its power is left, so only times are to be read."""
-    return _changed(machine, f"ASIC at {mhz} MHz", {"asic.clock": _constant(f"{mhz} MHz")})
+    return what_if(machine, f"ASIC at {mhz} MHz", {"asic.clock": _constant(f"{mhz} MHz")})
 
 
 def with_channels(machine: Machine, channels: int) -> Machine:
     """More or fewer channels; fewer have more rows per bank, so that the capacity stays."""
     organization = machine.organization
     rows = organization.rows * max(ceil_div(organization.channels, channels), 1)
-    return _changed(machine, f"{channels} channels", {"organization.channels": channels, "organization.rows": rows})
+    return what_if(machine, f"{channels} channels", {"organization.channels": channels, "organization.rows": rows})
 
 
 def with_lanes(machine: Machine, lanes: int) -> Machine:
     """Other widths of the bf16 unit of every bank."""
-    return _changed(machine, f"{lanes} lanes", {"mac_unit.formats.bf16.per_step": lanes})
+    return what_if(machine, f"{lanes} lanes", {"mac_unit.formats.bf16.per_step": lanes})
 
 
 def with_buffer(machine: Machine, size_bytes: int) -> Machine:
     """Another size of the global buffer."""
-    return _changed(machine, f"{size_bytes} B buffer", {"global_buffer.size": _constant(f"{size_bytes} B")})
+    return what_if(machine, f"{size_bytes} B buffer", {"global_buffer.size": _constant(f"{size_bytes} B")})
 
 
 def with_pin_rate(machine: Machine, gb_per_s: int) -> Machine:
@@ -49,25 +49,14 @@ def with_pin_rate(machine: Machine, gb_per_s: int) -> Machine:
         "tWRCP": t["tCWL"] + burst + t["tWR"],
     }
     values: dict[str, Any] = {f"timing.{name}": _constant(TIME.format(ps)) for name, ps in times.items()}
-    return _changed(machine, f"pins at {gb_per_s} Gb/s", {"pins.rate": _constant(f"{gb_per_s} Gb/s"), **values})
+    return what_if(machine, f"pins at {gb_per_s} Gb/s", {"pins.rate": _constant(f"{gb_per_s} Gb/s"), **values})
 
 
 def with_mac_read(machine: Machine, name: str, fj_per_bit: int, source: str) -> Machine:
     """Another energy of a column's way to the MAC unit beside its bank; `name` tells it from others."""
     cost = _constant(f"{fj_per_bit} fJ", source)
-    return _changed(machine, name, {"power.commands.mac_read_per_bit": cost})
+    return what_if(machine, name, {"power.commands.mac_read_per_bit": cost})
 
 
 def _constant(value: str, source: str = _SOURCE) -> dict[str, Any]:
     return {"value": value, "source": source, "verified": False}
-
-
-def _changed(machine: Machine, what: str, values: Mapping[str, Any]) -> Machine:
-    content = machine.model_dump(mode="json", by_alias=True)
-    for path, value in {"name": f"{machine.name}, {what}", **values}.items():
-        *parents, last = path.split(".")
-        node = content
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-    return Machine.model_validate(content)
