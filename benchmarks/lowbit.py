@@ -14,7 +14,7 @@ from itertools import islice
 from nearbank.formats import FORMATS
 from nearbank.mapping import MappingOptions, plan
 from nearbank.sim.engine import Player
-from nearbank.sim.mac_unit import Process, UnitDesign, unit_costs
+from nearbank.sim.mac_unit import Process, UnitDesign, unit_costs, unit_formats
 from nearbank.sim.machine import Constant, Machine, load_machine
 from nearbank.sim.result import SimResult
 from nearbank.sim.throttle import PREFIX, power_delays
@@ -52,19 +52,25 @@ SPEED = (
     Case("pim-gpt-lowbit", "binary-tensor", "binary-tensor"),
 )
 UNITS = (
-    ("bf16", UnitDesign()),
-    ("int8", UnitDesign()),
-    ("int4", UnitDesign()),
-    ("int2", UnitDesign()),
-    ("ternary", UnitDesign()),
-    ("ternary", UnitDesign(lanes=32)),
-    ("ternary", UnitDesign(bits_per_step=1)),
-    ("ternary", UnitDesign(activation_bits=4)),
-    ("ternary", UnitDesign(activation_bits=2)),
-    ("ternary", UnitDesign(activation_bits=2, bits_per_step=1)),
-    ("ternary-b3", UnitDesign()),
-    ("binary", UnitDesign()),
-    ("binary", UnitDesign(activation_bits=1)),
+    ("bf16/bf16", UnitDesign()),
+    ("int8/bf16", UnitDesign()),
+    ("int8/bf16", UnitDesign(lanes=16)),
+    ("int4/bf16", UnitDesign()),
+    ("int4/bf16", UnitDesign(lanes=16)),
+    ("int2/bf16", UnitDesign()),
+    ("int2/bf16", UnitDesign(lanes=16)),
+    ("int8/int8", UnitDesign()),
+    ("int4/int8", UnitDesign()),
+    ("int2/int8", UnitDesign()),
+    ("ternary/int8", UnitDesign()),
+    ("ternary/int8", UnitDesign(lanes=32)),
+    ("ternary/int8", UnitDesign(bits_per_step=1)),
+    ("ternary/ternary", UnitDesign()),
+    ("ternary/ternary", UnitDesign(bits_per_step=1)),
+    ("ternary-b3/int8", UnitDesign()),
+    ("binary/int8", UnitDesign()),
+    ("binary/ternary", UnitDesign()),
+    ("binary/binary", UnitDesign()),
 )
 PUBLISHED_FJ = 583  # PIM-GPT's bf16 unit
 POWER = tuple(
@@ -121,14 +127,13 @@ def unit_table() -> None:
     print("| weights | activations | lanes | clocks per column | limited by | tree | fJ per MAC | µm² |")
     print("|---|---|---|---|---|---|---|---|")
     for name, design in UNITS:
-        unit = unit_costs(FORMATS[name], design, 32, process, scale)
+        weights, activations = unit_formats(name)
+        unit = unit_costs(FORMATS[weights], design, 32, process, scale, activations)
         bits = design.bits_per_step
-        inputs = (
-            name if FORMATS[name].is_float else f"{design.activation_bits} bits" + (f", {bits} a clock" if bits else "")
-        )
+        inputs = activations + (f", {bits} bit a clock" if bits else "")
         tree = f"{unit.tree_bits} bits" if unit.tree_bits else "fp"
         costs = f"{unit.energy_per_mac_fj} | {unit.area_um2}"
-        print(f"| {name} | {inputs} | {unit.lanes} | {unit.steps} | {unit.limit} | {tree} | {costs} |")
+        print(f"| {weights} | {inputs} | {unit.lanes} | {unit.steps} | {unit.limit} | {tree} | {costs} |")
 
 
 def speed_table() -> None:

@@ -299,7 +299,7 @@ def _score(b: Builder, at: Attention, span: Span, slot: Address, count: int, hel
     packing = _key_packing(at)
     plan = Sweep(
         packing,
-        cache.format,
+        cache.use.mac_format,
         steps,
         reads,
         parts=count,
@@ -357,7 +357,7 @@ def _block(b: Builder, at: Attention, slot: Address, query: Address, block: int,
     packing = Packing(cache.v_packing.columns, cache.v_dims * cache.v_packing.columns, False)
     plan = Sweep(
         packing,
-        cache.format,
+        cache.use.mac_format,
         cache.use.steps,
         reads,
         used=used,

@@ -23,10 +23,11 @@ Levels = npt.NDArray[Any]  # int8 or float32
 _NO_CODE = 127  # in the tables of formats below a byte, whose levels are all smaller
 
 
-def decode(fmt: str, data: Bytes) -> Levels:
+def decode(fmt: str, data: Bytes, strict: bool = True) -> Levels:
     """What a unit takes packed bytes […, bytes] for: float32 values, or int8 codes with a fixed zero taken off.
 
-    Formats whose zeros are stored (int4, int2) give their codes; the ASIC takes the zeros off.
+    Formats whose zeros are stored (int4, int2) give their codes; the ASIC takes the zeros off. Bytes that are no codes
+    are refused unless `strict` is False.
     """
     form = format_named(fmt)
     data = np.ascontiguousarray(data)
@@ -35,7 +36,7 @@ def decode(fmt: str, data: Bytes) -> Levels:
     if form.values_per_word == 1:
         return data.view(np.int8) if fmt == "int8" else data.view(f"f{form.word_bytes}").astype(np.float32)
     levels = _levels_of_bytes(fmt)[data].reshape(*data.shape[:-1], -1)
-    if (levels == _NO_CODE).any():
+    if strict and (levels == _NO_CODE).any():
         raise NearbankError(f"a bank holds bytes that are no codes of {fmt}; they were never written, or as another")
     return levels
 

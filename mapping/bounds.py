@@ -68,8 +68,8 @@ def matrix_cycles(matrix: MatrixPlacement, target: Target) -> float:
     for chunks in matrix.chunks:
         steps = chunks.steps(matrix.use)
         each = chunks.packing.cycles_per_output(steps, idle, target.readout, target.accumulators)
-        multiplied = chunks.packing.columns * matrix.use.multiplied(steps) * matrix.input_bytes
-        total += chunks.count * (outputs * each + max(target.bursts(multiplied) - idle, 0))
+        sent = target.vector_bursts(chunks.packing.columns * matrix.use.multiplied(steps), matrix.input_bits)
+        total += chunks.count * (outputs * each + max(sent - idle, 0))
     return total
 
 

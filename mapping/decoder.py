@@ -186,7 +186,11 @@ class MappedDecoder:
         """The ASIC's side of the product with the vector at hand, rounded to the matrix's inputs."""
         vector: npt.NDArray[np.generic] = self._vector
         scale = np.float32(1)
-        if matrix.input_format == "int8":
+        if matrix.integer_inputs:
+            if matrix.input_format != "int8":
+                raise NearbankError(
+                    f"{matrix.name}: a decoder rounds inputs to int8 only, not to {matrix.input_format}"
+                )
             vector, scales = self.arithmetic.quantise(self._vector)
             scale = np.float32(scales)
         return MatrixSums(matrix, self.plan.target, vector_bytes_of(matrix.input_format, vector), scale)

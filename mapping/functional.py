@@ -25,7 +25,8 @@ import numpy.typing as npt
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.mapping.bank_arithmetic import Bytes, Floats, Levels, decode, float_macs, integer_macs, read_out
-from nearbank.mapping.target import ColumnUse, Target
+from nearbank.mapping.target import ColumnUse, Target, activation_bits
+from nearbank.sim.mac_unit import unit_formats
 from nearbank.sim.program import Command, Index, Loop, Mark, Node, Program, Start, Stream, Wait
 
 Ints = npt.NDArray[np.int64]
@@ -106,9 +107,9 @@ class BankMemory:
         return self.rows[row]
 
     def use(self, fmt: str) -> ColumnUse:
-        """How a format lies in a column and goes through the MAC units."""
+        """How the weights of a unit lie in a column and go through it."""
         if fmt not in self._uses:
-            self._uses[fmt] = self.target.use(format_named(fmt))
+            self._uses[fmt] = self.target.use_of_unit(fmt)
         return self._uses[fmt]
 
     def weights(self, row: int, fmt: str) -> Levels:
@@ -116,7 +117,7 @@ class BankMemory:
         found = self._levels.get((row, fmt))
         if found is None:
             use, t = self.use(fmt), self.target
-            columns = decode(fmt, self._stored(row)).reshape(t.channels, t.banks, t.columns, -1)
+            columns = decode(unit_formats(fmt)[0], self._stored(row)).reshape(t.channels, t.banks, t.columns, -1)
             missing = use.multiplied(use.steps) - use.values
             padded = np.pad(columns, ((0, 0), (0, 0), (0, 0), (0, missing))) if missing else columns
             found = self._levels[row, fmt] = padded.reshape(t.channels, t.banks, -1, use.lanes)
@@ -126,7 +127,7 @@ class BankMemory:
         """The buffered vectors [channels, values]."""
         if fmt not in self._vectors:
             whole = self.target.buffer_bytes // format_named(fmt).word_bytes * format_named(fmt).word_bytes
-            self._vectors[fmt] = decode(fmt, self.buffer[:, :whole])
+            self._vectors[fmt] = decode(fmt, self.buffer[:, :whole], strict=False)  # old vectors had other formats
         return self._vectors[fmt]
 
     def buffer_changed(self) -> None:
@@ -294,10 +295,10 @@ class _Run:
         places, parts = steps // use.serial, steps % use.serial
         vectors = vectors[:, : buffered * use.lanes].reshape(len(vectors), 1, -1, use.lanes)[:, :, places]
         if use.serial > 1:
-            vectors = _bits(vectors, parts[:, None], use.serial)
+            vectors = _bits(vectors, parts[:, None], use.serial, activation_bits(fmt))
         in_column = use.steps // use.serial
         weights = memory.weights(row, node.format)[self._at][:, :, columns * in_column + places % in_column]
-        macs = integer_macs if fmt == "int8" and weights.dtype == np.int8 else float_macs
+        macs = integer_macs if vectors.dtype.kind == weights.dtype.kind == "i" else float_macs
         to = self._register(node, counters)
         memory.sums[self._at, to] = macs(memory.sums[self._at, to], weights, vectors)
         memory.read[self._at] = 0
@@ -336,9 +337,12 @@ class _Run:
             memory.sums[self._at, register] = 0
 
 
-def _bits(values: Levels, part: Ints, parts: int) -> Levels:
-    """The share of int8 values that a serial unit takes in one command: their `part`-th bits, the last ones signed."""
-    width = -(-8 // parts)
+def _bits(values: Levels, part: Ints, parts: int, bits: int) -> Levels:
+    """The share of integers that a serial unit takes in one command: their `part`-th bits, the last ones signed.
+
+    A last level above what `bits` bits hold, such as 1 in one bit, counts as signed all the same: sums are exact.
+    """
+    width = -(-bits // parts)
     shifted = values.astype(np.int16) >> (part * width)
     kept = np.where(part == parts - 1, shifted, shifted & ((1 << width) - 1))
     return np.asarray(kept << (part * width))

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nearbank.errors import NearbankError
-from nearbank.formats import Quantised, format_named, to_bf16
-from nearbank.mapping.bank_arithmetic import Bytes, Floats, Singles
+from nearbank.formats import Format, Quantised, format_named, to_bf16
+from nearbank.mapping.bank_arithmetic import Bytes, Floats, Singles, decode
 from nearbank.mapping.functional import BankMemory, Moment, execute
 from nearbank.mapping.loading import chunks_of, load_matrix, output_index
 from nearbank.mapping.matmul import label_of, matmul
@@ -43,11 +43,32 @@ def gemv_program(matrix: MatrixPlacement, target: Target) -> Program:
 
 
 def vector_bytes_of(fmt: str, vector: npt.NDArray[np.generic]) -> Bytes:
-    """A vector as the bytes that go to the global buffer: int8 codes as they are, floats rounded to bf16 or fp16."""
+    """A vector as the bytes that go to the global buffer: integers packed, floats rounded to bf16 or fp16."""
+    form = format_named(fmt)
+    if form.values_per_word > 1:
+        return np.asarray(form.pack(_codes(form, vector))[0])
     if fmt == "int8":
         return np.ascontiguousarray(vector.astype(np.int8)).view(np.uint8)
     rounded = to_bf16(vector.astype(np.float32)) if fmt == "bf16" else vector.astype(np.float16)
     return np.ascontiguousarray(rounded).view(np.uint8)
+
+
+def _codes(fmt: Format, levels: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    """Codes [1, whole bytes] of levels, filled up with zeros; binary, which has none, with -1 and 1 in turn."""
+    room = np.full((1, fmt.row_bytes(len(levels)) * fmt.values_per_word), fmt.zero, np.uint8)
+    room[:, ::2] = 0 if fmt.name == "binary" else fmt.zero
+    room[0, : len(levels)] = (levels.astype(np.int16) + fmt.zero) // fmt.step
+    return room
+
+
+def _filler(fmt: str) -> int:
+    """The byte that follows a vector: zeros, of which any number adds nothing; in binary -1 and 1 in turn."""
+    form = format_named(fmt)
+    if form.values_per_word == 1:
+        return 0
+    codes = np.full((1, form.values_per_word), form.zero, np.uint8)
+    codes[:, ::2] = 0 if fmt == "binary" else form.zero
+    return int(form.pack(codes)[0, 0])
 
 
 @dataclass
@@ -82,24 +103,28 @@ class MatrixSums:
     def send(self, channels: tuple[int, ...], data: int) -> Bytes:
         """A burst of the vector. Chunks follow each other in bursts of their own; zeros follow each."""
         size = self.target.column_bytes
-        first, width = self._begin_chunk(data - VECTOR)
-        start = first * self.matrix.input_bytes
-        offset = (data - VECTOR - self.target.bursts(start)) * size
-        found = np.zeros((self.matrix.split, size), dtype=np.uint8)
+        begun, first, width = self._begin_chunk(data - VECTOR)
+        offset, bits = (data - VECTOR - begun) * size, self.matrix.input_bits
+        found = np.full((self.matrix.split, size), _filler(self.matrix.input_format), dtype=np.uint8)
         for member, burst in enumerate(found):
-            begin = start + member * self.matrix.inputs * self.matrix.input_bytes
-            part = self.vector[begin + offset : min(begin + offset + size, begin + width * self.matrix.input_bytes)]
+            begin = (first + member * self.matrix.inputs) * bits // 8
+            part = self.vector[begin + offset : min(begin + offset + size, begin + ceil_div(width * bits, 8))]
             burst[: len(part)] = part
         return np.asarray(found[np.array(channels) % self.matrix.split])
 
-    def _begin_chunk(self, burst: int) -> tuple[int, int]:
-        """(first input, width) of the chunk that a burst of the vector belongs to; the chunk before it is closed."""
-        starts = [self.target.bursts(first * self.matrix.input_bytes) for _, first, _, _ in self._kinds]
+    def _begin_chunk(self, burst: int) -> tuple[int, int, int]:
+        """(first burst, first input, width) of the chunk that a burst belongs to; the chunk before it is closed."""
+        t, bits = self.target, self.matrix.input_bits
+        starts = [
+            t.vector_bursts(c.first, bits) + i * t.vector_bursts(c.width, bits)
+            for c in self.matrix.chunks
+            for i in range(c.count)
+        ]
         chunk = max(i for i, start in enumerate(starts) if start <= burst)
         if chunk != self._chunk:
             self._close_chunk()
             self._chunk = chunk
-        return self._kinds[chunk][1:3]
+        return starts[chunk], *self._kinds[chunk][1:3]
 
     def receive(self, command: str, channels: tuple[int, ...], data: int, burst: Floats | Bytes) -> None:
         """Accumulators, or scales from the rows."""
@@ -122,7 +147,7 @@ class MatrixSums:
             return
         chunks, first, width, _ = self._kinds[self._chunk]
         group = format_named(self.matrix.use.format).scaling.group
-        inputs = self.vector[first : first + width].view(np.int8).astype(np.int64)
+        inputs = decode(self.matrix.input_format, self.vector)[first : first + width].astype(np.int64)
         totals = [inputs[i : i + group].sum() for i in range(0, width, group)]
         for index, sums in self._parts.items():
             output, part = divmod(index, chunks.parts)

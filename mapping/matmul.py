@@ -171,7 +171,7 @@ def _sweep_of(matrix: MatrixPlacement, chunks: Chunks, target: Target) -> Sweep:
 def _send(b: Builder, matrix: MatrixPlacement, chunks: Chunks, first: Address, target: Target) -> None:
     """The vector of a chunk, with zeros up to the last lane of the last column, where padded weights lie."""
     padded = chunks.packing.columns * matrix.use.multiplied(chunks.steps(matrix.use))
-    send_vector(b, target.bursts(padded * matrix.input_bytes), VECTOR + first)
+    send_vector(b, target.vector_bursts(padded, matrix.input_bits), VECTOR + first)
 
 
 def _chunks(
@@ -206,8 +206,8 @@ def _chunk(
 ) -> None:
     if not outputs.here:
         return
-    first = target.bursts(chunks.first * matrix.input_bytes)
-    stride = target.bursts(chunks.width * matrix.input_bytes)
+    first = target.vector_bursts(chunks.first, matrix.input_bits)
+    stride = target.vector_bursts(chunks.width, matrix.input_bits)
     send = _sender(b, matrix, chunks, first + chunk * stride, target, begin)
     plan = _sweep_of(matrix, chunks, target)
     row = rows(chunks.first_row + outputs.row(chunks)) + chunk * chunks.rows
@@ -274,7 +274,7 @@ def _sum_work(matrix: MatrixPlacement, chunks: Chunks, results: int) -> Work:
     """What the ASIC does with the results of one chunk."""
     if chunks.scale_columns:
         return asic.group_sum_work(results, chunks.parts, zeros=True)
-    return asic.partial_sum_work(results, scaled=matrix.input_format == "int8")
+    return asic.partial_sum_work(results, scaled=matrix.integer_inputs)
 
 
 def _last_chunk(
@@ -289,7 +289,9 @@ def _last_chunk(
 ) -> int:
     """The last chunk in pieces of whole row periods; every channel starts the same jobs."""
     done = chunks.count - 1
-    first = target.bursts(chunks.first * matrix.input_bytes) + done * target.bursts(chunks.width * matrix.input_bytes)
+    first = target.vector_bursts(chunks.first, matrix.input_bits) + done * target.vector_bursts(
+        chunks.width, matrix.input_bits
+    )
     row = rows(chunks.first_row + outputs.row(chunks) + done * chunks.rows)
     plan = _sweep_of(matrix, chunks, target)
     send: Send | None = _sender(b, matrix, chunks, first, target, begin)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nearbank.errors import NearbankError
-from nearbank.formats import Format
+from nearbank.formats import Format, format_named
 from nearbank.mapping.choices import MatrixChoice
 from nearbank.mapping.packing import Packing, best_packing
 from nearbank.mapping.region import Region
-from nearbank.mapping.target import ColumnUse, Target, value_bytes
+from nearbank.mapping.target import ColumnUse, Target, activation_bits
 from nearbank.trace import Matrix
 from nearbank.units import ceil_div
 
@@ -42,7 +42,7 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class MatrixPlacement:
-    """A weight matrix [n, k]. `input_bytes` per input value in the global buffer; `scales` are those per row.
+    """A weight matrix [n, k]. `input_bits` per input value in the global buffer; `scales` are those per row.
 
     `split` channels share an output: member i of such a team has inputs [i · inputs, (i + 1) · inputs), and `chunks`
     count from the first of them.
@@ -54,10 +54,15 @@ class MatrixPlacement:
     k: int
     use: ColumnUse
     input_format: str
-    input_bytes: int
+    input_bits: int
     chunks: tuple[Chunks, ...]
     scales: Region | None
     split: int = 1
+
+    @property
+    def integer_inputs(self) -> bool:
+        """True when vectors are rounded to integers with a scale."""
+        return not format_named(self.input_format).is_float
 
     @property
     def inputs(self) -> int:
@@ -80,17 +85,29 @@ class MatrixPlacement:
 def size_matrix(matrix: Matrix, fmt: Format, inputs: str | None, target: Target) -> MatrixPlacement:
     """A matrix with the sizes of its chunks, not yet with addresses."""
     input_format = inputs if inputs and not fmt.is_float else fmt.name if fmt.is_float else "int8"
+    if inputs:
+        activation_bits(inputs)
     use = target.use(fmt, input_format)
-    input_bytes = value_bytes(input_format)
+    input_bits = activation_bits(input_format)
+    _check_padding(matrix, fmt, input_format)
     choice = target.choices.of(matrix.name)
-    chunks = _chunks(matrix, fmt, use, input_bytes, target, choice)
+    chunks = _chunks(matrix, fmt, use, input_bits, target, choice)
     rows = sum(c.rows * c.count for c in chunks)
     region = Region(matrix.name, 0, rows, 0, 1, matrix.n * fmt.row_bytes(matrix.k) + _group_scales(fmt, matrix))
     per_row = fmt.scaling.per == "row"
     scales = _scale_region(matrix, fmt.scaling.scale_bytes, target) if per_row else None
     return MatrixPlacement(
-        region, matrix.name, matrix.n, matrix.k, use, input_format, input_bytes, chunks, scales, choice.split
+        region, matrix.name, matrix.n, matrix.k, use, input_format, input_bits, chunks, scales, choice.split
     )
+
+
+def _check_padding(matrix: Matrix, fmt: Format, inputs: str) -> None:
+    """Where neither weights nor inputs have a zero, what fills the last column must cancel out, two by two."""
+    if (fmt.name, inputs) == ("binary", "binary") and matrix.k % 2:
+        raise NearbankError(
+            f"{matrix.name}: {matrix.k} binary inputs of binary weights are odd, so that padding would count; "
+            "use ternary inputs, or an even number"
+        )
 
 
 def _group_scales(fmt: Format, matrix: Matrix) -> int:
@@ -105,11 +122,11 @@ def _scale_region(matrix: Matrix, scale_bytes: int, target: Target) -> Region:
 
 
 def _chunks(
-    matrix: Matrix, fmt: Format, use: ColumnUse, input_bytes: int, target: Target, choice: MatrixChoice
+    matrix: Matrix, fmt: Format, use: ColumnUse, input_bits: int, target: Target, choice: MatrixChoice
 ) -> tuple[Chunks, ...]:
     """Full chunks as wide as the global buffer, and one for the rest."""
     _check_split(matrix, fmt, target, choice.split)
-    width = _chunk_width(matrix, fmt, use, input_bytes, target)
+    width = _chunk_width(matrix, fmt, use, input_bits, target)
     if choice.chunk:
         width = min(width, choice.chunk * use.values)
     inputs = matrix.k if choice.split == 1 else ceil_div(use.columns(matrix.k), choice.split) * use.values
@@ -139,9 +156,9 @@ def splits(fmt: Format) -> bool:
     return fmt.scaling.per not in ("row", "group")
 
 
-def _chunk_width(matrix: Matrix, fmt: Format, use: ColumnUse, input_bytes: int, target: Target) -> int:
+def _chunk_width(matrix: Matrix, fmt: Format, use: ColumnUse, input_bits: int, target: Target) -> int:
     """Inputs of one chunk: what the buffer holds, in whole columns; with scales per group, what fills rows best."""
-    held = target.buffer_bytes // input_bytes
+    held = 8 * target.buffer_bytes // input_bits
     if fmt.scaling.per != "group":
         return max(held // use.values, 1) * use.values
     group = fmt.scaling.group

@@ -55,9 +55,10 @@ class MappingOptions:
     """What a mapping may choose. None: bf16 weights, a bf16 cache, the model's own context.
 
     `weights` is the format of every matrix but the LM head, which has `head`; `inputs` that of the activations of
-    integer weights; `kv` that of the cache, reserved for `max_context` tokens. `v_block` bounds the tokens of one
-    dimension in a row of V: smaller blocks put more dimensions in a row, so that a token's V opens fewer rows.
-    `choices` are those that `nearbank.mapping.search` makes; by default the published mapping's.
+    integer weights, int8 if left out and always for an integer head; `kv` that of the cache, reserved for
+    `max_context` tokens. `v_block` bounds the tokens of one dimension in a row of V: smaller blocks put more dimensions
+    in a row, so that a token's V opens fewer rows. `choices` are those that `nearbank.mapping.search` makes; by default
+    the published mapping's.
     """
 
     weights: str | None = None
@@ -182,7 +183,7 @@ class Plan:
         matrix, product = self.placement.matrix(operations[0].name), operations[0]
         if (
             matrix.n != (self.model.heads + 2 * self.model.kv_heads) * self.model.head_dim
-            or matrix.input_format == "int8"
+            or matrix.integer_inputs
             or matrix.split > 1
         ):
             return None
@@ -245,7 +246,7 @@ class Plan:
         if following is None:
             return None
         matrix = self.placement.matrix(following.name)
-        at_once = matrix.chunk_count == 1 or matrix.input_format == "int8" or matrix.split > 1
+        at_once = matrix.chunk_count == 1 or matrix.integer_inputs or matrix.split > 1
         return None if at_once else matrix.chunks[0].width
 
     def _matmul(
@@ -264,7 +265,7 @@ class Plan:
                 f"{operation.name} is [{operation.n}, {operation.k}] in the trace but [{matrix.n}, {matrix.k}] "
                 "in the placed model"
             )
-        if matrix.input_format == "int8":
+        if matrix.integer_inputs:
             work = asic.quantise_work(matrix.k)
             b.add(Start("asic", "quantise", self.target.asic.time_ps(work)))
         outside = matrix.region.stride == 0

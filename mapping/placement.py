@@ -58,7 +58,7 @@ def place(
 ) -> Placement:
     """Place every matrix in `weights` (the LM head in `head`) and reserve K and V in `kv` for `max_context` tokens.
 
-    `inputs` is the format of the activations, by default int8 for integer weights and as the weights otherwise.
+    `inputs` is the format of the blocks' activations, by default int8 for integer weights and as the weights otherwise.
     `v_block` bounds how many tokens of one dimension lie in a row of V, by default as many as the row takes.
     Raises `NearbankError` with the tensor and the missing bytes when the machine is too small.
     """
@@ -68,7 +68,7 @@ def place(
             "so replay a model without an encoder"
         )
     formats = {m.name: format_named(head if m.name == HEAD else weights) for m in model.matrices}
-    sized = [size_matrix(m, formats[m.name], inputs, target) for m in model.matrices]
+    sized = [size_matrix(m, formats[m.name], None if m.name == HEAD else inputs, target) for m in model.matrices]
     cache = size_cache(model, format_named(kv), max_context, target, v_block)
     return _addressed(sized, {m.name: m.per_layer for m in model.matrices}, cache, model.layers, target)
 

@@ -206,7 +206,7 @@ def _choices(placed: Plan, matrix: MatrixPlacement) -> Iterator[MatrixChoice]:
         if split > 1 and not able:
             return
         columns = -(-matrix.use.columns(matrix.k) // split)
-        held = max(placed.target.buffer_bytes // matrix.input_bytes // matrix.use.values, 1)
+        held = max(8 * placed.target.buffer_bytes // matrix.input_bits // matrix.use.values, 1)
         equal = -(-columns // -(-columns // held))
         for chunk in {None, equal if equal < min(held, columns) else None}:
             for crossing in (None, True, False) if able else (None,):

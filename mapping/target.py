@@ -12,7 +12,8 @@ from nearbank.errors import NearbankError
 from nearbank.formats import Format, format_named
 from nearbank.mapping.asic import AsicModel
 from nearbank.mapping.choices import Choices
-from nearbank.sim.machine import Machine
+from nearbank.sim.mac_unit import ACTIVATION_BITS, unit_formats
+from nearbank.sim.machine import Lanes, Machine
 from nearbank.sim.standard import delay_cycles
 from nearbank.units import ceil_div
 
@@ -21,7 +22,7 @@ from nearbank.units import ceil_div
 class ColumnUse:
     """How the values of a format lie in one column access and go through a bank's MAC unit.
 
-    `format` may name scales ("int4-g64"); the MAC units know only the codes, `mac_format`.
+    `format` may name scales ("int4-g64"); `mac_format` names the MAC unit, which knows only the codes.
 
     `values` per column; `lanes` of them are multiplied in one MAC command, so that a column takes `steps` commands.
     A unit with more lanes than a column has values is limited by the column: then lanes = values. Steps are equal: of
@@ -51,11 +52,16 @@ class ColumnUse:
 
 @dataclass(frozen=True, slots=True)
 class MacLanes:
-    """A format's lanes in a bank's unit: weights per step, MAC commands per step, and whether only for integers."""
+    """A unit's lanes: weights per step, MAC commands per step, whether its activations are integers only, of `bits`."""
 
     per_step: int
     serial: int = 1
     integer: bool = False
+    bits: int = 8
+
+    def takes(self, inputs: str) -> bool:
+        """True where the unit multiplies with activations of that format: any, or integers of so many bits."""
+        return not self.integer or (not _lookup(inputs).is_float and ACTIVATION_BITS.get(inputs, 8) <= self.bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,27 +105,48 @@ class Target:
     def bursts(self, size_bytes: int) -> int:
         return ceil_div(size_bytes, self.column_bytes)
 
+    def vector_bursts(self, values: int, bits: int) -> int:
+        """Bursts of `values` activations of `bits` each."""
+        return ceil_div(values * bits, 8 * self.column_bytes)
+
     def use(self, fmt: Format, inputs: str = "", whose: str = "") -> ColumnUse:
         """Columns and MAC steps of a format; `NearbankError` when the MAC units do not have it, or not for `inputs`.
 
         `whose` says in an error what is kept in the format and which option changes it.
         """
-        known, about = dict(self.lanes), f" ({whose})" if whose else ""
-        if fmt.name not in known:
-            raise NearbankError(
-                f"machine {self.name}: its MAC units have no format {fmt.name!r}; they have: {', '.join(known)}{about}"
-            )
-        have = known[fmt.name]
-        if have.integer and inputs and _lookup(inputs).is_float:
-            able = ", ".join(name for name, lanes in known.items() if not lanes.integer)
-            raise NearbankError(
-                f"machine {self.name}: its unit for {fmt.name} multiplies with integers, not with {inputs}; "
-                f"formats that it multiplies with {inputs}: {able}{about}"
-            )
+        name = self._unit_for(fmt.name, inputs)
+        if name is None:
+            raise NearbankError(f"machine {self.name}: {self._lacks(fmt.name, inputs)}{f' ({whose})' if whose else ''}")
+        return self._column_use(fmt, name)
+
+    def _lacks(self, weights: str, inputs: str) -> str:
+        """What the banks have instead of a unit for weights, or for a pair."""
+        names = [name for name, _ in self.lanes]
+        if all(unit_formats(name)[0] != weights for name in names):
+            return f"its MAC units have no format {weights!r}; they have: {', '.join(names)}"
+        able = dict.fromkeys(unit_formats(name)[0] for name in names)
+        fitting = ", ".join(w for w in able if self._unit_for(w, inputs)) or "none"
+        return f"its banks have no unit for {weights} with {inputs}; they have, with {inputs}: {fitting}"
+
+    def use_of_unit(self, name: str) -> ColumnUse:
+        """The same for the weights of a unit, by its name."""
+        return self._column_use(_lookup(unit_formats(name)[0]), name)
+
+    def _unit_for(self, weights: str, inputs: str) -> str | None:
+        """The unit for a pair, or one for the weights alone that takes such inputs; without `inputs` the first."""
+        known, pair = dict(self.lanes), f"{weights}/{inputs}"
+        if not inputs:
+            return next((name for name in known if unit_formats(name)[0] == weights), None)
+        if pair in known:
+            return pair
+        return weights if weights in known and known[weights].takes(inputs) else None
+
+    def _column_use(self, fmt: Format, name: str) -> ColumnUse:
+        have = dict(self.lanes)[name]
         values = int(8 * self.column_bytes / fmt.code_bits)
         lanes = max(n for n in range(1, min(have.per_step, values) + 1) if values % n == 0)
         steps = ceil_div(values, lanes) * have.serial
-        return ColumnUse(fmt.spec, fmt.name, values, lanes, steps, have.serial)
+        return ColumnUse(fmt.spec, name, values, lanes, steps, have.serial)
 
     def outputs_of(self, channel: int, n: int, split: int = 1) -> int:
         """Outputs in each bank of a channel when n are dealt out, a bank's worth to one channel after another.
@@ -139,14 +166,21 @@ def _lookup(name: str) -> Format:
     return format_named(name)
 
 
+def activation_bits(name: str) -> int:
+    """Bits of one activation of a format, packed; `NearbankError` when vectors cannot have it."""
+    if name not in ACTIVATION_BITS:
+        raise NearbankError(f"format {name!r} cannot hold activations; expected one of: {', '.join(ACTIVATION_BITS)}")
+    return ACTIVATION_BITS[name]
+
+
 def value_bytes(name: str) -> int:
-    """Bytes of one activation of a format; `NearbankError` when it is not one of whole bytes."""
-    fmt = _lookup(name)
-    if fmt.values_per_word != 1:
-        raise NearbankError(
-            f"format {name!r} cannot hold activations; expected one of whole bytes, such as int8 or bf16"
-        )
-    return fmt.word_bytes
+    """Bytes of one activation of a format of whole bytes."""
+    return ceil_div(activation_bits(name), 8)
+
+
+def _bits(lanes: Lanes) -> int:
+    """Bits of the integers that a unit for any integer activations takes: 8 unless it is described."""
+    return (lanes.unit and lanes.unit.activation_bits) or 8
 
 
 def target_of(machine: Machine, choices: Choices | None = None) -> Target:
@@ -169,7 +203,7 @@ def target_of(machine: Machine, choices: Choices | None = None) -> Target:
         accumulator_bytes=mac.accumulator_bytes,
         accumulators=mac.accumulators,
         lanes=tuple(
-            (name, MacLanes(lanes.per_step, lanes.serial, lanes.activations == "integer"))
+            (name, MacLanes(lanes.per_step, lanes.serial, lanes.activations == "integer", _bits(lanes)))
             for name, lanes in mac.formats.items()
         ),
         row_change=delay_cycles("tRTP + tRP + tRCDRDMAC|tRCDRD|tRCD", cycles),

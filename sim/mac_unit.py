@@ -1,10 +1,11 @@
 """What a MAC unit beside a bank does and costs, worked out from its description: lanes, adder tree, accumulator.
 
-A unit takes weights from an open column, multiplies them with buffered activations, adds the products in a tree and
-the tree's result to an accumulator. It is limited by its lanes or by the column, and a serial unit takes the bits of
-an activation one after another. What is worked out here is *derived*: published energies of arithmetic, scaled
-between two processes, times the cost of routing in a DRAM process. How a machine file states a unit is in
-`sim.machine`; what a run costs is in `sim.energy`.
+A unit has a name: the format of its weights alone ("ternary"), or a pair of weights and activations ("int8/bf16"). It
+takes weights from an open column, multiplies them with buffered activations, adds the products in a tree and the tree's
+result to an accumulator. It is limited by its lanes or by the column, and a serial unit takes the bits of an activation
+one after another. What is worked out here is *derived*: published energies of arithmetic, scaled between two processes,
+times the cost of routing in a DRAM process. How a machine file states a unit is in `sim.machine`; what a run costs is
+in `sim.energy`.
 
 Not known and therefore left out: leakage, clocking, registers, and the decoder of base-3 bytes.
 """
@@ -36,8 +37,10 @@ _AREA_UM2 = {"add int8": 36, "multiply int8": 282, "add fp16": 1360, "multiply f
 
 # Bits of a weight's magnitude: as many rows of a multiplier's array does a product take.
 _WEIGHT_BITS = {"int8": 8, "int4": 4, "int2": 2, "ternary": 1, "ternary-b3": 1, "binary": 1}
-# Significands with their hidden bit; a multiplier's energy and area go with their square.
+# Significands with their hidden bit; a multiplier's energy and area go with the product of its operands'.
 _SIGNIFICAND = {"fp16": 11, "bf16": 8}
+# Formats that vectors may have in the global buffer, packed as they are, and their bits.
+ACTIVATION_BITS: Mapping[str, int] = {"bf16": 16, "fp16": 16, "int8": 8, "ternary": 2, "binary": 1}
 
 Positive = Annotated[int, Field(gt=0, le=2**20)]
 
@@ -47,14 +50,15 @@ class _Described(BaseModel):
 
 
 class UnitDesign(_Described):
-    """A MAC unit for one weight format.
+    """A MAC unit for one weight format, or one pair of weights and activations.
 
     `lanes` weights are multiplied at once; without it as many as a column holds. Integer weights meet activations of
-    `activation_bits`, of which `bits_per_step` are taken at once: all when left out, 1 in a bit-serial unit.
+    `activation_bits` (those of the pair; else 8), of which `bits_per_step` are taken at once: all when left out, 1 in
+    a bit-serial unit.
     """
 
     lanes: Positive | None = None
-    activation_bits: Annotated[int, Field(ge=1, le=16)] = 8
+    activation_bits: Annotated[int, Field(ge=1, le=16)] | None = None
     bits_per_step: Annotated[int, Field(ge=1, le=16)] | None = None
     accumulator_bits: Annotated[int, Field(ge=8, le=64)] = 32
 
@@ -102,13 +106,33 @@ class UnitCosts:
         return "activation bits" if self.serial > 1 else "column"
 
 
-def unit_costs(fmt: Format, design: UnitDesign, column_bytes: int, process: Process, scale: float = 1.0) -> UnitCosts:
-    """The unit in numbers; `scale` multiplies the energy. `NearbankError` says what cannot be built."""
+def unit_formats(name: str) -> tuple[str, str]:
+    """The weights' and the activations' format of a unit; "" for the latter where the unit has no pair.
+
+    `NearbankError` for formats that do not exist or that vectors cannot have.
+    """
+    weights, _, activations = name.partition("/")
+    if weights not in FORMATS:
+        raise NearbankError(f"mac_unit: unknown format {weights!r}; known: {', '.join(FORMATS)}")
+    if "/" in name and activations not in ACTIVATION_BITS:
+        raise NearbankError(
+            f"mac_unit: {name}: {activations!r} cannot hold activations; expected one of: {', '.join(ACTIVATION_BITS)}"
+        )
+    return weights, activations
+
+
+def unit_costs(
+    fmt: Format, design: UnitDesign, column_bytes: int, process: Process, scale: float = 1.0, activations: str = ""
+) -> UnitCosts:
+    """The unit in numbers; `scale` multiplies the energy. `NearbankError` says what cannot be built.
+
+    `activations`: the other half of the pair; "" for a unit of whatever its design says.
+    """
     values = int(8 * column_bytes / fmt.code_bits)
     most = min(design.lanes or values, values)
     lanes = max(n for n in range(1, most + 1) if values % n == 0)  # a column is taken in equal groups
     groups = values // lanes
-    work = _float_work(fmt, lanes) if fmt.is_float else _integer_work(fmt, design, lanes)
+    work = _work(fmt, activations, design, lanes)
     energy_fj = sum(count * _energy_fj(name, process.node_nm) for name, count in work.operations.items())
     area_um2 = sum(count * _area_um2(name) for name, count in work.hardware.items())
     return UnitCosts(
@@ -134,11 +158,33 @@ class _Work:
     exact_inputs: int | None = None
 
 
-def _float_work(fmt: Format, lanes: int) -> _Work:
-    """Multipliers and adder tree in the format's 16 bits, the accumulator in fp32."""
-    if fmt.name not in _SIGNIFICAND:
+def _work(fmt: Format, activations: str, design: UnitDesign, lanes: int) -> _Work:
+    if fmt.name not in known_formats():
         raise NearbankError(f"mac_unit: no unit for {fmt.name} is known; known: {', '.join(known_formats())}")
-    multiply = (_SIGNIFICAND[fmt.name] / _SIGNIFICAND["fp16"]) ** 2
+    floating = activations or (fmt.name if fmt.is_float else "")
+    if floating in _SIGNIFICAND:
+        return _float_work(fmt, floating, design, lanes)
+    if fmt.is_float:
+        raise NearbankError(f"mac_unit: {fmt.name}/{activations}: no unit for floating weights and integers is known")
+    bits = ACTIVATION_BITS.get(activations, design.activation_bits or 8)
+    if design.activation_bits not in (None, bits):
+        raise NearbankError(
+            f"mac_unit: {fmt.name}/{activations}: activation_bits {design.activation_bits} is not the {bits} of "
+            f"{activations}; leave it out"
+        )
+    return _integer_work(fmt, design.model_copy(update={"activation_bits": bits}), lanes)
+
+
+def _float_work(fmt: Format, activations: str, design: UnitDesign, lanes: int) -> _Work:
+    """Multipliers and adder tree in the activations' 16 bits, the accumulator in fp32.
+
+    A product of floats is that of their significands, one of an integer weight takes as many rows as its magnitude
+    has bits. Exponents, normalisation and alignment are thought to shrink alike: an assumption.
+    """
+    if design.bits_per_step or design.activation_bits:
+        raise NearbankError(f"mac_unit: {fmt.name}/{activations}: only integer activations are taken bit by bit")
+    significand = _SIGNIFICAND[activations]
+    multiply = significand * (significand if fmt.is_float else _WEIGHT_BITS[fmt.name]) / _SIGNIFICAND["fp16"] ** 2
     each = {"multiply fp16": multiply, "add fp16": (lanes - 1) / lanes, "add fp32": 1 / lanes}
     return _Work(each, {name: count * lanes for name, count in each.items()})
 
@@ -149,21 +195,19 @@ def _integer_work(fmt: Format, design: UnitDesign, lanes: int) -> _Work:
     An adder costs by its bits, a product by its w rows of s cells of a multiplier's array. That is an upper bound for
     ternary and binary weights, whose one row only passes, negates or drops the activation.
     """
-    if fmt.name not in _WEIGHT_BITS:
-        raise NearbankError(f"mac_unit: no unit for {fmt.name} is known; known: {', '.join(known_formats())}")
-    taken = min(design.bits_per_step or design.activation_bits, design.activation_bits)
-    serial = ceil_div(design.activation_bits, taken)
+    bits = design.activation_bits or 8
+    taken = min(design.bits_per_step or bits, bits)
+    serial = ceil_div(bits, taken)
     weight_bits = _WEIGHT_BITS[fmt.name]
     product_bits = taken + weight_bits
     levels = ceil(log2(lanes))
     tree = sum(lanes / 2**level * (product_bits + level - 1) for level in range(1, levels + 1))
     hardware = {"multiply int8": lanes * taken * weight_bits / 64, "add int8": (tree + design.accumulator_bits) / 8}
-    spare = design.accumulator_bits - (design.activation_bits + weight_bits)
+    spare = design.accumulator_bits - (bits + weight_bits)
     if spare < ceil(log2(lanes)):
         raise NearbankError(
             f"mac_unit: {fmt.name}: an accumulator of {design.accumulator_bits} bits cannot hold the sum of {lanes} "
-            f"products of {design.activation_bits + weight_bits} bits; expected "
-            f"{design.activation_bits + weight_bits + ceil(log2(lanes))} or more"
+            f"products of {bits + weight_bits} bits; expected {bits + weight_bits + ceil(log2(lanes))} or more"
         )
     operations = {name: serial * count / lanes for name, count in hardware.items()}
     return _Work(operations, hardware, serial, product_bits + levels, 2**spare)
@@ -238,16 +282,15 @@ def _calibration(formats: Mapping[str, Any], process: Process, column_bytes: int
 
 
 def _derived(name: str, stated: Mapping[str, Any], column_bytes: int, process: Process, scale: float) -> dict[str, Any]:
-    if name not in FORMATS:
-        raise NearbankError(f"mac_unit: unknown format {name!r}; known: {', '.join(FORMATS)}")
+    weights, activations = unit_formats(name)
     design = _read(UnitDesign, stated["unit"], f"mac_unit.formats.{name}.unit")
-    costs = unit_costs(FORMATS[name], design, column_bytes, process, scale)
+    costs = unit_costs(FORMATS[weights], design, column_bytes, process, scale, activations)
     trusted = f", scaled to the published {process.calibrated_to} unit" if process.calibrated_to else ""
     source = _source(process)
     follows: dict[str, Any] = {
         "per_step": costs.lanes,
         "serial": costs.serial,
-        "activations": "any" if FORMATS[name].is_float else "integer",
+        "activations": "any" if FORMATS[weights].is_float or activations in _SIGNIFICAND else "integer",
         "energy_per_mac": {"value": f"{costs.energy_per_mac_fj} fJ", "source": source + trusted, "verified": False},
         "area": {"value": f"{costs.area_um2} um2", "source": source, "verified": False},
     }

@@ -20,8 +20,7 @@ from ruamel.yaml.error import YAMLError
 
 from nearbank import units
 from nearbank.errors import NearbankError
-from nearbank.formats import FORMATS
-from nearbank.sim.mac_unit import Process, UnitDesign, with_derived
+from nearbank.sim.mac_unit import Process, UnitDesign, unit_formats, with_derived
 from nearbank.sim.policy import Policy
 
 _MACHINES = Path(__file__).parent / "machines"
@@ -130,7 +129,7 @@ class Refresh(_Strict):
 
 
 class Lanes(_Strict):
-    """How many weights of one format a bank's unit takes from an open column in one step, and what a MAC costs.
+    """How many weights a bank's unit takes from an open column in one step, and what a MAC costs.
 
     A step lasts `serial` MAC commands, in each of which the unit takes some bits of the activations. With `activations`
     integer the lanes are no good for floating ones. All but `source` follow from `unit`, where that is given.
@@ -146,8 +145,9 @@ class Lanes(_Strict):
 
 
 class MacUnit(_Strict):
-    """The multiply-accumulate unit beside every bank, by weight format.
+    """The multiply-accumulate units beside every bank, by weight format or by pair of weights and activations.
 
+    A pair ("int8/bf16") goes before a unit of the weights alone, which takes all activations or all integers.
     A bank has `accumulators`, each of which the pins read as `accumulator_bytes`; a MAC command says which it adds to.
     """
 
@@ -160,8 +160,7 @@ class MacUnit(_Strict):
     @model_validator(mode="after")
     def _known_formats(self) -> MacUnit:
         for name in self.formats:
-            if name not in FORMATS:
-                raise NearbankError(f"mac_unit: unknown format {name!r}; known: {', '.join(FORMATS)}")
+            unit_formats(name)
         return self
 
 

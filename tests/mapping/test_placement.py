@@ -50,7 +50,7 @@ def test_a_matrix_has_room_for_its_bytes(weights: str) -> None:
         assert sum(c.width * c.count for c in matrix.chunks) == matrix.k
         for chunks in matrix.chunks:
             assert chunks.packing.row_columns + chunks.scale_columns <= PIM.organization.columns
-            assert chunks.width * matrix.input_bytes <= placed.target.buffer_bytes
+            assert chunks.width * matrix.input_bits // 8 <= placed.target.buffer_bytes
 
 
 def test_space_for_k_and_v_grows_with_the_context() -> None:

@@ -17,8 +17,8 @@ HEAD = "extends: pim-gpt\nname: mine\ntitle: what if\n"
 PROCESS = "process: {node_nm: 28, calibrated_to: bf16, source: test}"
 
 
-def costs(fmt: str, process: Process = AT_45, **design: Any) -> UnitCosts:
-    return unit_costs(FORMATS[fmt], UnitDesign(**design), 32, process)
+def costs(fmt: str, process: Process = AT_45, activations: str = "", **design: Any) -> UnitCosts:
+    return unit_costs(FORMATS[fmt], UnitDesign(**design), 32, process, activations=activations)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,20 @@ def test_energy_and_area_are_sums_of_the_published_operations() -> None:
     two = costs("int8", lanes=2)
     assert two.energy_per_mac_fj == round(200 + 30 / 8 * (16 + 32) / 2)
     assert two.area_um2 == 2 * 282 + 36 * (16 + 32) // 8
+
+
+def test_integer_weights_times_floats_cost_the_rows_of_their_product() -> None:
+    """An int4 weight takes 4 of bf16's 8 x 8 product; fp16's 11 x 11 is published. Adders are those of 64 lanes."""
+    found = costs("int4", activations="bf16")
+    assert found.energy_per_mac_fj == round(1100 * 8 * 4 / 121 + 400 * 63 / 64 + 900 / 64)
+    assert costs("bf16", activations="bf16") == costs("bf16")
+    assert costs("int4", activations="bf16", lanes=16).steps == 4
+
+
+def test_a_pair_of_integers_is_a_unit_of_so_many_bits() -> None:
+    assert costs("ternary", activations="ternary") == costs("ternary", activation_bits=2)
+    assert costs("binary", activations="binary") == costs("binary", activation_bits=1)
+    assert costs("ternary", activations="ternary", bits_per_step=1).steps == 2
 
 
 def test_processes_and_routing_scale() -> None:
@@ -117,6 +131,10 @@ def test_energies_are_scaled_to_the_published_unit() -> None:
         (f"{PROCESS}, formats: {{ternary: {{unit: {{lane: 3}}, source: test}}}}", "unit.lane"),
         (f"{PROCESS}, formats: {{fp32: {{unit: {{}}, source: test}}}}", "no unit for fp32 is known"),
         (f"{PROCESS}, formats: {{foo: {{unit: {{}}, source: test}}}}", "unknown format 'foo'"),
+        (f"{PROCESS}, formats: {{int8/int4: {{unit: {{}}, source: test}}}}", "'int4' cannot hold activations"),
+        (f"{PROCESS}, formats: {{bf16/int8: {{unit: {{}}, source: test}}}}", "floating weights and integers"),
+        (f"{PROCESS}, formats: {{int8/bf16: {{unit: {{bits_per_step: 1}}, source: test}}}}", "taken bit by bit"),
+        (f"{PROCESS}, formats: {{int8/int8: {{unit: {{activation_bits: 4}}, source: test}}}}", "is not the 8 of int8"),
         (
             "process: {node_nm: 28, calibrated_to: ternary, source: test}, "
             "formats: {ternary: {unit: {}, source: test}}",

@@ -101,7 +101,7 @@ class BankSums:
     def matrix(self, weight: Linear, x: Floats) -> Floats:
         placed = next(m for m in self.plan.placement.matrices if label_of(m.name) == label_of(weight.name))
         widths = [chunks.width for chunks in placed.chunks for _ in range(chunks.count)]
-        if placed.input_format == "int8":
+        if placed.integer_inputs:
             return self._integers(weight, widths, x)
         rows = [self._floats(placed.use, widths, row, unpacked(weight).values) for row in bf16(x)]
         return np.stack(rows)
