@@ -36,10 +36,10 @@ sys.path.insert(0, str(ROOT))
 from tests.sim import test_checker, test_engine, test_formulas, test_golden_aim, test_golden_requests, test_rules  # noqa: E402
 
 from nearbank import __version__  # noqa: E402
-from nearbank.reproduce.point import source_digest  # noqa: E402
 from nearbank.sim.machine import load_machine  # noqa: E402
 from nearbank.sim.readers import aim_gemv, replay_file  # noqa: E402
 from nearbank.sim.requests import Trace, serve  # noqa: E402
+from nearbank.study.point import source_digest  # noqa: E402
 
 DOCS = ROOT / "docs"
 CASES_SHOWN = 15

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nearbank import __version__
 from nearbank.errors import NearbankError
 from nearbank.trace import ModelDescription, Step, TraceHeader, TraceWriter, open_trace, recast
+
+if TYPE_CHECKING:
+    from nearbank.models.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,7 @@ class Workload:
     """A model's description, the run's counts and formats, and `open_steps`, which yields the steps from the start.
 
     prompt_tokens: what the decoder begins with; source_tokens: what an encoder read, None without one.
-    beams: sequences of each prompt.
+    beams: sequences of each prompt; room: positions that the KV cache must hold, where the counts do not tell.
     """
 
     model: ModelDescription
@@ -28,6 +33,7 @@ class Workload:
     trace: Path | None = None
     source_tokens: int | None = None
     beams: int = 1
+    room: int | None = None
 
     def steps(self, weights: str | None = None, kv: str | None = None) -> Iterator[Step]:
         """The steps, with the block matrices or the KV cache in other formats where given."""
@@ -37,7 +43,7 @@ class Workload:
     @property
     def max_context(self) -> int:
         """Positions the KV cache must hold at the end; the last token is never fed back."""
-        return self.prompt_tokens + self.tokens - 1
+        return self.room or self.prompt_tokens + self.tokens - 1
 
 
 def trace_workload(path: Path) -> Workload:
@@ -59,19 +65,44 @@ def sketch_workload(
     name: str, prompt_tokens: int, tokens: int, weights: str = "bf16", kv: str = "bf16", beams: int = 1
 ) -> Workload:
     """`tokens` tokens after a prompt (an encoder's source), at the shape of that name, or of a config.json."""
-    from nearbank.models.sketch import check_counts, describe, sketch
     from nearbank.models.zoo import find_shape
 
-    shape = find_shape(name)
+    return shape_workload(find_shape(name), prompt_tokens, tokens, weights, kv, beams=beams)
+
+
+def shape_workload(
+    shape: Shape,
+    prompt_tokens: int,
+    tokens: int,
+    weights: str = "bf16",
+    kv: str = "bf16",
+    *,
+    batch: int = 1,
+    beams: int = 1,
+    played: slice = slice(None),
+) -> Workload:
+    """`tokens` tokens after a prompt for `batch` sequences at once, or those steps of that run that `played` picks.
+
+    Steps that are picked are whole and at the context that they have in the run, and the KV cache has room for all of
+    it. Raises `NearbankError` for counts below 1, beyond the model's context, or where no step is picked.
+    """
+    from nearbank.models.sketch import check_counts, describe, sketch
+
     check_counts(shape, prompt_tokens, tokens)
-    if beams < 1:
-        raise NearbankError(f"beams is {beams}; expected 1 or more")
+    for name, value in (("batch", batch), ("beams", beams)):
+        if value < 1:
+            raise NearbankError(f"{name} is {value}; expected 1 or more")
+    count = len(range(tokens)[played])
+    if count < 1:
+        raise NearbankError(f"no step of {tokens} is played; expected at least one")
 
     def steps() -> Iterator[Step]:
-        return sketch(shape, prompt_tokens, tokens, weights=weights, kv=kv, beams=beams)
+        every = sketch(shape, prompt_tokens, tokens, weights=weights, kv=kv, batch=batch, beams=beams)
+        return islice(every, played.start, played.stop, played.step)
 
     begun, source = (1, prompt_tokens) if shape.encoder else (prompt_tokens, None)
-    return Workload(describe(shape), begun, tokens, weights, kv, steps, source_tokens=source, beams=beams)
+    room = begun + tokens - 1
+    return Workload(describe(shape), begun, count, weights, kv, steps, None, source, beams, room)
 
 
 def prompt_length(text: str) -> int:

@@ -14,10 +14,10 @@ from nearbank.reproduce.capacity import capacity
 from nearbank.reproduce.figures import FIGURES, figure
 from nearbank.reproduce.page import page, write_page
 from nearbank.reproduce.pim_gpt import AXES, points_of
-from nearbank.reproduce.point import Point, simulate
 from nearbank.reproduce.published import CLAIMS, compare
 from nearbank.reproduce.results import load_results
 from nearbank.sim.machine import load_machine
+from nearbank.study.point import Point, simulate
 
 STORED = Path(__file__).parents[2] / "docs" / "reproduction" / "pim-gpt.json"
 FEW = Options(

@@ -20,3 +20,7 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores when a
 Weights = Annotated[str | None, typer.Option(help="Store the block matrices in this format instead (see `formats`).")]
 Kv = Annotated[str | None, typer.Option(help="Store the KV cache in this format instead.")]
 Out = Annotated[Path, typer.Option(help="Folder for the report, its figures and the trace.")]
+Workers = Annotated[
+    int | None, typer.Option(help="Local processes; 0: this one. When absent a process per core, if Dask is there.")
+]
+Scheduler = Annotated[str | None, typer.Option(help="A Dask scheduler's address, such as tcp://10.0.0.1:8786.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nearbank.cli.options import Out
+from nearbank.cli.options import Out, Scheduler, Workers
 from nearbank.cli.output import Json, console, output_folder, print_json, stages
 from nearbank.errors import NearbankError
 
@@ -23,6 +23,8 @@ def reproduce(
     quick: Annotated[bool, typer.Option("--quick", help="Few tokens: seconds, not the published setting.")] = False,
     docs: Annotated[Path | None, typer.Option(help="Also write reproduction.md with its figures here.")] = None,
     given: Annotated[Path | None, typer.Option("--from", help="Take these results instead of running.")] = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     as_json: Json = False,
 ) -> None:
     """Run a published system again: one table and figures, its numbers beside ours. Resumes where it stopped."""
@@ -31,7 +33,7 @@ def reproduce(
 
     if system not in SYSTEMS:
         raise NearbankError(f"unknown system {system!r}; known: {', '.join(SYSTEMS)}")
-    results = _run(output_folder(out), quick) if given is None else load_results(given)
+    results = _run(output_folder(out), quick, workers, scheduler) if given is None else load_results(given)
     if given is None:
         write_page(results, out)
     if docs is not None:
@@ -42,11 +44,12 @@ def reproduce(
         _show(results, docs or out)
 
 
-def _run(out: Path, quick: bool) -> Results:
+def _run(out: Path, quick: bool, workers: int | None, scheduler: str | None) -> Results:
     from nearbank.reproduce.pim_gpt import QUICK, Options, reproduce_pim_gpt
+    from nearbank.study.pool import pool_for
 
-    with stages() as stage:
-        return reproduce_pim_gpt(QUICK if quick else Options(), out / "parts", stage)
+    with pool_for(workers, scheduler) as pool, stages() as stage:
+        return reproduce_pim_gpt(QUICK if quick else Options(), out / "parts", stage, pool)
 
 
 def _show(results: Results, folder: Path) -> None:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nearbank.mapping import MappingOptions, plan
-from nearbank.reproduce.point import Point
 from nearbank.sim.machine import Machine
+from nearbank.study.point import Point
 
 _ROOM = 64  # rows to place in, times those that the machine has: enough for every model that is asked about
 

@@ -19,14 +19,16 @@ from nearbank.baselines.roofline import roofline_row
 from nearbank.models.config import CONFIGS
 from nearbank.models.shape import Shape
 from nearbank.report.row import MachineRow
-from nearbank.reproduce import machines
 from nearbank.reproduce.capacity import capacity
-from nearbank.reproduce.point import Outcome, Point, source_digest
 from nearbank.reproduce.published import compare
 from nearbank.reproduce.reads import OTHER_READS, energy_by_reads
 from nearbank.reproduce.results import Results
-from nearbank.reproduce.store import Parts, Stage, Study, run_study
 from nearbank.sim.machine import Machine, load_machine
+from nearbank.study import knobs
+from nearbank.study.point import Outcome, Point, source_digest
+from nearbank.study.pool import Pool
+from nearbank.study.run import Ran, Stage, run_points
+from nearbank.study.store import Parts
 
 MACHINE, GPU, CPU, FRAMEWORK = "pim-gpt", "t4", "xeon-6154", "gpt2-eager"
 SLOW_ASIC_MHZ = 100
@@ -47,11 +49,11 @@ class Axis:
 
 
 AXES = (
-    Axis("ASIC clock", "MHz", (100, 200, 500, 1000), 1000, machines.with_asic_clock),
-    Axis("channels", "", (1, 2, 4, 8, 16, 32, 64), 8, machines.with_channels),
-    Axis("bf16 lanes per bank", "", (4, 8, 16, 32), 16, machines.with_lanes),
-    Axis("global buffer", "B", (512, 1024, 2048, 4096, 8192), 2048, machines.with_buffer),
-    Axis("pin rate", "Gb/s", (2, 4, 8, 16, 32), 16, machines.with_pin_rate),
+    Axis("ASIC clock", "MHz", (100, 200, 500, 1000), 1000, knobs.with_asic_clock),
+    Axis("channels", "", (1, 2, 4, 8, 16, 32, 64), 8, knobs.with_channels),
+    Axis("bf16 lanes per bank", "", (4, 8, 16, 32), 16, knobs.with_lanes),
+    Axis("global buffer", "B", (512, 1024, 2048, 4096, 8192), 2048, knobs.with_buffer),
+    Axis("pin rate", "Gb/s", (2, 4, 8, 16, 32), 16, knobs.with_pin_rate),
 )
 TOKEN_AXIS = "tokens"
 
@@ -72,9 +74,9 @@ class Options:
 QUICK = Options(tokens=32, sensitivity_steps=8, token_counts=(16, 32, 64), quick=True)
 
 
-def reproduce_pim_gpt(options: Options, folder: Path, stage: Stage) -> Results:
+def reproduce_pim_gpt(options: Options, folder: Path, stage: Stage, pool: Pool | None = None) -> Results:
     """Run what `folder` does not hold yet, one part-file per point, and put everything together."""
-    study = run_study(points_of(options), Parts(folder), stage)
+    study = run_points(points_of(options), Parts(folder), stage, pool)
     rows, details = [], {}
     for model in options.models:
         if f"{model}" not in study.outcomes:
@@ -103,7 +105,7 @@ def points_of(options: Options) -> dict[str, Point]:
     """Every point by name: "gpt3-xl", "gpt3-xl, ASIC at 100 MHz", "gpt3-xl, channels 16", …"""
     base = load_machine(MACHINE)
     also = tuple(cost.machine(base) for cost in OTHER_READS)
-    slow = machines.with_asic_clock(base, SLOW_ASIC_MHZ)
+    slow = knobs.with_asic_clock(base, SLOW_ASIC_MHZ)
     points = {}
     for model in options.models:
         shape = CONFIGS[model].shape
@@ -145,7 +147,7 @@ def _long_enough(shape: Shape, tokens: int) -> Shape:
     return shape if tokens <= shape.context else replace(shape, name=f"{shape.name}-{tokens}", context=tokens)
 
 
-def _model(model: str, options: Options, study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
+def _model(model: str, options: Options, study: Ran) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row of one model and what it is made of."""
     ours, slow = study.outcomes[model], study.outcomes[_slow_name(model)]
     others = _baselines(Point(CONFIGS[model].shape, load_machine(MACHINE), options.tokens))
@@ -215,7 +217,7 @@ def _baselines(point: Point) -> dict[str, MachineRow]:
     return found
 
 
-def _sensitivities(options: Options, study: Study) -> Iterator[dict[str, Any]]:
+def _sensitivities(options: Options, study: Ran) -> Iterator[dict[str, Any]]:
     """Rows of every axis, times relative to the published value's (tokens: to the shortest run)."""
     for model in options.sensitivity_models:
         axes = [(a.name, a.unit, a.values, a.today) for a in options.axes]
@@ -239,7 +241,7 @@ def _sensitivities(options: Options, study: Study) -> Iterator[dict[str, Any]]:
                     }
 
 
-def _made_with(study: Study) -> dict[str, Any]:
+def _made_with(study: Ran) -> dict[str, Any]:
     machine = load_machine(MACHINE)
     return {
         "nearbank": __version__,

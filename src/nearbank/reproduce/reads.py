@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nearbank.reproduce import machines
-from nearbank.reproduce.point import Outcome
 from nearbank.sim.machine import Machine, load_machine
+from nearbank.study import knobs
+from nearbank.study.point import Outcome
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ReadCost:
     def machine(self, base: Machine) -> Machine:
         if self.fj_per_bit is None:
             return load_machine(f"{base.name}-datasheet")
-        return machines.with_mac_read(base, self.name, self.fj_per_bit, self.source)
+        return knobs.with_mac_read(base, self.name, self.fj_per_bit, self.source)
 
 
 OWN_READS = "GDDR6-AiM's MACAB (CENT)"

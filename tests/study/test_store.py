@@ -1,18 +1,19 @@
 """Studies: a point's key changes with what decides its outcome, parts are reused, a killed run resumes."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from nearbank.models.shape import gpt_shape
 from nearbank.replay import replay
-from nearbank.reproduce import machines, store
-from nearbank.reproduce.point import PRODUCTS, Outcome, Point, simulate
-from nearbank.reproduce.store import Parts, run_study
 from nearbank.sim.machine import load_machine
+from nearbank.study import knobs, pool
+from nearbank.study.point import PRODUCTS, Outcome, Point, simulate
+from nearbank.study.run import run_points
+from nearbank.study.store import Parts
 
 TINY = gpt_shape("tiny", 2, 64, 2, 128, 64)
 BASE = load_machine("pim-gpt")
@@ -26,7 +27,7 @@ def silent(what: str, done: int, total: int) -> None:
 def test_a_key_changes_with_everything_that_decides_the_outcome() -> None:
     others = [
         replace(POINT, shape=replace(TINY, layers=3)),
-        replace(POINT, machine=machines.with_channels(BASE, 4)),
+        replace(POINT, machine=knobs.with_channels(BASE, 4)),
         replace(POINT, tokens=5),
         replace(POINT, prompt=2),
         replace(POINT, weights="ternary"),
@@ -82,16 +83,16 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
         seen.append(point)
         return simulate(point, advance)
 
-    monkeypatch.setattr(store, "simulate", count)
+    monkeypatch.setattr(pool, "simulate", count)
     return seen
 
 
 def test_nothing_is_computed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = counted(monkeypatch)
     points = {"a": POINT, "same as a": POINT, "b": replace(POINT, tokens=3)}
-    first = run_study(points, Parts(tmp_path), silent)
+    first = run_points(points, Parts(tmp_path), silent)
     assert (len(seen), first.reused) == (2, 1)
-    again = run_study(points, Parts(tmp_path), silent)
+    again = run_points(points, Parts(tmp_path), silent)
     assert (len(seen), again.reused) == (2, 3)
     assert again.outcomes == first.outcomes
 
@@ -106,12 +107,12 @@ def test_ctrl_c_keeps_what_was_finished_and_the_next_run_resumes(
             raise KeyboardInterrupt
         return simulate(point, advance)
 
-    monkeypatch.setattr(store, "simulate", interrupt)
+    monkeypatch.setattr(pool, "simulate", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run_study(points, Parts(tmp_path), silent)
+        run_points(points, Parts(tmp_path), silent)
     assert [path.name for path in tmp_path.iterdir()] == [Parts(tmp_path).path(points["2"]).name]
     seen = counted(monkeypatch)
-    run_study(points, Parts(tmp_path), silent)
+    run_points(points, Parts(tmp_path), silent)
     assert [point.tokens for point in seen] == [3, 4]
 
 
@@ -119,21 +120,21 @@ def test_ctrl_c_keeps_what_was_finished_and_the_next_run_resumes(
 def test_a_damaged_part_is_computed_again(tmp_path: Path, damage: str) -> None:
     parts = Parts(tmp_path)
     parts.path(POINT).write_text(damage, encoding="utf-8")
-    run_study({"a": POINT}, parts, silent)
-    assert json.loads(parts.path(POINT).read_text(encoding="utf-8"))["tokens"] == 4
+    run_points({"a": POINT}, parts, silent)
+    assert parts.find(POINT) == replace(simulate(POINT, lambda done: None), seconds=ANY)
 
 
 def test_a_point_that_does_not_fit_is_named_with_the_reason(tmp_path: Path) -> None:
     huge = Point(gpt_shape("huge", 96, 12288, 96, 50257, 2048), BASE, 2)
-    study = run_study({"huge": huge, "a": POINT}, Parts(tmp_path), silent)
-    assert "huge" in study.refused
-    assert "bytes" in study.refused["huge"]
-    assert list(study.outcomes) == ["a"]
+    ran = run_points({"huge": huge, "a": POINT}, Parts(tmp_path), silent)
+    assert "huge" in ran.refused
+    assert "bytes" in ran.refused["huge"]
+    assert list(ran.outcomes) == ["a"]
 
 
 def test_progress_reaches_the_total_of_all_tokens(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     points = {"a": POINT, "b": replace(POINT, tokens=2)}
-    run_study(points, Parts(tmp_path), lambda what, done, total: seen.append((done, total)))
+    run_points(points, Parts(tmp_path), lambda what, done, total: seen.append((done, total)))
     assert seen[-1] == (6, 6)
     assert seen == sorted(seen)
