@@ -52,7 +52,7 @@ BACKENDS: Mapping[str, tuple[str, str | None]] = MappingProxyType(
         "numpy": ("nearbank.kernels.reference", None),
         "numba": ("nearbank.kernels.cpu", "numba"),
         "cupy": ("nearbank.kernels.cupy_backend", "cupy"),
-        "numba-cuda": ("nearbank.kernels.numba_cuda_backend", "numba_cuda"),
+        "numba-cuda": ("nearbank.kernels.numba_cuda", "numba_cuda"),
     }
 )
 ON_CUDA = ("cupy", "numba-cuda")

@@ -17,7 +17,7 @@ import numpy as np
 from nearbank.kernels import KVCache, PackedMatrix, reference, store
 from nearbank.kernels.reference import attention
 store.PAGE = attention.PAGE = 4  # small pages: the simulator takes milliseconds for every thread
-from nearbank.kernels import numba_cuda_backend as device
+from nearbank.kernels import numba_cuda as device
 
 rng = np.random.default_rng(0)
 x = rng.standard_normal((1, 37)).astype(np.float32)
@@ -59,24 +59,26 @@ from numba import cuda, types
 from numba.cuda import dispatcher
 # Numba asks the device at hand for which chip to compile the functions that kernels call.
 dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(9, 0))
-from nearbank.kernels import numba_cuda_backend as device
+from nearbank.kernels.numba_cuda import cache, product, rounding
 
-f32, i32 = types.float32, types.int32
+f32, i32, i64 = types.float32, types.int32, types.int64  # a launch hands Python's integers over as int64
 def array(kind, dims):
     return types.Array(kind, dims, "C")
 weights = (array(types.uint8, 2), array(f32, 2), array(types.uint8, 2), array(i32, 1))
-pages = (array(types.uint8, 5), array(types.uint16, 5))
-attend = (array(f32, 3), *pages, *pages, i32, i32, f32, i32, array(f32, 3), array(f32, 3))
-for kernel, signature in (
-    (device.matmul_codes_kernel, (*weights, array(types.int8, 2), array(f32, 1), array(f32, 2))),
-    (device.matmul_floats_kernel, (weights[0], array(f32, 2), *weights[1:], array(f32, 2), array(f32, 2))),
-    (device.quantise_kernel, (array(f32, 2), array(types.int8, 2), array(f32, 1), array(i32, 1))),
-    (device.append_kernel, (array(f32, 3), *pages, i32, i32, i32)),
-    (device.attend_kernel, attend),
-):
+kernels = [
+    (product.matmul_codes_kernel, (*weights, array(types.int8, 2), array(f32, 1), array(f32, 2))),
+    (product.matmul_floats_kernel, (weights[0], array(f32, 2), *weights[1:], array(f32, 2), array(f32, 2))),
+    (rounding.quantise_kernel, (array(f32, 2), array(types.int8, 2), array(f32, 1), array(i32, 1))),
+]
+for stored in (f32, types.uint16, types.uint8):
+    pages = (array(stored, 5), array(types.uint16, 5))
+    attend = (array(f32, 3), *pages, *pages, i64, i64, f32, i64, array(f32, 3), array(f32, 3))
+    kernels += [(cache.append_kernel, (array(f32, 3), *pages, i64, i64, i64)), (cache.attend_kernel, attend)]
+for kernel, signature in kernels:
     ptx, _ = cuda.compile_ptx(kernel.py_func, signature, cc=(9, 0))
     assert ".entry" in ptx, kernel
-    assert "fma.rn.f32" not in ptx, kernel
+    for fused in ("fma.", "mad.rn", ".f16", ".ftz", ".approx", "call"):
+        assert fused not in ptx, (kernel, fused)
 print("every check passed")
 """
 
@@ -112,13 +114,13 @@ def test_without_a_device_the_error_says_so():
     script = """
 import numpy as np
 from nearbank.errors import NearbankError
-from nearbank.kernels import numba_cuda_backend as device
+from nearbank.kernels import numba_cuda as device
 from numba import cuda
 if not cuda.is_available():
     try:
         device.quantise_rows(np.zeros((1, 1), np.float32))
     except NearbankError as error:
-        assert "no CUDA device" in str(error) and "numba" in str(error)
+        assert "numba-cuda" in str(error) and "numba" in str(error)
     else:
         raise AssertionError("no error")
 print("every check passed")
