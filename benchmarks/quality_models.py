@@ -3,7 +3,8 @@
     python benchmarks/quality_models.py TEXT [--out build/quality] [--only 2-8 ...]
 
 One after the other, on one thread; a killed run resumes where it was, a finished one is not trained again.
-`quality_formats.py` rounds the full-precision model afterwards, `quality_page.py` writes the page.
+`quality_formats.py` rounds the full-precision model afterwards, `quality_page.py` writes the page. `quality_gpu.py`
+trains the larger ones of docs/quality/gpu side by side.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from nearbank.formats import FORMATS
 from nearbank.models.config import ModelConfig
@@ -52,9 +55,9 @@ RESTORERS = ((RESTORER_CONTROL, "fp", 2e-3), ("restore-2-2-8", "2-2-8", 2e-3), (
 DISTILLED = {"hidden_weight": 1.0, "attention_weight": 0.1}  # the baselines learn from the text alone
 
 
-def runs(text: Path, out: Path) -> Iterator[TrainOptions]:
+def runs(text: Path, out: Path, decoder: TrainOptions, restorer: TrainOptions) -> Iterator[TrainOptions]:
     """Each teacher, then everyone it teaches; a run's name is its folder's."""
-    for teacher, students in ((SMALL, STUDENTS), (SMALL_RESTORER, RESTORERS)):
+    for teacher, students in ((decoder, STUDENTS), (restorer, RESTORERS)):
         yield replace(teacher, text=text)
         for name, precision, lr in students:
             student = replace(
@@ -78,11 +81,18 @@ def row(options: TrainOptions, trained: Trained | Restorer) -> dict[str, Any]:
         "lr": options.student_lr if options.has_student else options.twin_lr,
         **{key: getattr(options, key) for key in kept},
         "training_time_s": round(trained.training_time_s, 1),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, shared",
+        "machine": machine(options.device),
         "torch": version("torch"),
         "date": datetime.now(UTC).date().isoformat(),
         "data_sha256": hashlib.sha256(options.text.read_bytes()).hexdigest(),
     }
+
+
+def machine(device: str) -> str:
+    """What trained."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{cpu_name()}, {os.cpu_count()} cores, shared"
 
 
 def _continued(trained: Trained) -> dict[str, Any]:
@@ -117,7 +127,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=None, help="names of runs; all when absent")
     arguments = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for options in runs(arguments.text, arguments.out):
+    for options in runs(arguments.text, arguments.out, SMALL, SMALL_RESTORER):
         if arguments.only is None or options.name in arguments.only:
             found = row(options, train(options, arguments.out / options.name))
             (RESULTS / f"{options.name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

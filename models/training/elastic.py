@@ -52,21 +52,25 @@ class ElasticActivation(nn.Module):
         self.kind = kind
         self.gain = nn.Parameter(torch.ones(()))
         self.register_buffer("first", torch.zeros(()))
+        self._has_start = False  # known on the host, so that a step need not ask the device
 
     @property
     def alpha(self) -> torch.Tensor:
         return self.gain.clamp_min(SMALLEST_GAIN) * self.first
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.first == 0:
+        if not self._has_start:
             self._start(x)
         rounded: torch.Tensor = _Round.apply(x - _offset(x, self.kind), self.alpha, self.kind)  # type: ignore[no-untyped-call]
         return rounded
 
     @torch.no_grad()
     def _start(self, x: torch.Tensor) -> None:
-        rows = x.detach().reshape(-1, x.shape[-1])[:START_ROWS].float()
-        self.first.fill_(self.kind.first_alpha(rows.cpu().numpy()))
+        """Unless a loaded state has a start."""
+        if self.first == 0:
+            rows = x.detach().reshape(-1, x.shape[-1])[:START_ROWS].float()
+            self.first.fill_(self.kind.first_alpha(rows.cpu().numpy()))
+        self._has_start = True
 
 
 def _offset(x: torch.Tensor, kind: Elastic) -> torch.Tensor:

@@ -1,15 +1,14 @@
 """Two phases of training, each a counted number of steps that a kill cannot spoil.
 
 Every random choice of a step is drawn from (seed, phase, step), so the state on disk is weights, optimiser and a step
-number, and a resumed run repeats the same bits on a CPU. Leaves the losses to `distill` and the schedule to
-`optimiser`.
+number, and a resumed run repeats the same bits on a CPU. (On a GPU the twin's dropout goes on from another place.)
+Leaves the steps themselves to `steps`, the losses to `distill` and the schedule to `optimiser`.
 """
 
 import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,24 +16,13 @@ from typing import Any
 import torch
 
 from nearbank.errors import NearbankError
-from nearbank.models.training.distill import attention_loss, hidden_loss, student_loss, task_loss
-from nearbank.models.training.network import Learner, States
-from nearbank.models.training.optimiser import build_optimisers, schedule, set_learning_rate
+from nearbank.models.training.network import Learner
+from nearbank.models.training.optimiser import build_optimisers
 from nearbank.models.training.options import TrainOptions
+from nearbank.models.training.steps import Learning, Phase, steps_of
 from nearbank.models.training.tasks import Task
 
 Progress = Callable[[str, int, int, float], None]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What distinguishes the twin's training from the student's."""
-
-    name: str
-    number: int
-    steps: int
-    lr: float
-    weight_decay: float
 
 
 def run_phase(
@@ -49,62 +37,33 @@ def run_phase(
     """Train `network` in place, continuing from the phase's state file if there is one."""
     optimisers = build_optimisers(network, phase.lr, phase.weight_decay)
     state_file = folder / f"{phase.name}.state.pt"
-    start = _load_state(state_file, network, optimisers)
+    done = _load_state(state_file, network, optimisers)
     log = folder / f"{phase.name}.log.jsonl"
-    _cut_log(log, start)
+    _cut_log(log, done)
     network.train()
-    for step in range(start, phase.steps):
-        set_learning_rate(optimisers, phase.lr * schedule(step, phase.steps, options))
+    steps = steps_of(Learning(phase, network, teacher, optimisers, task, options))
+    while done < phase.steps:
+        first, done = done, _next_stop(done, phase.steps, steps.together, options)
         began = time.perf_counter()
-        loss = _step(phase, step, network, teacher, optimisers, task, options)
-        row = {"step": step + 1, "loss_nats": loss, "time_s": time.perf_counter() - began}
-        last = step + 1 == phase.steps
-        if last or (step + 1) % options.evaluate_every == 0:
-            row["val_loss_nats"] = task.validation_loss(network)
-        _append(log, row)
-        if last or (step + 1) % options.save_every == 0:
-            _save_state(state_file, network, optimisers, step + 1)
-        progress(phase.name, step + 1, phase.steps, loss)
+        losses = steps.take(first, done)
+        rows = _rows(first, losses, (time.perf_counter() - began) / len(losses))
+        if done == phase.steps or done % options.evaluate_every == 0:
+            rows[-1]["val_loss_nats"] = task.validation_loss(network)
+        _append(log, rows)
+        if done == phase.steps or done % options.save_every == 0:
+            _save_state(state_file, network, optimisers, done)
+        progress(phase.name, done, phase.steps, losses[-1])
 
 
-def _step(
-    phase: Phase,
-    step: int,
-    network: Learner,
-    teacher: Learner | None,
-    optimisers: list[torch.optim.Optimizer],
-    task: Task,
-    options: TrainOptions,
-) -> float:
-    torch.manual_seed((options.seed * 4 + phase.number) * 1_000_003 + step)
-    inputs, targets = _placed(task.batch(torch.default_generator), options.device)
-    with torch.autocast(options.device, torch.bfloat16):
-        states = network.states(inputs)
-        wanted = None if teacher is None else teacher.states(inputs)
-    loss = _loss(states, wanted, targets, options)
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    for optimiser in optimisers:
-        optimiser.step()
-        optimiser.zero_grad()
-    return float(loss.detach())
+def _next_stop(done: int, steps: int, together: int, options: TrainOptions) -> int:
+    """Where the next block of steps ends: at the latest where something is to be evaluated or saved."""
+    ends = [(done // every + 1) * every for every in (options.evaluate_every, options.save_every)]
+    return min(done + together, steps, *ends)
 
 
-def _placed(part: Any, device: str) -> Any:
-    """Tensors, nested in tuples, on a device."""
-    return part.to(device) if isinstance(part, torch.Tensor) else tuple(_placed(inner, device) for inner in part)
-
-
-def _loss(states: States, wanted: States | None, targets: torch.Tensor, options: TrainOptions) -> torch.Tensor:
-    """The text's loss; with a teacher, what its logits and its inside ask for too. Weights of 0 cost no time."""
-    if wanted is None:
-        return task_loss(states.logits, targets)
-    loss = student_loss(states.logits, wanted.logits, targets)
-    if options.hidden_weight:
-        loss = loss + options.hidden_weight * hidden_loss(states, wanted)
-    if options.attention_weight:
-        loss = loss + options.attention_weight * attention_loss(states, wanted)
-    return loss
+def _rows(first: int, losses: list[float], time_s: float) -> list[dict[str, Any]]:
+    """The log's rows of a block of steps, the block's time shared out evenly."""
+    return [{"step": first + 1 + i, "loss_nats": loss, "time_s": time_s} for i, loss in enumerate(losses)]
 
 
 def _save_state(path: Path, network: Learner, optimisers: list[torch.optim.Optimizer], step: int) -> None:
@@ -165,9 +124,9 @@ def _cut_log(path: Path, steps: int) -> None:
         path.write_text("".join(lines[:steps]), encoding="utf-8")
 
 
-def _append(path: Path, row: dict[str, float]) -> None:
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def training_time_s(folder: Path) -> float:

@@ -15,11 +15,12 @@ from nearbank.models.checkpoint import Checkpoint, save_checkpoint
 from nearbank.models.training.card import card_text
 from nearbank.models.training.data import Corpus, read_corpus
 from nearbank.models.training.export import pack_network
-from nearbank.models.training.loop import Phase, Progress, load_network, read_log, run_phase, training_time_s
+from nearbank.models.training.loop import Progress, load_network, read_log, run_phase, training_time_s
 from nearbank.models.training.network import EXACT, CharGpt, Learner, Rounding
 from nearbank.models.training.options import TrainOptions
 from nearbank.models.training.progress import training_bar
 from nearbank.models.training.seq2seq import SpanBart
+from nearbank.models.training.steps import Phase
 from nearbank.models.training.tasks import EXTRA_TOKENS, Restoring, task_of
 
 TWIN = "twin"
