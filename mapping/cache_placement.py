@@ -254,8 +254,14 @@ def score_bytes(heads: int, max_context: int, input_bytes: int) -> int:
     return heads * max_context * input_bytes
 
 
-def vector_bytes(model: ModelDescription) -> int:
-    """ASIC memory for one token: the residual stream, a matrix product's vector and its results, in 16 bits."""
+def vector_bytes(model: ModelDescription, tokens: int = 1) -> int:
+    """ASIC memory for tokens that go together: the residual stream, a product's vector and its results, in 16 bits.
+
+    For one the widest vector and the most results may be those of two products; for several they are of one.
+    """
+    if tokens > 1:
+        most = max((m.n + m.k for m in model.matrices if m.per_layer), default=model.width)
+        return max(2 * tokens * (model.width + most), vector_bytes(model))
     widest = max((m.n for m in model.matrices if m.per_layer), default=model.width)
     longest = max((m.k for m in model.matrices), default=model.width)
     return 2 * (model.width + longest + widest)

@@ -30,7 +30,8 @@ class Choices:
     `matrices`: choices by the name of the matrix. `team`: channels that share a KV head. `joined`: heads of a channel
     side by side in the rows of K. Both None: as the model and the machine suggest. `pieces`: hand-overs of a product's
     results to the ASIC. `padding`: percent of outputs that may be added so that all channels do the same.
-    `early_rows`: the first row of a product opens before its vector is sent, or waited for.
+    `early_rows`: the first row of a product opens before its vector is sent, or waited for. `reuse`: vectors that an
+    open row is multiplied with before it closes; chunks are narrow enough for the buffer to hold them all.
     """
 
     matrices: tuple[tuple[str, MatrixChoice], ...] = ()
@@ -39,6 +40,7 @@ class Choices:
     pieces: int = 16
     padding: int = 1
     early_rows: bool = False
+    reuse: int = 1
 
     def of(self, name: str) -> MatrixChoice:
         """What is chosen for a matrix."""

@@ -96,6 +96,11 @@ class MatrixSums:
         self._parts: dict[int, Floats] = {}
 
     @property
+    def at_work(self) -> Chunks:
+        """What kind of chunk is being multiplied."""
+        return self._kinds[self._chunk][0]
+
+    @property
     def grouped(self) -> bool:
         """True when every group of inputs has scales of its own."""
         return format_named(self.matrix.use.format).scaling.per == "group"

@@ -1,4 +1,4 @@
-"""A matrix times one vector: chunk by chunk, the vector into the global buffer, every row once, sums to the ASIC.
+"""A matrix times a vector, or several: chunk by chunk into the global buffer, every row once, sums to the ASIC.
 
 The ASIC adds a chunk's results while the next chunk runs. Those of the last chunk are handed over in pieces, so that
 the ASIC is nearly done when the banks are; element-wise work that follows is done piece by piece with them. A slow
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import lcm
+from math import gcd, lcm
 
 from nearbank.mapping import asic
 from nearbank.mapping.asic import Work
@@ -65,18 +65,20 @@ def matmul(
     follow: Follow | None,
     feed: Feed | None = None,
     part: Part | None = None,
+    vectors: int = 1,
 ) -> int:
-    """Append one GEMV for one channel; returns how many results have their `follow` queued.
+    """Append one product for one channel; returns how many results have their `follow` queued.
 
     `rows` turns a row of layer 0 into that of the current layer. With `feed`, the vector is finished chunk by chunk;
-    with `part`, only some of the outputs are computed.
+    with `part`, only some of the outputs are computed. Several `vectors` are multiplied with each open row, one after
+    the other, in the arithmetic of as many products; `follow` is work for all of them.
     """
     label = label_of(matrix.name)
     if matrix.scales:
         b.add(Mark("scales"))
         _read_scales(b, matrix, target, rows)
         b.add(Mark(label))
-    outputs = _Outputs.of(matrix, target, channel, part)
+    outputs = _Outputs.of(matrix, target, channel, part, vectors)
     waits = part is None or part.first == 0
 
     def begin() -> None:
@@ -101,19 +103,23 @@ def matmul(
 
 @dataclass(frozen=True, slots=True)
 class _Outputs:
-    """Outputs in each bank: of this channel, and the least and most of any channel; the first of them is `first`."""
+    """Outputs in each bank: of this channel, and the least and most of any channel; the first of them is `first`.
+
+    Each is computed for so many `vectors`.
+    """
 
     here: int
     least: int
     most: int
     first: int
+    vectors: int
 
     @classmethod
-    def of(cls, matrix: MatrixPlacement, target: Target, channel: int, part: Part | None) -> _Outputs:
+    def of(cls, matrix: MatrixPlacement, target: Target, channel: int, part: Part | None, vectors: int) -> _Outputs:
         counts = [matrix.outputs_of(c, target) for c in (channel, target.channels - 1, 0)]
         part = part or Part(0, counts[2])
         here, least, most = (max(min(count, part.end) - part.first, 0) for count in counts)
-        return cls(here, least, most, part.first)
+        return cls(here, least, most, part.first, vectors)
 
     def row(self, chunks: Chunks) -> int:
         """The row of a chunk where the first output lies."""
@@ -151,7 +157,27 @@ def _read_columns(b: Builder, target: Target, row: Address, columns: int, data: 
     b.command("PREA")
 
 
-def _sweep_of(matrix: MatrixPlacement, chunks: Chunks, target: Target) -> Sweep:
+def vector_steps(matrix: MatrixPlacement, chunks: Chunks, target: Target) -> int:
+    """MAC steps from one vector of a chunk to the next in the global buffer: whole bursts."""
+    use, burst = matrix.use, 8 * target.column_bytes
+    places = chunks.packing.columns * (chunks.steps(use) // use.serial)
+    unit = burst // gcd(use.lanes * matrix.input_bits, burst)
+    return ceil_div(places, unit) * unit * use.serial
+
+
+def result_bursts(matrix: MatrixPlacement, chunks: Chunks, target: Target) -> int:
+    """Bursts of all results of one vector, after which those of the next begin."""
+    return matrix.outputs_of(0, target) * chunks.parts * target.read_bursts
+
+
+def all_vector_bursts(matrix: MatrixPlacement, target: Target) -> int:
+    """Bursts of one vector in the ASIC's memory, chunk after chunk, and room for what fills the last column."""
+    filled = matrix.chunks[-1].packing.columns * matrix.use.values
+    held = sum(c.count * target.vector_bursts(c.width, matrix.input_bits) for c in matrix.chunks)
+    return held + target.vector_bursts(filled, matrix.input_bits)
+
+
+def _sweep_of(matrix: MatrixPlacement, chunks: Chunks, target: Target, vectors: int) -> Sweep:
     steps, bursts = chunks.steps(matrix.use), target.read_bursts
     return Sweep(
         chunks.packing,
@@ -160,6 +186,9 @@ def _sweep_of(matrix: MatrixPlacement, chunks: Chunks, target: Target) -> Sweep:
         bursts,
         parts=chunks.parts,
         part_vector=chunks.packing.columns // chunks.parts * steps,
+        queries=vectors,
+        query_vector=vector_steps(matrix, chunks, target),
+        query_stride=result_bursts(matrix, chunks, target),
         output_stride=chunks.parts * bursts,
         part_stride=bursts,
         scale_columns=chunks.scale_columns,
@@ -168,10 +197,15 @@ def _sweep_of(matrix: MatrixPlacement, chunks: Chunks, target: Target) -> Sweep:
     )
 
 
-def _send(b: Builder, matrix: MatrixPlacement, chunks: Chunks, first: Address, target: Target) -> None:
-    """The vector of a chunk, with zeros up to the last lane of the last column, where padded weights lie."""
+def _send(b: Builder, matrix: MatrixPlacement, chunks: Chunks, first: Address, target: Target, vectors: int) -> None:
+    """The vectors of a chunk, with zeros up to the last lane of the last column, where padded weights lie."""
     padded = chunks.packing.columns * matrix.use.multiplied(chunks.steps(matrix.use))
-    send_vector(b, target.vector_bursts(padded, matrix.input_bits), VECTOR + first)
+    apart = target.vector_bursts(
+        vector_steps(matrix, chunks, target) // matrix.use.serial * matrix.use.lanes, matrix.input_bits
+    )
+    with repeat(b, vectors) as v:
+        data = VECTOR + first + v * all_vector_bursts(matrix, target)
+        send_vector(b, target.vector_bursts(padded, matrix.input_bits), data, v * apart)
 
 
 def _chunks(
@@ -208,8 +242,8 @@ def _chunk(
         return
     first = target.vector_bursts(chunks.first, matrix.input_bits)
     stride = target.vector_bursts(chunks.width, matrix.input_bits)
-    send = _sender(b, matrix, chunks, first + chunk * stride, target, begin)
-    plan = _sweep_of(matrix, chunks, target)
+    send = _sender(b, matrix, chunks, first + chunk * stride, target, outputs.vectors, begin)
+    plan = _sweep_of(matrix, chunks, target, outputs.vectors)
     row = rows(chunks.first_row + outputs.row(chunks)) + chunk * chunks.rows
     result = RESULT + outputs.first * plan.output_stride
     if target.choices.early_rows:
@@ -220,20 +254,26 @@ def _chunk(
 
 
 def _sender(
-    b: Builder, matrix: MatrixPlacement, chunks: Chunks, first: Address, target: Target, begin: Send | None
+    b: Builder,
+    matrix: MatrixPlacement,
+    chunks: Chunks,
+    first: Address,
+    target: Target,
+    vectors: int,
+    begin: Send | None,
 ) -> Send:
-    """What appends the vector of a chunk, after `begin`."""
+    """What appends the vectors of a chunk, after `begin`."""
 
     def send() -> None:
         if begin:
             begin()
-        _send(b, matrix, chunks, first, target)
+        _send(b, matrix, chunks, first, target, vectors)
 
     return send
 
 
 def _sum(b: Builder, matrix: MatrixPlacement, chunks: Chunks, outputs: _Outputs, target: Target) -> None:
-    work = _sum_work(matrix, chunks, outputs.most * target.banks * target.channels)
+    work = _sum_work(matrix, chunks, outputs.most * target.banks * target.channels * outputs.vectors)
     b.add(Start("asic", f"sum {label_of(matrix.name)}", target.asic.time_ps(work.streamed)))
 
 
@@ -293,23 +333,23 @@ def _last_chunk(
         chunks.width, matrix.input_bits
     )
     row = rows(chunks.first_row + outputs.row(chunks) + done * chunks.rows)
-    plan = _sweep_of(matrix, chunks, target)
-    send: Send | None = _sender(b, matrix, chunks, first, target, begin)
+    plan = _sweep_of(matrix, chunks, target, outputs.vectors)
+    send: Send | None = _sender(b, matrix, chunks, first, target, outputs.vectors, begin)
     if not target.choices.early_rows or not outputs.least:
         if outputs.here:
-            _send(b, matrix, chunks, first, target)
+            _send(b, matrix, chunks, first, target, outputs.vectors)
         send = None
     each, period_rows = chunks.packing.period
     periods = max(outputs.least // each // target.choices.pieces, 1)
     size = periods * each
     whole = max(ceil_div(outputs.most, size) - 1, 0)
-    early = _early(matrix, chunks, size, whole, target, follow)
+    early = _early(matrix, chunks, size, whole, target, follow) if outputs.vectors == 1 else whole
 
     def piece(i: Address, count: int, here: int, follows: Follow | None, last: bool, send: Send | None = None) -> None:
         result = RESULT + outputs.first * plan.output_stride + i * (size * plan.output_stride)
         scales = READ + i * (periods * plan.period_scales)
         sweep(b, plan, row + i * (periods * period_rows), here, result, scales, send)
-        _hand_over(b, matrix, chunks, count, target, follows, last)
+        _hand_over(b, matrix, chunks, count, target, follows, last, outputs.vectors)
 
     apart = int(send is not None and whole > 0)
     if apart:
@@ -345,9 +385,10 @@ def _hand_over(
     target: Target,
     follow: Follow | None,
     last: bool,
+    vectors: int,
 ) -> None:
     results = matrix.finished(outputs, target)
-    jobs = [(f"sum {label_of(matrix.name)}", _sum_work(matrix, chunks, results * matrix.split))]
+    jobs = [(f"sum {label_of(matrix.name)}", _sum_work(matrix, chunks, results * matrix.split * vectors))]
     jobs += [(follow.job, follow.work(results))] if follow else []
     for i, (job, work) in enumerate(jobs):
         ends = last and i == len(jobs) - 1

@@ -6,6 +6,7 @@ The outputs are dealt out over channels and banks; a chunk has as many inputs as
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 
 from nearbank.errors import NearbankError
 from nearbank.formats import Format, format_named
@@ -157,8 +158,13 @@ def splits(fmt: Format) -> bool:
 
 
 def _chunk_width(matrix: Matrix, fmt: Format, use: ColumnUse, input_bits: int, target: Target) -> int:
-    """Inputs of one chunk: what the buffer holds, in whole columns; with scales per group, what fills rows best."""
+    """Inputs of one chunk: what the buffer holds, in whole columns; with scales per group, what fills rows best.
+
+    Where several vectors share an open row, the buffer holds all of them, and a row at least one output.
+    """
     held = 8 * target.buffer_bytes // input_bits
+    if target.choices.reuse > 1:
+        held = _held_of_each(matrix, use, input_bits, target)
     if fmt.scaling.per != "group":
         return max(held // use.values, 1) * use.values
     group = fmt.scaling.group
@@ -169,6 +175,20 @@ def _chunk_width(matrix: Matrix, fmt: Format, use: ColumnUse, input_bits: int, t
         )
     widths = [count * group for count in range(1, held // group + 1)]
     return min(widths, key=lambda width: (_grouped_rows(matrix, fmt, use, width, target), -width))
+
+
+def _held_of_each(matrix: Matrix, use: ColumnUse, input_bits: int, target: Target) -> int:
+    """Inputs of each of the vectors that share an open row: whole columns, in the buffer whole bursts."""
+    reuse, burst = target.choices.reuse, 8 * target.column_bytes
+    unit = use.values * (burst // gcd(input_bits * use.values, burst))
+    held = 8 * target.buffer_bytes // input_bits // unit * unit
+    each = held // reuse // unit * unit
+    if not each:
+        raise NearbankError(
+            f"{matrix.name}: the global buffer of machine {target.name} holds {held} inputs, too few for {unit} of "
+            f"each of {reuse} vectors; use reuse={held // unit} or less"
+        )
+    return min(each, target.columns * use.values)
 
 
 def _grouped_rows(matrix: Matrix, fmt: Format, use: ColumnUse, width: int, target: Target) -> int:
@@ -187,8 +207,8 @@ def _chunk(
         columns = use.columns(width)
         packing = (
             best_packing(columns, target.columns, use.steps, target.row_change, target.readout, target.accumulators)
-            if choice.crossing is None
-            else Packing(columns, target.columns, choice.crossing)
+            if choice.crossing is None and target.choices.reuse == 1
+            else Packing(columns, target.columns, bool(choice.crossing) and target.choices.reuse == 1)
         )
         return Chunks(first, width, count, packing, 1, packing.rows(outputs), 0)
     packing, scale_columns = _with_scales(fmt, use, width, target)

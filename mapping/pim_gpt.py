@@ -3,13 +3,14 @@
     placed = plan(model, machine, MappingOptions(weights="ternary", kv="bf16", max_context=1024))
     program = placed.lower(step)
 
-Tokens of a prompt go through the model one by one, as in PIM-GPT: the ASIC's memory holds the vectors of one token.
+Tokens of a prompt go through the model one by one, as in PIM-GPT, unless `Choices.reuse` lets several share every open
+row; so do tokens of several sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from math import ceil
@@ -24,6 +25,7 @@ from nearbank.mapping.matmul import Feed, Follow, Part, Rows, matmul, part_unit
 from nearbank.mapping.placement import Placement, place
 from nearbank.mapping.sweep import Address
 from nearbank.mapping.target import Target, target_of
+from nearbank.mapping.together import Together, Turn, one_sequence, sequence_groups, token_turns
 from nearbank.sim.machine import Machine
 from nearbank.sim.program import Builder, Index, Loop, Mark, Node, Program, Start, Stream, Wait
 from nearbank.trace import Block, ModelDescription, Operation, Step
@@ -57,8 +59,8 @@ class MappingOptions:
     `weights` is the format of every matrix but the LM head, which has `head`; `inputs` that of the activations of
     integer weights, int8 if left out and always for an integer head; `kv` that of the cache, reserved for
     `max_context` tokens. `v_block` bounds the tokens of one dimension in a row of V: smaller blocks put more dimensions
-    in a row, so that a token's V opens fewer rows. `choices` are those that `nearbank.mapping.search` makes; by default
-    the published mapping's.
+    in a row, so that a token's V opens fewer rows. `batch` sequences have a cache each. `choices` are
+    those that `nearbank.mapping.search` makes; by default the published mapping's.
     """
 
     weights: str | None = None
@@ -67,6 +69,7 @@ class MappingOptions:
     head: str = "bf16"
     inputs: str | None = None
     v_block: int | None = None
+    batch: int = 1
     choices: Choices = Choices()  # noqa: RUF009  (frozen)
 
 
@@ -80,14 +83,20 @@ class _Position:
 
 @dataclass(frozen=True)
 class _Lowering:
-    """What a stream's body is made for: its channels, by the first of them, and the ASIC's work by operation.
+    """What a stream's body is made for: its channels, by the first of them, and the vectors that go together.
 
-    `like` is the first channel that does the same but for K, which the channels of a team append in turn.
+    `streamed`: the statistics of every norm are gathered while its input is added up. `like` is the first channel that
+    does the same but for K, which the channels of a team append in turn.
     """
 
     channel: int
     like: int
-    work: Mapping[str, Callable[[int], Work]]
+    streamed: bool
+    together: Together = Together()  # noqa: RUF009  (frozen)
+
+    def work(self, op: str) -> Callable[[int], Work]:
+        """The ASIC's work for an operation on all vectors."""
+        return self.together.of_all((_STREAMED_WORK if self.streamed else _WORK)[op])
 
 
 @dataclass(frozen=True)
@@ -104,18 +113,15 @@ class Plan:
 
     def lower(self, step: Step) -> Program:
         """The program of one step: commands, jobs of the ASIC, and what waits for what."""
+        step, sequences = one_sequence(step)
         tokens, end = _tokens(step)
-        self._check(step, end)
+        self._check(step, end, sequences)
         inside = [b for b in step.blocks if _size(b) == tokens]
         after = [b for b in step.blocks if _size(b) != tokens]
         positions = list(self._positions(end - tokens, end))
-        work = _STREAMED_WORK if _norms_stream(step) else _WORK
-        streams = tuple(
-            Stream(
-                channels, self._body(_Lowering(channels[0], self._like(channels[0]), work), inside, after, positions)
-            )
-            for channels in self.channel_groups
-        )
+        streamed = _norms_stream(step)
+        ways = [(c, _Lowering(c[0], self._like(c[0]), streamed)) for c in self.channel_groups]
+        streams = tuple(Stream(c, self._body(way, inside, after, positions, sequences)) for c, way in ways)
         return Program(f"{step.phase} {step.index}", streams)
 
     @property
@@ -150,17 +156,27 @@ class Plan:
             yield _Position(begin, count)
             begin += count
 
-    def _body(self, way: _Lowering, inside: list[Block], after: list[Block], positions: list[_Position]) -> Nodes:
-        nodes: list[Node] = [
-            Loop(p.count, tuple(Loop(b.count, self._block(way, b, p)) for b in inside)) for p in positions
-        ]
-        last = positions[-1]
-        nodes += [Loop(_size(b), (Loop(b.count, self._block(way, b, last)),)) for b in after]
+    def _body(
+        self, way: _Lowering, inside: list[Block], after: list[Block], positions: list[_Position], sequences: int
+    ) -> Nodes:
+        def loops(blocks: list[Block], position: _Position, tokens: int) -> Iterator[Node]:
+            for count, group in self._turns(tokens, sequences):
+                ways = [replace(way, together=together) for together in group]
+                yield Loop(count, tuple(Loop(b.count, self._block(w, b, position)) for w in ways for b in blocks))
+
+        nodes = [node for p in positions for node in loops(inside, p, p.count)]
+        nodes += [node for b in after for node in loops([b], positions[-1], _size(b))]
         return (*nodes, Wait("asic"))
+
+    def _turns(self, tokens: int, sequences: int) -> list[Turn]:
+        """How a run of tokens goes through the model: tokens of one sequence together, or sequences."""
+        reuse = self.target.choices.reuse
+        if sequences == 1:
+            return token_turns(tokens, reuse)
+        return [(tokens, sequence_groups(sequences, reuse, self.placement.sequence_rows))]
 
     def _block(self, way: _Lowering, block: Block, position: _Position) -> Nodes:
         nodes: list[Node] = []
-        streamed = way.work is _STREAMED_WORK
         values: PutOff | None = None
         groups: list[tuple[Operation, ...]] = [*_fused(block.operations), ()]
         for operations, following in pairwise(groups):
@@ -168,9 +184,9 @@ class Plan:
                 nodes += self._attention(way, block.first, operations, position, values)
                 values = None
                 continue
-            part = self._first_part(operations, following)
+            part = self._first_part(operations, following) if way.together.count == 1 else None
             emit = partial(self._plain, way, operations, part)
-            nodes += self._part((way.like, block.first, operations, streamed, part), emit)
+            nodes += self._part((way.like, block.first, operations, way.streamed, way.together, part), emit)
             if part:
                 values = partial(self._rest, way, operations[0], part.end)
         return tuple(nodes)
@@ -231,12 +247,13 @@ class Plan:
         """A matrix product with what follows it, up to the next matrix that needs that; or one job of the ASIC."""
         first = operations[0]
         if first.op != "matmul":
-            _element_wise(b, first, self.target, way.work)
+            _element_wise(b, first, self.target, way)
             return
         feed = None
         for product, followed, next_product in _stages(operations):
-            follow = Follow(followed.op, way.work[followed.op], self._needed(next_product)) if followed else None
-            queued = self._matmul(way.like, product, b, rows, follow, feed, part)
+            needed = self._needed(next_product) if way.together.count == 1 else None
+            follow = Follow(followed.op, way.work(followed.op), needed) if followed else None
+            queued = self._matmul(way.like, product, b, rows, follow, feed, part, way.together.count)
             if followed:
                 b.add(Mark(followed.op))
             feed = Feed(follow, queued) if follow and follow.needed is not None else None
@@ -258,6 +275,7 @@ class Plan:
         follow: Follow | None = None,
         feed: Feed | None = None,
         part: Part | None = None,
+        vectors: int = 1,
     ) -> int:
         matrix = self.placement.matrix(operation.name)
         if (matrix.n, matrix.k) != (operation.n, operation.k):
@@ -266,10 +284,10 @@ class Plan:
                 "in the placed model"
             )
         if matrix.integer_inputs:
-            work = asic.quantise_work(matrix.k)
+            work = asic.quantise_work(matrix.k).times(vectors)
             b.add(Start("asic", "quantise", self.target.asic.time_ps(work)))
         outside = matrix.region.stride == 0
-        return matmul(b, matrix, self.target, channel, _same_row if outside else rows, follow, feed, part)
+        return matmul(b, matrix, self.target, channel, _same_row if outside else rows, follow, feed, part, vectors)
 
     def _attention(
         self,
@@ -282,14 +300,14 @@ class Plan:
         """K and V appended and attended, as far as the trace has them; `values` is a product put off until then."""
         appends = operations[0].op == "append"
         if appends:
-            emit = partial(self._keys, way.channel, position.token)
-            yield from self._part(("K", layer, way.channel, position.token), emit)
+            emit = partial(self._keys, way, position.token)
+            yield from self._part(("K", layer, way.channel, position.token, way.together), emit)
         if operations[-1].op in _ATTENTION:
             first, last = _attended(operations, position)
             span = Span.of(first, last, self.target.banks)
             token = self._same_addresses(position.token) if appends else None
-            emit = partial(self._attend, way.like, span, token, values)
-            yield from self._part(("attend", layer, way.like, span, token, values is None), emit)
+            emit = partial(self._attend, way, span, token, values)
+            yield from self._part(("attend", layer, way.like, span, token, values is None, way.together), emit)
 
     def _same_addresses(self, token: int) -> int:
         """The first token whose V and scales have the same addresses."""
@@ -299,12 +317,13 @@ class Plan:
             if p.token + p.count > token
         )
 
-    def _keys(self, channel: int, token: int, b: Builder, counter: Address, rows: Rows) -> None:
-        append_keys(b, Attention(self.placement.cache, self.target, channel, rows), token, counter)
+    def _keys(self, way: _Lowering, token: int, b: Builder, counter: Address, rows: Rows) -> None:
+        with way.together.each(b, counter, rows) as (place, own):
+            append_keys(b, Attention(self.placement.cache, self.target, way.channel, own), token, place)
 
     def _attend(
         self,
-        channel: int,
+        way: _Lowering,
         span: Span,
         token: int | None,
         values: PutOff | None,
@@ -312,19 +331,21 @@ class Plan:
         counter: Address,
         rows: Rows,
     ) -> None:
-        at = Attention(self.placement.cache, self.target, channel, rows)
-        attend(b, at, span, token, partial(values, rows) if values else None)
+        with way.together.each(b, counter, rows) as (_, own):
+            at = Attention(self.placement.cache, self.target, way.like, own)
+            attend(b, at, span, token, partial(values, rows) if values else None)
 
-    def _check(self, step: Step, end: int) -> None:
+    def _check(self, step: Step, end: int, sequences: int) -> None:
         cache = self.placement.cache
         if end > cache.max_context:
             raise NearbankError(
                 f"step {step.index} has a context of {end} tokens, but space is reserved for {cache.max_context}; "
                 f"plan the mapping with max_context={end} or more"
             )
-        if any(o.sequence for b in step.blocks for o in b.operations):
+        if sequences > self.options.batch:
             raise NearbankError(
-                f"step {step.index} has several sequences, but the mapping keeps the cache of one; use a batch of 1"
+                f"step {step.index} has {sequences} sequences, but there are caches for {self.options.batch}; "
+                f"plan the mapping with batch={sequences}"
             )
 
 
@@ -396,13 +417,13 @@ def _attended(operations: tuple[Operation, ...], position: _Position) -> tuple[i
     return (0 if window is None else max(position.token + 1 - window, 0)), last
 
 
-def _element_wise(b: Builder, operation: Operation, target: Target, work: Mapping[str, Callable[[int], Work]]) -> None:
-    if operation.op not in work:
+def _element_wise(b: Builder, operation: Operation, target: Target, way: _Lowering) -> None:
+    if operation.op not in _WORK:
         raise NearbankError(
             f"operation {operation.op!r} stands alone in the trace; this mapping lowers it in attention"
         )
     b.add(Mark(operation.op))
-    b.add(Start("asic", operation.op, target.asic.time_ps(work[operation.op](operation.n or 0))))
+    b.add(Start("asic", operation.op, target.asic.time_ps(way.work(operation.op)(operation.n or 0))))
 
 
 def plan(model: ModelDescription, machine: Machine, options: MappingOptions | None = None) -> Plan:
@@ -410,8 +431,9 @@ def plan(model: ModelDescription, machine: Machine, options: MappingOptions | No
     options = options or MappingOptions()
     target = target_of(machine, options.choices)
     context = model.context if options.max_context is None else options.max_context
-    if context < 1:
-        raise NearbankError(f"max_context is {context}; expected 1 or more")
+    for name, value in (("max_context", context), ("batch", options.batch), ("reuse", options.choices.reuse)):
+        if value < 1:
+            raise NearbankError(f"{name} is {value}; expected 1 or more")
     placement = place(
         model,
         target,
@@ -421,6 +443,7 @@ def plan(model: ModelDescription, machine: Machine, options: MappingOptions | No
         inputs=options.inputs,
         max_context=context,
         v_block=options.v_block,
+        sequences=options.batch,
     )
     _check_sram(model, target, placement)
     return Plan(model, target, options, placement, machine)
@@ -431,6 +454,8 @@ def _check_sram(model: ModelDescription, target: Target, placement: Placement) -
     cache = placement.cache
     heads = model.heads if cache.joined else heads_at_work(model, target, cache.team)
     scales = max((m.scales.data_bytes for m in placement.matrices if m.scales), default=0)
-    need = max(score_bytes(heads, cache.max_context, cache.input_bytes), scales) + vector_bytes(model)
-    what = f"{heads} heads' scores at {cache.max_context} tokens and the vectors of one token"
-    target.asic.check_sram(need, what, "use a shorter context")
+    reuse = target.choices.reuse
+    need = max(score_bytes(heads, cache.max_context, cache.input_bytes), scales) + vector_bytes(model, reuse)
+    vectors = f"vectors of {reuse} tokens" if reuse > 1 else "vectors of one token"
+    what = f"{heads} heads' scores at {cache.max_context} tokens and the {vectors}"
+    target.asic.check_sram(need, what, "use a shorter context" + (" or reuse rows less" if reuse > 1 else ""))

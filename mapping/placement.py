@@ -22,11 +22,16 @@ from nearbank.trace.operation import HEAD
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """All tensors of a model in one machine. `rows` of every bank are taken."""
+    """All tensors of a model in one machine. `rows` of every bank are taken.
+
+    `cache` is that of the first sequence; that of the next lies `sequence_rows` further, those of all in `others`.
+    """
 
     matrices: tuple[MatrixPlacement, ...]
     cache: CachePlacement
     rows: int
+    sequence_rows: int = 0
+    others: Region | None = None
 
     def matrix(self, name: str) -> MatrixPlacement:
         """The placement of a matrix; `NearbankError` lists the known ones."""
@@ -41,7 +46,7 @@ class Placement:
         """Every region, by address."""
         cache = self.cache
         found = [m.region for m in self.matrices] + [m.scales for m in self.matrices if m.scales]
-        found += [cache.keys, cache.values] + ([cache.scales] if cache.scales else [])
+        found += [region for region in (cache.keys, cache.values, cache.scales, self.others) if region]
         return tuple(sorted(found, key=lambda r: r.first_row))
 
 
@@ -55,8 +60,10 @@ def place(
     inputs: str | None,
     max_context: int,
     v_block: int | None = None,
+    sequences: int = 1,
 ) -> Placement:
-    """Place every matrix in `weights` (the LM head in `head`) and reserve K and V in `kv` for `max_context` tokens.
+    """Place every matrix in `weights` (the LM head in `head`) and reserve K and V in `kv` for `max_context` tokens
+    of each of `sequences`.
 
     `inputs` is the format of the blocks' activations, by default int8 for integer weights and as the weights otherwise.
     `v_block` bounds how many tokens of one dimension lie in a row of V, by default as many as the row takes.
@@ -70,14 +77,20 @@ def place(
     formats = {m.name: format_named(head if m.name == HEAD else weights) for m in model.matrices}
     sized = [size_matrix(m, formats[m.name], None if m.name == HEAD else inputs, target) for m in model.matrices]
     cache = size_cache(model, format_named(kv), max_context, target, v_block)
-    return _addressed(sized, {m.name: m.per_layer for m in model.matrices}, cache, model.layers, target)
+    return _addressed(sized, {m.name: m.per_layer for m in model.matrices}, cache, model.layers, target, sequences)
 
 
 def _addressed(
-    matrices: list[MatrixPlacement], per_layer: dict[str, bool], cache: CachePlacement, layers: int, target: Target
+    matrices: list[MatrixPlacement],
+    per_layer: dict[str, bool],
+    cache: CachePlacement,
+    layers: int,
+    target: Target,
+    sequences: int,
 ) -> Placement:
     """Give every region its rows: first all that layers have, layer by layer, then the rest."""
-    stride = _layer_rows([m for m in matrices if per_layer[m.name]], cache)
+    others = Region("K and V of other sequences", 0, (sequences - 1) * _cache_rows(cache), 0, 1, 0)
+    stride = _layer_rows([m for m in matrices if per_layer[m.name]], cache) + others.rows
     allocate = _Allocator(layers, stride)
     placed = {m.name: allocate.matrix(m, inside=True) for m in matrices if per_layer[m.name]}
     cache = replace(
@@ -86,15 +99,21 @@ def _addressed(
         values=allocate.region(cache.values, inside=True),
         scales=allocate.region(cache.scales, inside=True) if cache.scales else None,
     )
+    others = allocate.region(others, inside=True)
     placed |= {m.name: allocate.matrix(m, inside=False) for m in matrices if not per_layer[m.name]}
-    placement = Placement(tuple(placed[m.name] for m in matrices), cache, allocate.outside)
+    held = tuple(placed[m.name] for m in matrices)
+    placement = Placement(held, cache, allocate.outside, _cache_rows(cache), others if others.rows else None)
     _check_capacity(placement, target)
     return placement
 
 
 def _layer_rows(matrices: list[MatrixPlacement], cache: CachePlacement) -> int:
     weights = sum(m.region.rows + (m.scales.rows if m.scales else 0) for m in matrices)
-    return weights + cache.keys.rows + cache.values.rows + (cache.scales.rows if cache.scales else 0)
+    return weights + _cache_rows(cache)
+
+
+def _cache_rows(cache: CachePlacement) -> int:
+    return sum(region.rows for region in (cache.keys, cache.values, cache.scales) if region)
 
 
 class _Allocator:

@@ -207,7 +207,7 @@ def _nested_visit(
     """A row of whole outputs of several parts or queries, or of which not all columns are used."""
     each = plan.parts * plan.queries
     held = min(plan.accumulators // each, outputs)
-    if held < 2 and outputs * each > 1:
+    if held < 1 or (held * each == 1 and outputs > 1):
         _nested_one_by_one(b, plan, row, outputs, result, scales, send)
         return
     _open(b, row, send)
@@ -255,7 +255,7 @@ def _read_scale_columns(b: Builder, plan: Sweep, row: Address, scales: Address) 
         b.command("RD", bank=bank, row=row, column=plan.packing.row_columns + c, data=scales + c * plan.banks + bank)
 
 
-def send_vector(b: Builder, bursts: int, data: Address) -> None:
-    """Write `bursts` bursts of an input vector from the ASIC to the global buffer."""
+def send_vector(b: Builder, bursts: int, data: Address, to: Address = 0) -> None:
+    """Write `bursts` bursts of an input vector from the ASIC to the global buffer, from its burst `to` on."""
     with b.loop(bursts) as i:
-        b.command("WRGB", column=i, data=data + i)
+        b.command("WRGB", column=to + i, data=data + i)

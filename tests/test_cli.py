@@ -26,6 +26,8 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, obj
         (("replay", "--model", "gpt3-xl", "--prompt", "0"), "1 or more"),
         (("replay", "--model", "gpt3-xl", "--prompt", "-3"), "1 or more"),
         (("replay", "--model", "gpt3-xl", "--tokens", "-3"), "1 or more"),
+        (("replay", "--model", "gpt3-xl", "--batch", "0"), "1 or more"),
+        (("replay", "--model", "gpt3-xl", "--reuse", "100"), "use reuse=64 or less"),
         (("replay", "--model", "gpt3-xl", "--tokens", "99999999999"), "context of 2048"),
         (("replay", "--model", "gpt3-xl", "--prompt", "5000"), "context of 2048"),
         (("replay", "--model", "gpt3-xl", "--machine", "pim-gtp"), "unknown machine 'pim-gtp'; known: "),

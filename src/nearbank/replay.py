@@ -11,6 +11,8 @@ from typing import Literal, cast, get_args
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.mapping import MappingOptions, Plan, bounds, bytes_off_chip, describe, plan
+from nearbank.mapping.choices import Choices
+from nearbank.mapping.reuse import best_reuse
 from nearbank.mapping.search import Found, plan_best
 from nearbank.report import MachineRow
 from nearbank.sim.energy import energy
@@ -46,6 +48,7 @@ class Replay:
         budget = explain_budget(self.machine, self.result)
         because = [_against_bounds(self), _stalls(self.result), *([budget] if budget else [])]
         because += self.found.lines() if self.found else []
+        because += _shared_rows(self)
         return [*because, *_absences(self.row), *_unverified(self.machine)]
 
     @property
@@ -65,6 +68,11 @@ def _stalls(result: SimResult) -> str:
     total = sum(channel.cycles * len(channel.channels) for channel in result.channels)
     reasons = ", ".join(f"{name} {100 * cycles / total:.1f} %" for name, cycles in idle)
     return f"Cycles without a command, by what held the next one: {reasons}."
+
+
+def _shared_rows(done: Replay) -> list[str]:
+    reuse = done.plan.options.choices.reuse
+    return [f"Every open row is multiplied with up to {reuse} vectors before it closes."] if reuse > 1 else []
 
 
 def _absences(row: MachineRow) -> list[str]:
@@ -88,22 +96,27 @@ def replay(
     weights: str | None = None,
     kv: str | None = None,
     mapping: MappingName = "pim-gpt",
+    reuse: int | None = None,
     advance: Advance | None = None,
     bins: int = 0,
 ) -> Replay:
     """Play every step of `load` on `machine`; `weights` and `kv` override the formats of matrices and cache.
 
-    `mapping`: that of the paper, or the quickest that the automatic mapper finds for this run.
+    `mapping`: that of the paper, or the quickest that the automatic mapper finds for this run. `reuse`: tokens of a
+    prompt, or sequences of a batch, that share every open row; None: as many as make the run quickest.
     `bins` above 0 keeps a profile over time, as `nearbank.sim.engine.Player` says.
 
     Raises `NearbankError` when the model does not fit the machine, or the machine lacks a format.
     """
     target = load_machine(machine) if isinstance(machine, str) else machine
     weights, kv = weights or load.weights, kv or load.kv
-    found = find_mapping(load, target, weights=weights, kv=kv) if mapping_named(mapping) == "auto" else None
-    placed = found.plan if found else _plan(load, target, weights, kv)
+    options = _options(load, weights, kv, 1 if reuse is None else reuse)
+    if reuse is None:
+        options = best_reuse(load.model, target, options, load.steps, max(load.prompt_tokens, load.batch))
+    found = plan_best(load.model, target, options, load.steps()) if mapping_named(mapping) == "auto" else None
+    placed = found.plan if found else plan(load.model, target, options)
     result = _play(load, target, placed, advance, bins)
-    return Replay(_row(load, target, result, (weights, kv)), placed, result, target, load, found)
+    return Replay(_row(load, placed, result, (weights, kv)), placed, result, target, load, found)
 
 
 def mapping_named(name: str) -> MappingName:
@@ -129,14 +142,15 @@ def _play(load: Workload, machine: Machine, placed: Plan, advance: Advance | Non
     return player.result()
 
 
-def _row(load: Workload, machine: Machine, result: SimResult, formats: tuple[str, str]) -> MachineRow:
+def _row(load: Workload, placed: Plan, result: SimResult, formats: tuple[str, str]) -> MachineRow:
+    machine, reuse = placed.machine, placed.options.choices.reuse
     moved = bytes_off_chip(result.commands(), machine.organization.column_bytes)
     return MachineRow(
         machine=machine.name,
         kind="simulated",
         weights=formats[0],
         kv=formats[1],
-        tokens=load.tokens,
+        tokens=load.all_tokens,
         time_ns=ceil_div(result.time_ps, 1000),
         cycles=result.cycles,
         energy_by_component_pj=_picojoules(result, machine),
@@ -145,7 +159,7 @@ def _row(load: Workload, machine: Machine, result: SimResult, formats: tuple[str
         time_by_part_ns=_nanoseconds(result.label_cycles, result),
         utilisation=_utilisation(machine, result, sum(moved.values())),
         token_time_ns=_step_times(result),
-        details={"bytes_by_direction": moved, "machine_digest": machine.digest},
+        details={"bytes_by_direction": moved, "machine_digest": machine.digest, "reuse": reuse, "batch": load.batch},
         note=machine.title,
     )
 
@@ -204,7 +218,8 @@ def _plan(load: Workload, machine: Machine, weights: str, kv: str) -> Plan:
     return plan(load.model, machine, _options(load, weights, kv))
 
 
-def _options(load: Workload, weights: str, kv: str) -> MappingOptions:
+def _options(load: Workload, weights: str, kv: str, reuse: int = 1) -> MappingOptions:
     for name in (weights, kv):
         format_named(name)
-    return MappingOptions(weights=weights, kv=kv, max_context=load.max_context)
+    choices = Choices(reuse=reuse)
+    return MappingOptions(weights=weights, kv=kv, max_context=load.max_context, batch=load.batch, choices=choices)

@@ -21,7 +21,8 @@ class Workload:
     """A model's description, the run's counts and formats, and `open_steps`, which yields the steps from the start.
 
     prompt_tokens: what the decoder begins with; source_tokens: what an encoder read, None without one.
-    beams: sequences of each prompt; room: positions that the KV cache must hold, where the counts do not tell.
+    beams: sequences of each prompt. batch: prompts, each of that length and with so many new tokens. room: positions
+    that the KV cache must hold, where the counts do not tell.
     """
 
     model: ModelDescription
@@ -34,6 +35,12 @@ class Workload:
     source_tokens: int | None = None
     beams: int = 1
     room: int | None = None
+    batch: int = 1
+
+    @property
+    def all_tokens(self) -> int:
+        """New tokens of all prompts."""
+        return self.batch * self.tokens
 
     def steps(self, weights: str | None = None, kv: str | None = None) -> Iterator[Step]:
         """The steps, with the block matrices or the KV cache in other formats where given."""
@@ -62,12 +69,18 @@ def is_shape(name: str) -> bool:
 
 
 def sketch_workload(
-    name: str, prompt_tokens: int, tokens: int, weights: str = "bf16", kv: str = "bf16", beams: int = 1
+    name: str,
+    prompt_tokens: int,
+    tokens: int,
+    weights: str = "bf16",
+    kv: str = "bf16",
+    beams: int = 1,
+    batch: int = 1,
 ) -> Workload:
     """`tokens` tokens after a prompt (an encoder's source), at the shape of that name, or of a config.json."""
     from nearbank.models.zoo import find_shape
 
-    return shape_workload(find_shape(name), prompt_tokens, tokens, weights, kv, beams=beams)
+    return shape_workload(find_shape(name), prompt_tokens, tokens, weights, kv, batch=batch, beams=beams)
 
 
 def shape_workload(
@@ -102,7 +115,7 @@ def shape_workload(
 
     begun, source = (1, prompt_tokens) if shape.encoder else (prompt_tokens, None)
     room = begun + tokens - 1
-    return Workload(describe(shape), begun, count, weights, kv, steps, None, source, beams, room)
+    return Workload(describe(shape), begun, count, weights, kv, steps, None, source, beams, room, batch)
 
 
 def prompt_length(text: str) -> int:

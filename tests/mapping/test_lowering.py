@@ -222,10 +222,10 @@ def test_a_context_beyond_the_reserved_space_is_refused() -> None:
         placed.lower(decode(model, 17))
 
 
-def test_several_sequences_are_refused() -> None:
+def test_tokens_that_are_no_whole_number_per_sequence_are_refused() -> None:
     model = gpt("m", 1, 64, 4, vocabulary=50, context=64)
     operation = Operation("residual", "r", m=1, n=64, sequence=1)
-    with pytest.raises(NearbankError, match="batch of 1"):
+    with pytest.raises(NearbankError, match="cannot be shared out evenly over 2 sequences"):
         plan(model, PIM).lower(Step(0, "decode", (Block(0, 1, (operation,)),)))
 
 

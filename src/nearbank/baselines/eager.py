@@ -50,7 +50,7 @@ def _row(processor: Processor, name: str, times_ps: list[int], load: Workload, w
         kind="modelled",
         weights=weights,
         kv=load.kv,
-        tokens=load.tokens,
+        tokens=load.all_tokens,
         time_ns=ceil_div(total_ps, 1000),
         energy_by_component_pj={"processor": path.power_nw * total_ps // 10**9},
         token_time_ns=tuple(ceil_div(t, 1000) for t in times_ps),

@@ -29,6 +29,10 @@ def replay(
     model: Annotated[str | None, typer.Option(help="A shape by name, such as gpt3-xl, instead of a file.")] = None,
     prompt: Annotated[int | None, typer.Option(help="Prompt tokens of --model.")] = None,
     tokens: Annotated[int | None, typer.Option(help="New tokens of --model.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Prompts of --model that are written to at once.")] = None,
+    reuse: Annotated[
+        int | None, typer.Option(help="Tokens that share an open row; left out: as many as are quickest.")
+    ] = None,
     machine: Annotated[str, typer.Option(help="A machine's name or YAML file (see `machines`).")] = "pim-gpt",
     weights: Weights = None,
     kv: Kv = None,
@@ -52,7 +56,7 @@ def replay(
     _refuse({"--policy": policy, "--commands": commands}, "belongs to other tools' trace files")
     from nearbank.replay import replay as run
 
-    load = _workload(file, model, prompt, tokens)
+    load = _workload(file, model, prompt, tokens, batch)
     with progress(f"replaying {load.model.name} on {machine}", load.tokens) as advance:
         done = run(
             load,
@@ -60,6 +64,7 @@ def replay(
             weights=weights,
             kv=kv,
             mapping=_mapping(mapping),
+            reuse=None if reuse is None else _count("--reuse", reuse, 1),
             advance=advance,
             bins=0 if out is None else PROFILE_BINS,
         )
@@ -97,16 +102,20 @@ def _replay_foreign(
         print("\n".join(f"{key}: {value}" for key, value in result.items() if value is not None))
 
 
-def _workload(file: Path | None, model: str | None, prompt: int | None, tokens: int | None) -> Workload:
+def _workload(
+    file: Path | None, model: str | None, prompt: int | None, tokens: int | None, batch: int | None
+) -> Workload:
     from nearbank.workload import sketch_workload, trace_workload
 
     if model is None:
         if file is None:
             raise NearbankError("nothing to replay: give a trace file, or --model NAME --prompt N --tokens N")
-        _refuse({"--prompt": prompt, "--tokens": tokens}, "belongs to --model; a trace file has its own counts")
+        counts: dict[str, object] = {"--prompt": prompt, "--tokens": tokens, "--batch": batch}
+        _refuse(counts, "belongs to --model; a trace file has its own counts")
         return trace_workload(file)
     _refuse({str(file): file}, "and --model were both given; choose one")
-    return sketch_workload(model, _count("--prompt", prompt, 1), _count("--tokens", tokens, 64))
+    sizes = _count("--prompt", prompt, 1), _count("--tokens", tokens, 64)
+    return sketch_workload(model, *sizes, batch=_count("--batch", batch, 1))
 
 
 def _count(name: str, given: int | None, default: int) -> int:
@@ -151,11 +160,13 @@ def _show(done: Replay, load: Workload) -> None:
     from nearbank.report.table import table
 
     screen = console()
-    title = f"{load.model.name}: {load.prompt_tokens} prompt tokens, {load.tokens} new"
+    title = f"{load.model.name}: {load.prompt_tokens} prompt tokens, {load.tokens} new" + (
+        f", {load.batch} sequences" if load.batch > 1 else ""
+    )
     screen.print(table(title, [done.row], None))
-    _show_parts("Time", "µs per token", done.row.time_by_part_ns or {}, 1000 * load.tokens)
+    _show_parts("Time", "µs per token", done.row.time_by_part_ns or {}, 1000 * load.all_tokens)
     energies = {name: pj for name, pj in (done.row.energy_by_component_pj or {}).items() if pj is not None}
-    _show_parts("Energy", "µJ per token", energies, 10**6 * load.tokens)
+    _show_parts("Energy", "µJ per token", energies, 10**6 * load.all_tokens)
     _show_remarks(done.remarks)
 
 
