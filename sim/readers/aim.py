@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 from nearbank.errors import NearbankError
 from nearbank.sim.machine import Machine
 from nearbank.sim.readers.text import bad_line, integer, lines
-from nearbank.sim.requests import aim
-from nearbank.sim.requests.clocks import Record, set_clocks
-from nearbank.sim.requests.controller import Commands
+from nearbank.sim.requests import aim_state as aim
+from nearbank.sim.requests import state as fields
+from nearbank.sim.requests.aim import run_aim
+from nearbank.sim.requests.clocks import Ints, new_channels
+from nearbank.sim.requests.controller import Commands, issued_commands
+from nearbank.sim.requests.timing import SETUP_SIZE
 from nearbank.sim.standard import Scope, delay_cycles
 from nearbank.sim.standards import standard_named
 
@@ -104,8 +107,8 @@ class _Reader:
     def _aim(self, number: int, name: str, words: list[str]) -> tuple[int, int, int, int, int]:
         if name not in _FIELDS:
             raise bad_line(self.path, number, f"unknown instruction {name[:40]!r}", f"one of {', '.join(_FIELDS)}")
-        command, fields = _FIELDS[name]
-        values = self._values(number, name, fields, words)
+        command, names = _FIELDS[name]
+        values = self._values(number, name, names, words)
         if command == "SYNC":
             return aim.SYNC, 1, (1 << self.machine.organization.channels) - 1, -1, -1
         if not command:
@@ -122,8 +125,8 @@ class _Reader:
     def _access(self, number: int, kind: str, region: str, words: list[str]) -> tuple[int, int, int, int, int]:
         if region not in _REGIONS:
             raise bad_line(self.path, number, f"unknown region {region[:40]!r}", "MEM, GPR or CFR")
-        fields = _REGIONS[region][: 1 if region == "CFR" and kind == "R" else None]
-        values = self._values(number, f"{kind} {region}", fields, words)
+        names = _REGIONS[region][: 1 if region == "CFR" and kind == "R" else None]
+        values = self._values(number, f"{kind} {region}", names, words)
         if region == "CFR" and values["gpr"] == 2 and kind == "W":
             self.function = values["data"]
         if region != "MEM":
@@ -136,11 +139,11 @@ class _Reader:
             values["row"],
         )
 
-    def _values(self, number: int, name: str, fields: tuple[str, ...], words: list[str]) -> dict[str, int]:
-        if len(words) != len(fields):
-            expected = f"{len(fields)}: {', '.join(fields)}" if fields else "none"
+    def _values(self, number: int, name: str, names: tuple[str, ...], words: list[str]) -> dict[str, int]:
+        if len(words) != len(names):
+            expected = f"{len(names)}: {', '.join(names)}" if names else "none"
             raise bad_line(self.path, number, f"{name} with {len(words)} numbers", expected)
-        pairs = zip(fields, words, strict=True)
+        pairs = zip(names, words, strict=True)
         return {key: integer(self.path, number, word, key, self._most(key)) for key, word in pairs}
 
     def _most(self, key: str) -> int:
@@ -159,19 +162,20 @@ class _Reader:
 
 def play_aim(machine: Machine, program: NDArray[np.int64], record: int = 0) -> AimResult:
     """Play instructions on a machine with the AiM commands; `record` keeps that many issued commands."""
-    states = _states(machine)
+    table, memory = _channels(machine)
     _check_commands(machine, program)
-    host, log = np.zeros(5, np.int64), np.zeros((6, max(record, 0)), np.int64)
-    if not aim.run_aim(states, np.ascontiguousarray(program), host, log):
+    host, log = np.zeros(aim.HOST_SIZE, np.int64), np.zeros((max(record, 0) + 1, fields.LOG_WIDTH), np.int64)
+    log[0, fields.LOG_PLACES] = len(log) - 1
+    if not run_aim(table, memory, np.ascontiguousarray(program), host, log):
         raise NearbankError(f"machine {machine.name}: instruction {int(host[aim.AT])} never gets done")
-    counts = states["counts"].sum(axis=0)
+    counts = memory[:, : len(aim.COMMANDS)].sum(axis=0)
     return AimResult(
         cycles=int(host[aim.CYCLE]),
         time_ps=int(host[aim.CYCLE]) * machine.tck_ps,
         instructions=len(program),
         commands={name: int(counts[i]) for i, name in enumerate(aim.COMMANDS) if counts[i]},
-        row_hits=int(states["row_hits"].sum()),
-        issued=_issued(host, log) if record else None,
+        row_hits=int(memory[:, aim.ROW_HITS].sum()),
+        issued=issued_commands(log, aim.COMMANDS) if record else None,
     )
 
 
@@ -186,44 +190,42 @@ def _check_commands(machine: Machine, program: NDArray[np.int64]) -> None:
         )
 
 
-def _issued(host: NDArray[np.int64], log: NDArray[np.int64]) -> Commands:
-    cycle, channel, command, bank, row, column = log[:, : min(int(host[aim.LOGGED]), log.shape[1])]
-    return Commands(cycle, channel, [aim.COMMANDS[i] for i in command], bank, row, column)
-
-
-def _states(machine: Machine) -> Record:
+def _channels(machine: Machine) -> tuple[Ints, Ints]:
+    """Tables, and every channel's memory: rows closed, queues empty."""
     org, standard = machine.organization, standard_named(machine.standard)
     names = {spec.name for spec in standard.commands}
     lacking = [name for name in ("ACT16", "MACAB", "WRGB", "RDMAC") if name not in names]
     if lacking:
         raise NearbankError(f"machine {machine.name}: standard {standard.name} has no {lacking[0]}; AiM traces need it")
-    if org.channels > aim.MOST_CHANNELS - 2 or org.banks > aim.BANKS:
-        raise NearbankError(f"machine {machine.name}: AiM traces work with at most 62 channels of {aim.BANKS} banks")
-    states = aim.new_aim_states(org.channels)
-    _fill(states[0], machine)
-    for channel in range(1, org.channels):
-        states[channel] = states[0]
-    return states
+    if org.channels > aim.MOST_CHANNELS or org.banks > aim.MOST_BANKS:
+        most = f"{aim.MOST_CHANNELS} channels of {aim.MOST_BANKS} banks"
+        raise NearbankError(f"machine {machine.name}: AiM traces work with at most {most}")
+    table, memory = new_channels(machine, standard, _setup(machine), aim.AIM_MEMORY, aim.MOST_BANKS, (), aim.COMMANDS)
+    memory[:, aim.OPEN_ROWS : aim.OPEN_ROWS + aim.MOST_BANKS] = -1
+    return table, memory
 
 
-def _fill(state: Record, machine: Machine) -> None:
-    """Clocks, latencies and habits: those of the AiM simulator on its own machine, honest ones elsewhere."""
+def _setup(machine: Machine) -> Ints:
+    """Latencies and habits: those of the AiM simulator on its own machine, honest ones elsewhere."""
     standard = standard_named(machine.standard)
     cycles = {name: machine.cycles(name) for name in machine.timing}
-    set_clocks(state, standard, machine, (), aim.COMMANDS)
-    state["banks"] = machine.organization.banks
     peer = standard.name == "gddr6-aim-peer"
-    state["forwards"] = state["partly_open"] = int(peer)
-    state["columns"] = 0 if peer else machine.organization.columns
-    state["uses_modes"] = int("tMODCH" in machine.timing and "TMOD" in {c.name for c in standard.commands})
-    state["refresh_interval"] = 0 if machine.refresh.policy == "none" else machine.cycles("tREFI")
+    numbers = {
+        "banks": machine.organization.banks,
+        "refresh_interval": 0 if machine.refresh.policy == "none" else machine.cycles("tREFI"),
+        "forwards": int(peer),
+        "partly_open": int(peer),
+        "columns": 0 if peer else machine.organization.columns,
+        "uses_modes": int("tMODCH" in machine.timing and "TMOD" in {c.name for c in standard.commands}),
+    }
+    setup = np.zeros(SETUP_SIZE, np.int64)
+    setup[: len(aim.SETUP)] = [numbers[name] for name in aim.SETUP]
     for spec in standard.commands:
         if spec.name in aim.COMMANDS:
             number = aim.COMMANDS.index(spec.name)
-            state["latency"][number] = max(delay_cycles(spec.latency, cycles), 1)
-            state["below"][number] = (
-                1 if _channel_only(standard_named(machine.standard).rules, spec.name) else state["banks"]
-            )
+            setup[aim.LATENCY + number] = max(delay_cycles(spec.latency, cycles), 1)
+            setup[aim.BELOW + number] = 1 if _channel_only(standard.rules, spec.name) else numbers["banks"]
+    return setup
 
 
 def _channel_only(rules: object, name: str) -> bool:

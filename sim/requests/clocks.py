@@ -1,101 +1,118 @@
-"""A standard's rules for one machine as the fields of one record, for the compiled controllers.
+"""A standard's rules for one machine as the tables of the compiled controllers: `timing` says what lies where."""
 
-Scopes become nodes of a tree: the channel, its pseudo-channels, their ranks, bank groups and banks. Each node holds,
-for every command, the first cycle at which its rules allow it; issuing a command pushes those cycles on. The schedulers
-that use the arrays are elsewhere; the tree is the same for all of them.
-"""
-
+from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from nearbank.errors import NearbankError
 from nearbank.sim.machine import Machine, Organization
+from nearbank.sim.requests import timing
+from nearbank.sim.requests.state import COMMANDS
 from nearbank.sim.standard import Rule, Scope, Standard, delay_cycles, missing_names
 
 Ints = NDArray[np.int64]
-Record = Any  # one NumPy record; compiled functions take it as a pointer, which arrays would not be
 
-# Order of commands in every array. A standard without one of them leaves its column empty.
-COMMANDS = ("ACT", "PRE", "PREA", "RD", "WR", "RDA", "WRA", "REFab", "REFpb", "ACT2", "CASRD", "CASWR")
-ACT, PRE, PREA, RD, WR, RDA, WRA, REFAB, REFPB, ACT2, CASRD, CASWR = range(len(COMMANDS))
 _ALIASES = {"ACT1": "ACT"}
 _SCOPES = (Scope.CHANNEL, Scope.PSEUDO_CHANNEL, Scope.RANK, Scope.BANK_GROUP, Scope.BANK)
 _NEVER = -(1 << 60)
 
-MOST_BANKS = 512
-_RULES, _RINGS, _WINDOW, _SIBLINGS = 1024, 4, 8, 7
 
-
-def clock_fields(commands: int, banks: int) -> list[tuple[Any, ...]]:
-    """The fields of a record for so many commands and banks.
-
-    When each node next allows each command; the nodes above each bank; the other ranks beside a rank; the rules that
-    push the cycles on. Rule i of command c, first[c] <= i < first[c + 1], delays command later[i] at level[i] by
-    delay[i] cycles; with ring[i] >= 0 it counts from the window[i]-th last issue kept in rings[ring[i], node], where
-    rules with keep[i] note it; others[i] means the siblings of the node.
-    """
-    nodes = 2 * banks + 8
-    return [
-        ("ready", np.int64, (nodes, commands)),
-        ("levels", np.int64),
-        ("path", np.int64, (banks, len(_SCOPES))),
-        ("siblings", np.int64, (nodes, _SIBLINGS)),
-        ("first", np.int64, (commands + 1,)),
-        *((name, np.int64, (_RULES,)) for name in ("level", "later", "delay", "others", "ring", "window", "keep")),
-        ("rings", np.int64, (_RINGS, nodes, _WINDOW)),
-        ("ring_next", np.int64, (_RINGS, nodes)),
-    ]
-
-
-CLOCK_FIELDS = clock_fields(len(COMMANDS), MOST_BANKS)
-
-
-def set_clocks(
-    state: Record,
-    standard: Standard,
+def new_channels(
     machine: Machine,
+    standard: Standard,
+    setup: Sequence[int] | Ints,
+    nodes_at: int,
+    most_banks: int,
     unused: Sequence[str] = (),
     commands: Sequence[str] = COMMANDS,
-) -> None:
-    """Fill the clock fields for one channel of `machine`; `NearbankError` when a timing value is missing.
+) -> tuple[Ints, Ints]:
+    """The tables `t`, with the scheduler's numbers in front, and `m` [channel, place], zero but for the clocks' nodes.
 
-    Rules about `unused` commands, which the caller never issues, are left out; `commands` are those of the record.
+    Rules about `unused` commands, which the caller never issues, are left out. The nodes begin at `nodes_at`.
+    `NearbankError` when a timing value is missing, or there are more than `most_banks`.
     """
     rules = [rule for rule in standard.rules if _applies(rule, machine)]
     used = [scope for scope in _SCOPES if any(_scope(rule) is scope for rule in rules)]
+    rows = _rows(rules, machine, standard, used, unused, commands)
+    _check_sizes(machine, rows, most_banks)
+    path = _paths(machine.organization, used)
+    nodes = _nodes(machine.organization, used, path, nodes_at)
+    memory = np.zeros((machine.organization.channels, _spread(nodes_at + nodes.size)), np.int64)
+    memory[:, nodes_at : nodes_at + nodes.size] = nodes.ravel()
+    return _table(setup, rows, len(commands), nodes_at + path * timing.NODE_WIDTH), memory
+
+
+def _spread(size: int) -> int:
+    """At least `size`, so that the same place of neighbouring channels falls into different sets of a cache."""
+    return (size + 7) // 8 * 8 | 8
+
+
+def _table(setup: Sequence[int] | Ints, rows: list["_Row"], commands: int, path: Ints) -> Ints:
+    """The tables; `path` is [bank, level]."""
+    table = np.zeros(timing.PATH + len(path) * timing.LEVELS, np.int64)
+    table[: len(setup)] = setup
+    table[timing.USED_LEVELS] = path.shape[1]
+    rings = sorted({row.rule for row in rows if row.window > 1})
+    for number, row in enumerate(rows):
+        ring = rings.index(row.rule) if row.window > 1 else -1
+        at = timing.RULES + number * timing.RULE_WIDTH
+        table[at : at + 7] = row.level, row.later, row.delay, row.others, ring, row.window, _is_first(row, rows)
+    begins = [(row.earlier, _is_special(row)) for row in rows]
+    for command in range(commands + 1):
+        table[timing.FIRST + command] = timing.RULES + timing.RULE_WIDTH * bisect_left(begins, (command, False))
+    for command in range(commands):
+        table[timing.SPECIAL + command] = timing.RULES + timing.RULE_WIDTH * bisect_left(begins, (command, True))
+    padded = np.zeros((len(path), timing.LEVELS), np.int64)
+    padded[:, : path.shape[1]] = path
+    table[timing.PATH :] = padded.ravel()
+    return table
+
+
+def _nodes(organization: Organization, used: list[Scope], path: Ints, nodes_at: int) -> Ints:
+    """The nodes of one channel as they are before the first command."""
+    nodes = np.zeros((int(path.max()) + 1, timing.NODE_WIDTH), np.int64)
+    siblings = nodes[:, : timing.SIBLINGS]
+    siblings[:] = _siblings(len(nodes), organization, used, path)
+    siblings[:] = np.where(siblings < 0, 0, nodes_at + siblings * timing.NODE_WIDTH)
+    for ring in range(timing.RINGS):
+        first = timing.NODE_RINGS + ring * timing.RING_WIDTH + 1
+        nodes[:, first : first + timing.RING_WIDTH - 1] = _NEVER
+    return nodes
+
+
+def _rows(
+    rules: Sequence[Rule],
+    machine: Machine,
+    standard: Standard,
+    used: list[Scope],
+    unused: Sequence[str],
+    commands: Sequence[str],
+) -> list["_Row"]:
+    """The rules that matter, by earlier command, those that need more than level and delay last."""
     never, alone = set(_known(unused, commands)), machine.organization.ranks == 1
     rows = [
         r
         for r in _strongest(rules, machine, used, commands)
         if not never & {r.earlier, r.later} and not (alone and r.others) and not _is_bus(r, standard, commands)
     ]
-    _check_sizes(state, machine, rows)
-    path = _paths(machine.organization, used)
-    state["levels"] = len(used)
-    state["path"][: len(path), : len(used)] = path
-    state["siblings"] = _siblings(state, machine.organization, used, path)
-    state["first"] = np.searchsorted([row.earlier for row in rows], np.arange(len(commands) + 1))
-    state["rings"] = _NEVER
-    rings = sorted({row.rule for row in rows if row.window > 1})
-    columns: dict[str, list[int]] = {"keep": [int(_is_first(row, rows)) for row in rows]}
-    columns["ring"] = [rings.index(row.rule) if row.window > 1 else -1 for row in rows]
-    columns |= {name: [getattr(row, name) for row in rows] for name in ("level", "later", "delay", "others", "window")}
-    for name, values in columns.items():
-        state[name][: len(rows)] = values
+    return sorted(rows, key=lambda row: (row.earlier, _is_special(row)))
 
 
-def _check_sizes(state: Record, machine: Machine, rows: Sequence["_Row"]) -> None:
-    most = len(state["path"])
-    if machine.organization.banks > most:
+def _is_special(row: "_Row") -> bool:
+    return row.window > 1 or row.others > 0
+
+
+def _check_sizes(machine: Machine, rows: Sequence["_Row"], most_banks: int) -> None:
+    if machine.organization.banks > most_banks:
         raise NearbankError(
-            f"machine {machine.name}: {machine.organization.banks} banks a channel; at most {most} work here"
+            f"machine {machine.name}: {machine.organization.banks} banks a channel; at most {most_banks} work here"
         )
     windows = {row.rule: row.window for row in rows if row.window > 1}
-    if len(rows) > _RULES or len(windows) > _RINGS or max(windows.values(), default=0) > _WINDOW:
+    longest = max(windows.values(), default=0)
+    if len(rows) > timing.MOST_RULES or len(windows) > timing.RINGS or longest >= timing.RING_WIDTH:
         raise NearbankError(f"standard {machine.standard}: too many timing rules for requests; {len(rows)} rows")
 
 
@@ -170,9 +187,9 @@ def _paths(organization: Organization, used: list[Scope]) -> Ints:
     return np.stack(columns, axis=1).astype(np.int64)
 
 
-def _siblings(state: Record, organization: Organization, used: list[Scope], path: Ints) -> Ints:
+def _siblings(nodes: int, organization: Organization, used: list[Scope], path: Ints) -> Ints:
     """The other ranks on the same bus, for every node of the rank level; -1 elsewhere."""
-    result: Ints = np.full(state["siblings"].shape, -1, np.int64)
+    result: Ints = np.full((nodes, timing.SIBLINGS), -1, np.int64)
     if Scope.RANK not in used or organization.ranks == 1:
         return result
     ranks = np.unique(path[:, used.index(Scope.RANK)]).reshape(-1, organization.ranks)
@@ -185,60 +202,3 @@ def _siblings(state: Record, organization: Organization, used: list[Scope], path
 def _is_first(row: _Row, rows: list[_Row]) -> bool:
     """Whether the row is the first of its command and rule, the one that notes the issue."""
     return row.window > 1 and row == next(r for r in rows if (r.earlier, r.rule) == (row.earlier, row.rule))
-
-
-@njit(cache=True)
-def ready_cycle(state, command, bank):  # type: ignore[no-untyped-def]
-    """The first cycle at which every node above `bank` allows `command`."""
-    earliest = 0
-    for level in range(state.levels):
-        allowed = state.ready[state.path[bank, level], command]
-        if allowed > earliest:
-            earliest = allowed
-    return earliest
-
-
-@njit(cache=True)
-def ready_cycle_of_all(state, command, first_bank, banks):  # type: ignore[no-untyped-def]
-    """The first cycle at which every bank of a range allows `command`."""
-    earliest = 0
-    for bank in range(first_bank, first_bank + banks):
-        earliest = max(earliest, ready_cycle(state, command, bank))
-    return earliest
-
-
-@njit(cache=True)
-def issue(state, command, first_bank, banks, cycle):  # type: ignore[no-untyped-def]
-    """Note that `command` issues at `cycle` to a range of banks (one bank for ordinary commands)."""
-    for rule in range(state.first[command], state.first[command + 1]):
-        last = -1
-        for bank in range(first_bank, first_bank + banks):
-            node = state.path[bank, state.level[rule]]
-            if node != last:
-                _push(state, rule, node, cycle)
-                last = node
-
-
-@njit(cache=True)
-def _push(state, rule, node, cycle):  # type: ignore[no-untyped-def]
-    later, allowed = state.later[rule], cycle + state.delay[rule]
-    if state.ring[rule] >= 0:
-        allowed = _window_start(state, rule, node, cycle) + state.delay[rule]
-    if state.others[rule]:
-        for at in range(_SIBLINGS):
-            sibling = state.siblings[node, at]
-            if sibling >= 0 and state.ready[sibling, later] < allowed:
-                state.ready[sibling, later] = allowed
-    elif state.ready[node, later] < allowed:
-        state.ready[node, later] = allowed
-
-
-@njit(cache=True)
-def _window_start(state, rule, node, cycle):  # type: ignore[no-untyped-def]
-    """Note the issue in the rule's ring and give the window-th last one."""
-    ring = state.ring[rule]
-    if state.keep[rule]:
-        state.rings[ring, node, state.ring_next[ring, node]] = cycle
-        state.ring_next[ring, node] = (state.ring_next[ring, node] + 1) % state.window[rule]
-    # The slot to be overwritten next holds the oldest of the window.
-    return state.rings[ring, node, state.ring_next[ring, node]]

@@ -6,6 +6,7 @@ rules. Traffic of programs is the engine's business; this module knows requests 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,14 +16,18 @@ from numpy.typing import NDArray
 from nearbank.errors import NearbankError
 from nearbank.sim.machine import Machine
 from nearbank.sim.policy import POLICIES, Policy
-from nearbank.sim.requests import per_bank, shared
+from nearbank.sim.requests import per_bank_lines, shared_queues
 from nearbank.sim.requests import state as fields
-from nearbank.sim.requests.clocks import COMMANDS, Record, set_clocks
+from nearbank.sim.requests.clocks import new_channels
 from nearbank.sim.requests.mapping import Place, address_map
+from nearbank.sim.requests.per_bank import run_per_bank
+from nearbank.sim.requests.shared import run_shared
+from nearbank.sim.requests.state import COMMANDS
 from nearbank.sim.standard import Scope, delay_cycles
 from nearbank.sim.standards import standard_named
 
 Until = Literal["accepted", "answered", "drained"]
+Ints = NDArray[np.int64]
 _REFRESH = {"none": 0, "all_bank": 1, "per_bank": 2}
 
 
@@ -92,63 +97,72 @@ def serve(
     policy = policy or machine.controller or POLICIES["ramulator"]
     place = address_map(policy.mapping, machine.organization).place(trace.addresses)
     requests = _request_array(place, trace)
-    log = np.zeros((6, max(record, 0) + 1), np.int64)
+    log = np.zeros((max(record, 0) + 1, fields.LOG_WIDTH), np.int64)
+    log[0, fields.LOG_PLACES] = len(log) - 1
     run = _run_shared if policy.queues == "shared" else _run_per_bank
     counters, cycles = run(machine, policy, requests, log, until)
     return _result(machine, trace, place, counters, cycles, log)
 
 
-def _request_array(place: Place, trace: Trace) -> NDArray[np.int64]:
+def _request_array(place: Place, trace: Trace) -> Ints:
+    """The requests as the compiled schedulers read them: one row each."""
+    requests = np.zeros((len(trace.addresses), fields.REQUEST_WIDTH), np.int64)
     columns = (place.channel, place.bank, place.row, place.column, place.block, trace.writes, trace.arrivals)
-    return np.ascontiguousarray(np.stack(columns).astype(np.int64))
+    for number, column in enumerate(columns):
+        requests[:, number] = column
+    return requests
 
 
-def _run_shared(
-    machine: Machine, policy: Policy, requests: NDArray[np.int64], log: NDArray[np.int64], until: Until
-) -> tuple[NDArray[np.int64], int]:
-    _check_sizes(shared.LONGEST_QUEUE, read_queue=policy.read_queue, write_queue=policy.write_queue)
-    states = shared.new_shared_states(machine.organization.channels)
+def _run_shared(machine: Machine, policy: Policy, requests: Ints, log: Ints, until: Until) -> tuple[Ints, int]:
+    _check_sizes(shared_queues.LONGEST_QUEUE, read_queue=policy.read_queue, write_queue=policy.write_queue)
     setup = _common_setup(machine, policy) | {
         "drain_above": int(policy.write_high * policy.write_queue),
         "drain_below": -int(-policy.write_low * policy.write_queue // 1),
         "keep_hits": int(policy.keep_hits),
         "row_cap": policy.row_cap if policy.row_policy == "closed" else 0,
-        "row_timeout": policy.row_timeout if policy.row_policy == "timeout" else 0,
     }
-    _fill(states, machine, policy, setup)
-    shared.run_shared(states, requests, log, until != "accepted")
-    counters = states["counters"]
+    numbers = [setup[name] for name in shared_queues.SETUP]
+    table, memory = _channels(machine, policy, numbers, shared_queues.SHARED_SIZE)
+    memory[:, shared_queues.CHANNEL] = np.arange(len(memory))
+    run_shared(table, memory, requests, log, np.zeros(len(memory), np.int64), until != "accepted")
+    counters = memory[:, : fields.COUNTERS]
     last = fields.LAST_ACCEPTED if until == "accepted" else fields.LAST_DONE
     return counters, int(counters[:, last].max(initial=0))
 
 
-def _run_per_bank(
-    machine: Machine, policy: Policy, requests: NDArray[np.int64], log: NDArray[np.int64], until: Until
-) -> tuple[NDArray[np.int64], int]:
-    _check_sizes(per_bank.LONGEST_QUEUE, read_queue=policy.read_queue, write_queue=policy.write_queue)
-    _check_sizes(per_bank.LONGEST_BANK_QUEUE, bank_queue=policy.bank_queue)
+def _run_per_bank(machine: Machine, policy: Policy, requests: Ints, log: Ints, until: Until) -> tuple[Ints, int]:
+    _check_sizes(per_bank_lines.LONGEST_QUEUE, read_queue=policy.read_queue, write_queue=policy.write_queue)
+    _check_sizes(per_bank_lines.LONGEST_LINE, bank_queue=policy.bank_queue)
     if standard_named(machine.standard).any_edge:
         raise NearbankError(f"policy: queues per_bank do not know the half clocks of {machine.standard}; use shared")
     org = machine.organization
-    states = per_bank.new_per_bank_states(org.channels)
     setup = _common_setup(machine, policy) | {
-        "bank_size": policy.bank_queue,
+        "line_size": policy.bank_queue,
         "write_idle": policy.write_idle,
         "hit_cap": policy.row_hit_cap,
         "groups": org.bank_groups,
         "banks_per_group": org.banks_per_group,
         "closed": int(policy.row_policy == "closed"),
-        "row_timeout": policy.row_timeout if policy.row_policy == "timeout" else 0,
     }
     if machine.refresh.policy == "all_bank":
         setup["refresh_interval"] //= setup["units"]  # the units take turns
     else:
         setup["units"] = org.banks
-    _fill(states, machine, policy, setup)
-    per_bank.run_per_bank(states, requests, np.zeros((3, requests.shape[1]), np.int64), log, until == "drained")
-    counters = states["counters"]
+    numbers = [setup[name] for name in per_bank_lines.SETUP]
+    table, memory = _channels(machine, policy, numbers, per_bank_lines.PER_BANK_SIZE)
+    memory[:, per_bank_lines.CHANNEL] = np.arange(len(memory))
+    run_per_bank(table, memory, requests, log, np.zeros(len(memory), np.int64), until == "drained")
+    counters = memory[:, : fields.COUNTERS]
     last = fields.LAST_ACCEPTED if until == "accepted" else fields.LAST_DONE
     return counters, int(counters[:, last].max(initial=-1)) + 1
+
+
+def _channels(machine: Machine, policy: Policy, setup: list[int], size: int) -> tuple[Ints, Ints]:
+    """Tables and memory of all channels, rows closed and queues empty."""
+    unused = () if policy.row_policy == "closed" else ("RDA", "WRA")
+    table, memory = new_channels(machine, standard_named(machine.standard), setup, size, fields.MOST_BANKS, unused)
+    memory[:, fields.BANKS_AT : fields.AFTER_BANKS : fields.BANK_WIDTH] = -1  # the open rows
+    return table, memory
 
 
 def _check_sizes(most: int, **sizes: int) -> None:
@@ -175,6 +189,7 @@ def _common_setup(machine: Machine, policy: Policy) -> dict[str, int]:
         "unit_banks": unit,
         "read_latency": _latency(machine, "RD"),
         "write_latency": _latency(machine, "WR"),
+        "row_timeout": policy.row_timeout if policy.row_policy == "timeout" else 0,
     }
 
 
@@ -191,24 +206,13 @@ def _latency(machine: Machine, command: str) -> int:
     return delay_cycles(standard_named(machine.standard).command(command).latency, cycles)
 
 
-def _fill(states: Record, machine: Machine, policy: Policy, setup: dict[str, int]) -> None:
-    """Set every channel's state to the machine's clocks and the policy's numbers."""
-    unused = () if policy.row_policy == "closed" else ("RDA", "WRA")
-    set_clocks(states[0], standard_named(machine.standard), machine, unused)
-    for name, value in setup.items():
-        states[name] = value
-    for channel in range(1, len(states)):
-        states[channel] = states[0]
-        states[channel]["channel"] = channel
-
-
 def _result(
     machine: Machine,
     trace: Trace,
     place: Place,
-    counters: NDArray[np.int64],
+    counters: Ints,
     cycles: int,
-    log: NDArray[np.int64],
+    log: Ints,
 ) -> RequestResult:
     total = counters.sum(axis=0)
     reads = int(total[fields.READS_DONE])
@@ -224,11 +228,12 @@ def _result(
         writes_done=int(total[fields.WRITES_DONE]),
         read_latency_cycles=int(total[fields.READ_CYCLES]) / reads if reads else None,
         wrapped=place.wrapped,
-        issued=_issued(log) if log.shape[1] > 1 else None,
+        issued=issued_commands(log, COMMANDS) if len(log) > 1 else None,
     )
 
 
-def _issued(log: NDArray[np.int64]) -> Commands:
-    kept = min(log.shape[1] - 1, int(log[0, -1]))
-    cycle, channel, command, bank, row, column = log[:, :kept]
-    return Commands(cycle, channel, [COMMANDS[i] for i in command], bank, row, column)
+def issued_commands(log: Ints, names: Sequence[str]) -> Commands:
+    """The command log of a compiled run; `names` are the commands by number."""
+    kept = min(len(log) - 1, int(log[0, fields.LOG_COUNT]))
+    cycle, channel, command, bank, row, column = np.ascontiguousarray(log[1 : kept + 1].T)
+    return Commands(cycle, channel, [names[i] for i in command], bank, row, column)

@@ -6,458 +6,295 @@ drained) to its bank's queue. After that the front end hands one request to its 
 Cycles in which nothing can happen are skipped, exactly. Requests for a block that is already waited for are merged.
 """
 
-# ruff: noqa: SIM102  (compiled code: plain comparisons and loops)
-
-import numpy as np
-from numba import njit
-
+from nearbank.compiled import compiled, compiled_part
+from nearbank.sim.pointers import lowest_bit, pointer
+from nearbank.sim.requests import per_bank_lines as at
 from nearbank.sim.requests import state as fields
-from nearbank.sim.requests.clocks import (
+from nearbank.sim.requests.per_bank_lines import READS, WRITES
+from nearbank.sim.requests.state import (
     ACT,
-    CLOCK_FIELDS,
-    MOST_BANKS,
+    FAR,
+    OPEN_ROW,
     PRE,
     RD,
     RDA,
     REFAB,
     REFPB,
+    REQUEST_WIDTH,
+    TOUCHED,
+    USED,
     WR,
     WRA,
-    Record,
-    ready_cycle,
-    ready_cycle_of_all,
+    answer,
+    bank_at,
+    do_command,
+    do_to_all,
 )
-from nearbank.sim.requests.state import BANK_FIELDS, FAR, do_command
+from nearbank.sim.requests.timing import ready_cycle, ready_cycle_of_all
 
-LONGEST_QUEUE, LONGEST_BANK_QUEUE = 256, 64
-READS, WRITES = 0, 1
-ALL_BANKS, PER_BANK = 1, 2
-_HASH = 4096
-
-# The policy and the machine in numbers
-SETUP_FIELDS = [
-    (name, np.int64)
-    for name in (
-        "channel",
-        "banks",
-        "read_size",
-        "write_size",
-        "bank_size",
-        "write_idle",
-        "hit_cap",
-        "two_buses",
-        "half_clocks",
-        "refresh",
-        "refresh_interval",  # between the refreshes of two units
-        "units",
-        "unit_banks",
-        "groups",
-        "banks_per_group",
-        "read_latency",
-        "write_latency",
-        "closed",  # every access closes its row
-        "row_timeout",  # 0: rows stay open
-    )
-]
-
-# `queue` [reads or writes, place] and `line` [bank, place] hold request numbers by age; `soon` [bank] is a cycle before
-# which nothing in the bank's line is ready (FAR when empty), `only` the one command the bank then waits for, or -1 when
-# there are several or something changed. `waited` counts queued requests by a hash of their block, reads and writes.
-QUEUE_FIELDS = [
-    ("queue", np.int64, (2, LONGEST_QUEUE)),
-    ("size", np.int64, (2,)),
-    ("line", np.int64, (MOST_BANKS, LONGEST_BANK_QUEUE)),
-    ("length", np.int64, (MOST_BANKS,)),
-    ("soon", np.int64, (MOST_BANKS,)),
-    ("only", np.int64, (MOST_BANKS,)),
-    ("waited", np.int64, (2, _HASH)),
-    ("refreshes", np.int64, (4 * MOST_BANKS,)),
-    *((name, np.int64) for name in ("waiting", "head", "next_refresh", "next_unit", "draining", "turn", "wake")),
-    ("in_line", np.int64),  # requests in all banks' lines
-    ("reads_waiting", np.int64),
-    ("writes_waiting", np.int64),
-    ("conflict", np.int64, (MOST_BANKS,)),  # per bank: its row was closed for another one
-]
-
-PER_BANK_STATE = np.dtype([*CLOCK_FIELDS, *BANK_FIELDS, *SETUP_FIELDS, *QUEUE_FIELDS])
+ALL_BANKS = 1  # a refresh policy
 
 
-def new_per_bank_states(channels: int) -> Record:
-    """Empty states, one a channel: rows closed, queues empty. Clocks and setup are the caller's to fill."""
-    states = np.zeros(channels, PER_BANK_STATE)
-    states["open_row"] = -1
-    states["soon"] = FAR
-    states["channel"] = np.arange(channels)
-    return states
-
-
-@njit(cache=True)
-def run_per_bank(states, requests, taken_at, log, drain):  # type: ignore[no-untyped-def]
+@compiled
+def run_per_bank(tables, memory, requests, issued, wakes, drain):  # type: ignore[no-untyped-def]
     """Serve all requests until the last answer (with `drain` until the last write is in the memory, too).
 
-    `taken_at` [3, request] is scratch: the cycle each was taken, how many were merged into it, the sum of their cycles.
+    `wakes` [channel] is scratch: the cycle at which each has to be looked at. So are the requests' own two fields.
     """
-    for channel in range(len(states)):
-        state = states[channel]
-        state.next_refresh = state.refresh_interval if state.refresh else FAR
-    total, taken, cycle = requests.shape[1], 0, 0
-    while taken < total or cycle <= _busy_until(states, drain):
-        for channel in range(len(states)):
-            if states[channel].wake <= cycle:
-                _tick(states[channel], requests, taken_at, log, cycle, drain and taken == total)
-        if taken < total and requests[fields.ARRIVAL, taken] <= cycle:
-            if _take(states[requests[fields.CHANNEL, taken]], requests, taken_at, taken, cycle):
+    t, q, log = pointer(tables, 0), pointer(requests, 0), pointer(issued, 0)
+    for channel in range(len(memory)):
+        m = pointer(memory, channel)
+        m[at.NEXT_REFRESH] = t[at.REFRESH_INTERVAL] if t[at.REFRESH] else FAR
+    total, taken, cycle = len(requests), 0, 0
+    while taken < total or cycle <= _busy_until(memory, drain):
+        for channel in range(len(memory)):
+            if wakes[channel] <= cycle:
+                m = pointer(memory, channel)
+                _tick(t, m, q, log, cycle, drain and taken == total)
+                wakes[channel] = m[at.WAKE]
+        if taken < total and q[taken * REQUEST_WIDTH + fields.ARRIVAL] <= cycle:
+            channel = q[taken * REQUEST_WIDTH + fields.CHANNEL]
+            done = _take(t, pointer(memory, channel), q, taken, cycle)
+            if done == fields.QUEUED:
+                wakes[channel] = cycle + 1
+            if done:
                 taken += 1
                 if drain and taken == total:
-                    for channel in range(len(states)):
-                        states[channel].wake = cycle + 1  # from now on writes go out of their own accord
-        cycle = max(cycle + 1, _next_cycle(states, requests, taken, total))
+                    wakes[:] = cycle + 1  # from now on writes go out of their own accord
+        soonest = FAR
+        if taken < total:
+            request = taken * REQUEST_WIDTH
+            if at.has_place(t, pointer(memory, q[request + fields.CHANNEL]), q[request + fields.WRITE]):
+                soonest = q[request + fields.ARRIVAL]
+        for channel in range(len(memory)):
+            soonest = min(soonest, wakes[channel])
+        cycle = max(cycle + 1, soonest)
 
 
-@njit(cache=True)
-def _busy_until(states, drain):  # type: ignore[no-untyped-def]
+@compiled_part
+def _busy_until(memory, drain):  # type: ignore[no-untyped-def]
     """FAR while a read waits (or a write, when draining), else the cycle of the last answer."""
     last = 0
-    for channel in range(len(states)):
-        if states[channel].reads_waiting or (drain and states[channel].writes_waiting):
+    for channel in range(len(memory)):
+        m = pointer(memory, channel)
+        if m[at.KIND_WAITING + READS] or (drain and m[at.KIND_WAITING + WRITES]):
             return FAR
-        last = max(last, states[channel].counters[fields.LAST_DONE])
+        last = max(last, m[fields.LAST_DONE])
     return last
 
 
-@njit(cache=True)
-def _next_cycle(states, requests, taken, total):  # type: ignore[no-untyped-def]
-    """The first cycle in which a channel or the front end may do something."""
-    cycle = FAR
-    if taken < total and _has_place(states[requests[fields.CHANNEL, taken]], requests[fields.WRITE, taken]):
-        cycle = requests[fields.ARRIVAL, taken]
-    for channel in range(len(states)):
-        cycle = min(cycle, states[channel].wake)
-    return cycle
-
-
-@njit(cache=True)
-def _has_place(state, write):  # type: ignore[no-untyped-def]
-    return state.size[WRITES] < state.write_size if write else state.size[READS] < state.read_size
-
-
-@njit(cache=True)
-def _take(state, requests, taken_at, number, cycle):  # type: ignore[no-untyped-def]
+@compiled_part
+def _take(t, m, q, number, cycle):  # type: ignore[no-untyped-def]
     """Put a request in its queue, or merge it with one for the same block."""
-    write = requests[fields.WRITE, number]
-    if not _has_place(state, write):
-        return False
-    state.counters[fields.LAST_ACCEPTED] = cycle
-    taken_at[0, number] = cycle + 1
-    other = _waiting(state, requests, number, WRITES)
-    if other >= 0:  # a waiting write answers the read, or takes the place of the earlier one
-        _answer(state, write, cycle + 2, 1)
-        return True
-    if write:
-        _answer(state, write, cycle + 2, 1)
+    request = number * REQUEST_WIDTH
+    write = q[request + fields.WRITE]
+    if not at.has_place(t, m, write):
+        return 0
+    m[fields.LAST_ACCEPTED] = cycle
+    q[request + fields.ARRIVAL] = cycle + 1
+    written = at.waiting(m, q, number, WRITES) >= 0
+    if written or write:  # a waiting write answers the read, or takes the place of the earlier one
+        answer(m, write, cycle + 2, 1)
+        if written:
+            return fields.ANSWERED
     else:
-        other = _waiting(state, requests, number, READS)
+        other = at.waiting(m, q, number, READS)
         if other >= 0:
-            taken_at[1, other] += 1
-            taken_at[2, other] += cycle + 1
-            return True
-    queue = WRITES if write else READS
-    state.queue[queue, state.size[queue]] = number
-    state.size[queue] += 1
-    state.waited[queue, requests[fields.BLOCK, number] % _HASH] += 1
-    _count_waiting(state, write, 1)
-    state.wake = cycle + 1
-    return True
+            q[other * REQUEST_WIDTH + fields.MERGED] += 1
+            m[fields.READ_CYCLES] -= cycle + 1  # the other one's end will be added
+            return fields.ANSWERED
+    at.append(m, q, number)
+    return fields.QUEUED
 
 
-@njit(cache=True)
-def _count_waiting(state, write, change):  # type: ignore[no-untyped-def]
-    if write:
-        state.writes_waiting += change
-    else:
-        state.reads_waiting += change
-
-
-@njit(cache=True)
-def _answer(state, write, cycle, latency):  # type: ignore[no-untyped-def]
-    """The front end hears of the end of a request."""
-    state.counters[fields.WRITES_DONE if write else fields.READS_DONE] += 1
-    state.counters[fields.READ_CYCLES] += 0 if write else latency
-    state.counters[fields.LAST_DONE] = max(state.counters[fields.LAST_DONE], cycle)
-
-
-@njit(cache=True)
-def _waiting(state, requests, number, queue):  # type: ignore[no-untyped-def]
-    """The waiting read (or write) of the request's block, or -1."""
-    block, bank = requests[fields.BLOCK, number], requests[fields.BANK, number]
-    if state.waited[queue, block % _HASH] == 0:
-        return -1
-    for place in range(state.size[queue]):
-        if requests[fields.BLOCK, state.queue[queue, place]] == block:
-            return state.queue[queue, place]
-    for place in range(state.length[bank]):
-        other = state.line[bank, place]
-        if requests[fields.BLOCK, other] == block and (requests[fields.WRITE, other] != 0) == (queue == WRITES):
-            return other
-    return -1
-
-
-@njit(cache=True)
-def _tick(state, requests, taken_at, log, cycle, empty_writes):  # type: ignore[no-untyped-def]
+@compiled_part
+def _tick(t, m, q, log, cycle, empty_writes):  # type: ignore[no-untyped-def]
     """One cycle of a channel; sets the next cycle it has to be looked at."""
-    if cycle == state.next_refresh:
-        _queue_refreshes(state)
-    state.wake = FAR
-    issued = _issue_one(state, requests, taken_at, log, cycle)
-    moved = _move_one(state, requests, empty_writes)
-    state.wake = cycle + 1 if issued or moved else min(state.wake, state.next_refresh)
+    if cycle == m[at.NEXT_REFRESH]:
+        _queue_refreshes(t, m)
+    m[at.WAKE] = FAR
+    issued = _issue_one(t, m, q, log, cycle)
+    moved = at.move_one(t, m, q, empty_writes)
+    m[at.WAKE] = cycle + 1 if issued or moved else min(m[at.WAKE], m[at.NEXT_REFRESH])
 
 
-@njit(cache=True)
-def _queue_refreshes(state):  # type: ignore[no-untyped-def]
-    state.next_refresh += state.refresh_interval
-    state.refreshes[(state.head + state.waiting) % len(state.refreshes)] = state.next_unit
-    state.waiting += 1
-    state.next_unit = (state.next_unit + 1) % state.units
+@compiled_part
+def _queue_refreshes(t, m):  # type: ignore[no-untyped-def]
+    m[at.NEXT_REFRESH] += t[at.REFRESH_INTERVAL]
+    m[at.REFRESHES + (m[at.HEAD] + m[at.WAITING]) % at.MOST_REFRESHES] = m[at.NEXT_UNIT]
+    m[at.WAITING] += 1
+    m[at.NEXT_UNIT] = (m[at.NEXT_UNIT] + 1) % t[at.UNITS]
 
 
-@njit(cache=True)
-def _issue_one(state, requests, taken_at, log, cycle):  # type: ignore[no-untyped-def]
+@compiled_part
+def _issue_one(t, m, q, log, cycle):  # type: ignore[no-untyped-def]
     """One command, or with two buses one row and one column command; whether anything issued."""
-    column = 0
-    if state.waiting == 0 or not _refresh(state, log, cycle):
-        bank, place = _bank_in_turn(state, requests, cycle)
+    column = False
+    if m[at.WAITING] == 0 or not _refresh(t, m, log, cycle):
+        bank, place = _bank_in_turn(t, m, q, cycle)
         if bank < 0:
-            return state.row_timeout > 0 and _close_idle_row(state, log, cycle)
-        column = _serve(state, requests, taken_at, log, bank, place, cycle)
-    if state.two_buses:
-        bank, place = _bank_in_turn(state, requests, cycle)
-        if bank >= 0 and column != (state.open_row[bank] == requests[fields.ROW, state.line[bank, place]]):
-            _serve(state, requests, taken_at, log, bank, place, cycle)
+            return t[at.ROW_TIMEOUT] > 0 and _close_idle_row(t, m, log, cycle)
+        column = _serve(t, m, q, log, bank, place, cycle)
+    if t[at.TWO_BUSES]:
+        bank, place = _bank_in_turn(t, m, q, cycle)
+        if bank >= 0 and column != _hits(m, q, bank, place):
+            _serve(t, m, q, log, bank, place, cycle)
     return True
 
 
-@njit(cache=True)
-def _refresh(state, log, cycle):  # type: ignore[no-untyped-def]
+@compiled_part
+def _hits(m, q, bank, place):  # type: ignore[no-untyped-def]
+    """Whether the request in line is for the open row."""
+    number = m[at.LINES + bank * at.LONGEST_LINE + place]
+    return q[number * REQUEST_WIDTH + fields.ROW] == m[bank_at(bank) + OPEN_ROW]
+
+
+@compiled_part
+def _refresh(t, m, log, cycle):  # type: ignore[no-untyped-def]
     """Close a row in the way of the first waiting refresh, or refresh; whether a command issued."""
-    first, count = _refreshed_banks(state)
+    first, count = _refreshed_banks(t, m)
     ready = True
     for bank in range(first, first + count):
-        if state.open_row[bank] < 0:
+        b = bank_at(bank)
+        if m[b + OPEN_ROW] < 0:
             continue
-        when = ready_cycle(state, PRE, bank)
+        when = ready_cycle(t, m, PRE, bank)
         if when <= cycle:
-            do_command(state, log, PRE, state.channel, bank, 1, -1, -1, cycle)
-            state.conflict[bank] = 0
-            _changed(state, bank)
+            do_command(t, m, log, PRE, m[at.CHANNEL], bank, -1, -1, cycle)
+            m[b + at.CONFLICT] = 0
+            at.changed(m, bank)
             return True
-        state.wake, ready = min(state.wake, when), False
-    command = REFAB if state.refresh == ALL_BANKS else REFPB
-    when = ready_cycle_of_all(state, command, first, count)
+        m[at.WAKE] = min(m[at.WAKE], when)
+        ready = False
+    command = REFAB if t[at.REFRESH] == ALL_BANKS else REFPB
+    when = ready_cycle_of_all(t, m, command, first, count)
     if not ready or when > cycle:
-        state.wake = min(state.wake, when) if ready else state.wake
+        if ready:
+            m[at.WAKE] = min(m[at.WAKE], when)
         return False
-    do_command(state, log, command, state.channel, first, count, -1, -1, cycle)
-    state.head = (state.head + 1) % len(state.refreshes)
-    state.waiting -= 1
+    do_to_all(t, m, log, command, m[at.CHANNEL], first, count, cycle)
+    m[at.HEAD] = (m[at.HEAD] + 1) % at.MOST_REFRESHES
+    m[at.WAITING] -= 1
     return True
 
 
-@njit(cache=True)
-def _changed(state, bank):  # type: ignore[no-untyped-def]
-    """The bank's row or line is another one now: look again at what may be ready."""
-    state.soon[bank], state.only[bank] = 0 if state.length[bank] else FAR, -1
-
-
-@njit(cache=True)
-def _close_idle_row(state, log, cycle):  # type: ignore[no-untyped-def]
+@compiled_part
+def _close_idle_row(t, m, log, cycle):  # type: ignore[no-untyped-def]
     """Close the first row that nothing has used for the policy's time and no request in line is for."""
-    for bank in range(state.banks):
-        if state.open_row[bank] < 0 or state.length[bank]:
+    for bank in range(t[at.BANKS]):
+        b = bank_at(bank)
+        if m[b + OPEN_ROW] < 0 or m[b + at.LENGTH]:
             continue
-        when = max(state.touched[bank] + state.row_timeout, ready_cycle(state, PRE, bank))
+        when = max(m[b + TOUCHED] + t[at.ROW_TIMEOUT], ready_cycle(t, m, PRE, bank))
         if when <= cycle:
-            do_command(state, log, PRE, state.channel, bank, 1, -1, -1, cycle)
-            state.conflict[bank] = 0
+            do_command(t, m, log, PRE, m[at.CHANNEL], bank, -1, -1, cycle)
+            m[b + at.CONFLICT] = 0
             return True
-        state.wake = min(state.wake, when)
+        m[at.WAKE] = min(m[at.WAKE], when)
     return False
 
 
-@njit(cache=True)
-def _refreshed_banks(state):  # type: ignore[no-untyped-def]
+@compiled_part
+def _refreshed_banks(t, m):  # type: ignore[no-untyped-def]
     """First bank and number of banks of the first waiting refresh; single banks go group by group."""
-    unit = state.refreshes[state.head]
-    if state.refresh == ALL_BANKS:
-        return unit * state.unit_banks, state.unit_banks
-    group, rest = unit % state.groups, unit // state.groups
-    bank, rank = rest % state.banks_per_group, rest // state.banks_per_group
-    return (rank * state.groups + group) * state.banks_per_group + bank, 1
+    unit = m[at.REFRESHES + m[at.HEAD]]
+    if t[at.REFRESH] == ALL_BANKS:
+        return unit * t[at.UNIT_BANKS], t[at.UNIT_BANKS]
+    group, rest = unit % t[at.GROUPS], unit // t[at.GROUPS]
+    bank, rank = rest % t[at.BANKS_PER_GROUP], rest // t[at.BANKS_PER_GROUP]
+    return (rank * t[at.GROUPS] + group) * t[at.BANKS_PER_GROUP] + bank, 1
 
 
-@njit(cache=True)
-def _bank_in_turn(state, requests, cycle):  # type: ignore[no-untyped-def]
-    """The next bank, from the last one on, with a ready command, and the request it is for; -1 if none."""
+@compiled_part
+def _bank_in_turn(t, m, q, cycle):  # type: ignore[no-untyped-def]
+    """The next bank, after the last one in turn, with a ready command, and the request's place; -1 if none."""
     first, end = 0, 0
-    if state.waiting:
-        first, count = _refreshed_banks(state)
+    if m[at.WAITING]:
+        first, count = _refreshed_banks(t, m)
         end = first + count
-    bank, wake = state.turn, state.wake
-    for _ in range(state.banks):
-        bank = bank + 1 if bank + 1 < state.banks else 0
-        soon = state.soon[bank]
-        if soon <= cycle:
-            if first <= bank < end:
-                continue
-            place = _first_ready(state, requests, bank, cycle)
-            if place >= 0:
-                state.turn = bank
-                return bank, place
-            soon = state.soon[bank]
-        wake = min(wake, soon)
-    state.wake = wake
+    wake, words = m[at.WAKE], (t[at.BANKS] + 63) >> 6
+    start, after = m[at.TURN] >> 6, -2 << (m[at.TURN] & 63)  # the banks behind the last one in its word
+    for step in range(words + 1):
+        word = (start + step) % words
+        left = m[at.MASK + word]
+        if step == 0:
+            left &= after
+        elif step == words:
+            left &= ~after
+        while left:
+            bank = word * 64 + lowest_bit(left)
+            left &= left - 1
+            b = bank_at(bank)
+            if m[b + at.SOON] <= cycle:
+                if first <= bank < end:
+                    continue
+                place = _first_ready(t, m, q, bank, cycle)
+                if place >= 0:
+                    m[at.TURN] = bank
+                    return bank, place
+            wake = min(wake, m[b + at.SOON])
+    m[at.WAKE] = wake
     return -1, -1
 
 
-@njit(cache=True)
-def _first_ready(state, requests, bank, cycle):  # type: ignore[no-untyped-def]
+@compiled_part
+def _first_ready(t, m, q, bank, cycle):  # type: ignore[no-untyped-def]
     """The first request in the bank's line whose command is ready, or -1; notes when one may be."""
-    only = state.only[bank]
-    if only >= 0:  # nothing has changed since the bank waited for this command alone
-        state.soon[bank] = ready_cycle(state, only, bank)
-        if state.soon[bank] > cycle:
-            return -1
-    if state.open_row[bank] >= 0:
-        return _first_ready_of_open_row(state, requests, bank, cycle)
-    state.only[bank] = ACT
-    state.soon[bank] = ready_cycle(state, ACT, bank)
-    return 0 if state.soon[bank] <= cycle else -1
-
-
-@njit(cache=True)
-def _first_ready_of_open_row(state, requests, bank, cycle):  # type: ignore[no-untyped-def]
-    row, soonest, hits, only, waits = state.open_row[bank], FAR, 0, -1, 0
-    for place in range(state.length[bank]):
-        number = state.line[bank, place]
-        if requests[fields.ROW, number] != row:
-            continue
-        hits += 1
-        if _waits_for_read(state, requests, bank, place):
-            continue
-        command = _column_command(state, requests, number)
-        if command == only:
-            continue  # as the one before, which is not ready
-        when = ready_cycle(state, command, bank)
-        if when <= cycle and not _may_close(state, requests, bank, 1, cycle):
-            return place
-        only, waits, soonest = command, waits + 1, min(soonest, when)
-    if _may_close(state, requests, bank, hits, FAR):
-        only, waits, soonest = PRE, waits + 1, min(soonest, ready_cycle(state, PRE, bank))
-        if _may_close(state, requests, bank, hits, cycle):
+    b = bank_at(bank)
+    if m[b + OPEN_ROW] < 0:
+        m[b + at.SOON] = ready_cycle(t, m, ACT, bank)
+        return 0 if m[b + at.SOON] <= cycle else -1
+    if not m[b + at.KNOWN]:
+        at.know(t, m, q, bank)
+    best, soonest = -1, FAR
+    if m[b + at.MAY_CLOSE]:
+        soonest = ready_cycle(t, m, PRE, bank)
+        if soonest <= cycle:
             return 0
-    state.soon[bank], state.only[bank] = soonest, only if waits == 1 else -1
-    return -1
+    if m[b + at.READ_HIT] >= 0:
+        when = ready_cycle(t, m, RDA if t[at.CLOSED] else RD, bank)
+        soonest = min(soonest, when)
+        if when <= cycle:
+            best = m[b + at.READ_HIT]
+    if m[b + at.WRITE_HIT] >= 0:
+        when = ready_cycle(t, m, WRA if t[at.CLOSED] else WR, bank)
+        soonest = min(soonest, when)
+        if when <= cycle and (best < 0 or m[b + at.WRITE_HIT] < best):
+            best = m[b + at.WRITE_HIT]
+    m[b + at.SOON] = soonest
+    return best
 
 
-@njit(cache=True)
-def _may_close(state, requests, bank, hits, cycle):  # type: ignore[no-untyped-def]
-    """Whether the first in line may close the open row: it needs another, and no hit waits or enough were served."""
-    if requests[fields.ROW, state.line[bank, 0]] == state.open_row[bank]:
-        return False
-    return (hits == 0 or state.used[bank] >= state.hit_cap) and ready_cycle(state, PRE, bank) <= cycle
-
-
-@njit(cache=True)
-def _waits_for_read(state, requests, bank, place):  # type: ignore[no-untyped-def]
-    """Whether a write stands behind a read of the same block."""
-    number = state.line[bank, place]
-    if not requests[fields.WRITE, number]:
-        return False
-    for before in range(place):
-        other = state.line[bank, before]
-        if not requests[fields.WRITE, other] and requests[fields.BLOCK, other] == requests[fields.BLOCK, number]:
-            return True
-    return False
-
-
-@njit(cache=True)
-def _column_command(state, requests, number):  # type: ignore[no-untyped-def]
-    if requests[fields.WRITE, number]:
-        return WRA if state.closed else WR
-    return RDA if state.closed else RD
-
-
-@njit(cache=True)
-def _serve(state, requests, taken_at, log, bank, place, cycle):  # type: ignore[no-untyped-def]
+@compiled_part
+def _serve(t, m, q, log, bank, place, cycle):  # type: ignore[no-untyped-def]
     """Issue the command a request in line needs; whether it was its column access."""
-    number = state.line[bank, place]
-    row, open_row = requests[fields.ROW, number], state.open_row[bank]
-    column = open_row == row
-    command = _column_command(state, requests, number) if column else (ACT if open_row < 0 else PRE)
-    if column:
-        state.counters[
-            fields.HITS if state.used[bank] else (fields.CONFLICTS if state.conflict[bank] else fields.MISSES)
-        ] += 1
+    b, number = bank_at(bank), m[at.LINES + bank * at.LONGEST_LINE + place]
+    request = number * REQUEST_WIDTH
+    row, open_row = q[request + fields.ROW], m[b + OPEN_ROW]
+    hit = open_row == row
+    command = ACT if open_row < 0 else PRE
+    if hit:
+        command = (WRA if t[at.CLOSED] else WR) if q[request + fields.WRITE] else (RDA if t[at.CLOSED] else RD)
+        kind = fields.CONFLICTS if m[b + at.CONFLICT] else fields.MISSES
+        m[fields.HITS if m[b + USED] else kind] += 1
     elif command == PRE:
-        state.conflict[bank] = 1
-    do_command(state, log, command, state.channel, bank, 1, row, requests[fields.COLUMN, number], cycle)
-    if column:
-        if state.closed:
-            state.conflict[bank] = 0
-        _finish(state, requests, taken_at, bank, place, cycle)
-    _changed(state, bank)
-    return column
+        m[b + at.CONFLICT] = 1
+    do_command(t, m, log, command, m[at.CHANNEL], bank, row, q[request + fields.COLUMN], cycle)
+    if hit:
+        if t[at.CLOSED]:
+            m[b + at.CONFLICT] = 0
+        _finish(t, m, q, number, cycle)
+        at.leave_line(m, q, bank, place)
+    at.changed(m, bank)
+    return hit
 
 
-@njit(cache=True)
-def _finish(state, requests, taken_at, bank, place, cycle):  # type: ignore[no-untyped-def]
-    """The column access has issued: answer the read and those merged with it, and take it out of the line."""
-    number = state.line[bank, place]
-    write = requests[fields.WRITE, number]
-    state.waited[WRITES if write else READS, requests[fields.BLOCK, number] % _HASH] -= 1
-    _count_waiting(state, write, -1)
-    if not write:
-        done, more = cycle + state.read_latency, taken_at[1, number]
-        _answer(state, write, done, done - taken_at[0, number])
-        state.counters[fields.READS_DONE] += more
-        state.counters[fields.READ_CYCLES] += more * done - taken_at[2, number]
-    for at in range(place, state.length[bank] - 1):
-        state.line[bank, at] = state.line[bank, at + 1]
-    state.length[bank] -= 1
-    state.in_line -= 1
-
-
-@njit(cache=True)
-def _move_one(state, requests, empty_writes):  # type: ignore[no-untyped-def]
-    """Move the first request whose bank has room into its line; whether anything changed."""
-    if state.draining == 0:
-        writes = state.size[WRITES]
-        if writes >= state.write_size or (state.in_line == 0 and writes > (0 if empty_writes else state.write_idle)):
-            state.draining = writes
-    queue = WRITES if state.draining > 0 else READS
-    for place in range(state.size[queue]):
-        number = state.queue[queue, place]
-        bank = requests[fields.BANK, number]
-        if state.length[bank] >= state.bank_size:
-            continue
-        if queue == WRITES:
-            if _waiting(state, requests, number, READS) >= 0:
-                state.draining = 0
-                if state.in_line == 0:  # DRAMsim3 would wait forever here: nothing but that read can move
-                    _move(state, READS, 0, requests[fields.BANK, state.queue[READS, 0]])
-                return True
-            state.draining -= 1
-        _move(state, queue, place, bank)
-        return True
-    return False
-
-
-@njit(cache=True)
-def _move(state, queue, place, bank):  # type: ignore[no-untyped-def]
-    state.line[bank, state.length[bank]] = state.queue[queue, place]
-    state.length[bank] += 1
-    state.in_line += 1
-    _changed(state, bank)
-    for at in range(place, state.size[queue] - 1):
-        state.queue[queue, at] = state.queue[queue, at + 1]
-    state.size[queue] -= 1
+@compiled_part
+def _finish(t, m, q, number, cycle):  # type: ignore[no-untyped-def]
+    """The column access has issued: answer the read and those merged with it. Writes were answered when taken."""
+    request = number * REQUEST_WIDTH
+    if q[request + fields.WRITE] == 0:
+        done, more = cycle + t[at.READ_LATENCY], q[request + fields.MERGED]
+        answer(m, 0, done, done - q[request + fields.ARRIVAL])
+        m[fields.READS_DONE] += more
+        m[fields.READ_CYCLES] += more * done

@@ -8,451 +8,326 @@ of the reads (or of the writes while draining). Here cycles in which nothing can
 candidate has a first cycle at which it is ready, and nothing moves before the least of them.
 """
 
-# ruff: noqa: SIM102, SIM110  (compiled code: plain comparisons and loops)
+# ruff: noqa: SIM102  (compiled code: plain comparisons and loops)
 
 import numpy as np
-from numba import njit
 
+from nearbank.compiled import compiled, compiled_part
+from nearbank.sim.pointers import lowest_bit, pointer
+from nearbank.sim.requests import shared_queues as at
 from nearbank.sim.requests import state as fields
-from nearbank.sim.requests.clocks import (
+from nearbank.sim.requests.shared_queues import OPENED, READS, WRITES
+from nearbank.sim.requests.state import (
     ACT,
-    CLOCK_FIELDS,
-    MOST_BANKS,
+    FAR,
+    OPEN_ROW,
     PRE,
     PREA,
     RD,
     RDA,
     REFAB,
     REFPB,
+    REQUEST_WIDTH,
+    TOUCHED,
+    USED,
     WR,
     WRA,
-    Record,
-    ready_cycle,
-    ready_cycle_of_all,
+    answer,
+    bank_at,
+    do_command,
+    do_to_all,
 )
-from nearbank.sim.requests.state import BANK_FIELDS, FAR, do_command
+from nearbank.sim.requests.timing import ready_cycle, ready_cycle_of_all
 
-LONGEST_QUEUE = 1024
-READS, WRITES, OPENED = 0, 1, 2  # the queues; OPENED holds requests a row was opened for
 ANY_BUS, COLUMN_BUS, ROW_BUS, SECOND_HALF = 0, 1, 2, 3  # SECOND_HALF: of a clock, for precharges alone
-NO_REFRESH, ALL_BANKS, PER_BANK = 0, 1, 2
-_ENTRY = (3, LONGEST_QUEUE + 1)
-
-# The policy and the machine in numbers
-SETUP_FIELDS = [
-    (name, np.int64)
-    for name in (
-        "channel",
-        "banks",
-        "read_size",
-        "write_size",
-        "drain_above",  # start draining with more writes than this
-        "drain_below",  # stop with fewer than this
-        "keep_hits",
-        "two_buses",
-        "half_clocks",
-        "refresh",
-        "refresh_interval",
-        "units",  # ranges of banks refreshed together
-        "unit_banks",
-        "read_latency",
-        "write_latency",
-        "row_cap",  # 0: rows stay open
-        "row_timeout",  # 0: rows stay open
-    )
-]
-
-# Queue entries by [queue, slot]; order[queue, place] holds the slots by age, the free ones after them. An entry's
-# command is not ready before its cycle `soon`. Per bank: requests in OPENED, and by queue those that hit its open row.
-QUEUE_FIELDS = [
-    *((name, np.int64, _ENTRY) for name in ("bank", "row", "write", "arrived", "number", "seen", "soon", "order")),
-    ("size", np.int64, (3,)),
-    ("refreshes", np.int64, (4 * MOST_BANKS,)),
-    *((name, np.int64) for name in ("waiting", "head", "next_refresh", "next_bank", "draining", "wake")),
-    ("opened", np.int64, (MOST_BANKS,)),
-    ("hits", np.int64, (2, MOST_BANKS)),
-    ("blocked", np.int64, (MOST_BANKS,)),  # some request waits until the bank's row is no longer kept
-]
-
-SHARED_STATE = np.dtype([*CLOCK_FIELDS, *BANK_FIELDS, *SETUP_FIELDS, *QUEUE_FIELDS])
+ALL_BANKS = 1  # a refresh policy
 
 
-def new_shared_states(channels: int) -> Record:
-    """Empty states, one a channel: rows closed, queues empty. Clocks and setup are the caller's to fill."""
-    states = np.zeros(channels, SHARED_STATE)
-    states["open_row"] = -1
-    states["order"] = np.arange(_ENTRY[1])
-    states["channel"] = np.arange(channels)
-    return states
+@compiled
+def run_shared(tables, memory, requests, issued, wakes, drain):  # type: ignore[no-untyped-def]
+    """Take all requests, and with `drain` serve them; the memory's counters and `issued` hold what happened.
 
-
-@njit(cache=True)
-def run_shared(states, requests, log, drain):  # type: ignore[no-untyped-def]
-    """Take all requests, and with `drain` serve them; the states' counters and the log hold what happened."""
-    for channel in range(len(states)):
-        state = states[channel]
-        state.next_refresh = state.refresh_interval if state.refresh else FAR
-        state.wake = state.next_refresh
-    total, taken, cycle = requests.shape[1], 0, 0
-    while taken < total or (drain and not _are_empty(states)):
-        if taken < total and requests[fields.ARRIVAL, taken] <= cycle:
-            if _take(states[requests[fields.CHANNEL, taken]], requests, taken, cycle):
+    `wakes` [channel] is scratch: the cycle at which each has to be looked at.
+    """
+    t, q, log = pointer(tables, 0), pointer(requests, 0), pointer(issued, 0)
+    for channel in range(len(memory)):
+        m = pointer(memory, channel)
+        m[at.NEXT_REFRESH] = t[at.REFRESH_INTERVAL] if t[at.REFRESH] else FAR
+        wakes[channel] = m[at.NEXT_REFRESH]
+    total, taken, cycle = len(requests), 0, 0
+    while taken < total or (drain and not _are_empty(memory)):
+        if taken < total and q[taken * REQUEST_WIDTH + fields.ARRIVAL] <= cycle:
+            channel = q[taken * REQUEST_WIDTH + fields.CHANNEL]
+            done = _take(t, pointer(memory, channel), q, taken, cycle)
+            if done == fields.QUEUED:
+                wakes[channel] = cycle + 1
+            if done:
                 taken += 1
                 if taken == total and not drain:
                     return
         cycle += 1
-        for channel in range(len(states)):
-            if states[channel].wake <= cycle:
-                soonest = _tick(states[channel], requests, log, cycle)
-                states[channel].wake = max(min(soonest, states[channel].next_refresh), cycle + 1)
-        cycle = max(cycle, _next_cycle(states, requests, taken, total) - 1)
+        soonest = FAR
+        for channel in range(len(memory)):
+            if wakes[channel] <= cycle:
+                m = pointer(memory, channel)
+                wakes[channel] = max(min(_tick(t, m, q, log, cycle), m[at.NEXT_REFRESH]), cycle + 1)
+            soonest = min(soonest, wakes[channel])
+        if taken < total:
+            request = taken * REQUEST_WIDTH
+            if at.has_place(t, pointer(memory, q[request + fields.CHANNEL]), q, taken):
+                soonest = min(soonest, q[request + fields.ARRIVAL] + 1)
+        cycle = max(cycle, soonest - 1)
 
 
-@njit(cache=True)
-def _next_cycle(states, requests, taken, total):  # type: ignore[no-untyped-def]
-    """The next cycle in which a channel or the front end may do something."""
-    cycle = FAR
-    if taken < total and _has_place(states[requests[fields.CHANNEL, taken]], requests, taken):
-        cycle = requests[fields.ARRIVAL, taken] + 1
-    for channel in range(len(states)):
-        cycle = min(cycle, states[channel].wake)
-    return cycle
-
-
-@njit(cache=True)
-def _are_empty(states):  # type: ignore[no-untyped-def]
-    for channel in range(len(states)):
-        if not _is_empty(states[channel]):
+@compiled_part
+def _are_empty(memory):  # type: ignore[no-untyped-def]
+    for channel in range(len(memory)):
+        m = pointer(memory, channel)
+        if m[at.SIZE + READS] + m[at.SIZE + WRITES] + m[at.OPENED_COUNT]:
             return False
     return True
 
 
-@njit(cache=True)
-def _is_empty(state):  # type: ignore[no-untyped-def]
-    return state.size[READS] + state.size[WRITES] + state.size[OPENED] == 0
-
-
-@njit(cache=True)
-def _has_place(state, requests, number):  # type: ignore[no-untyped-def]
-    """Whether the request would be taken now (a read or write of a queued write's block always is)."""
-    queue = WRITES if requests[fields.WRITE, number] else READS
-    limit = state.write_size if queue == WRITES else state.read_size
-    return state.size[queue] < limit or _queued_write(state, requests, number)
-
-
-@njit(cache=True)
-def _queued_write(state, requests, number):  # type: ignore[no-untyped-def]
-    """Whether a write of the request's block waits in the write queue."""
-    for place in range(state.size[WRITES]):
-        if requests[fields.BLOCK, state.number[WRITES, state.order[WRITES, place]]] == requests[fields.BLOCK, number]:
-            return True
-    return False
-
-
-@njit(cache=True)
-def _take(state, requests, number, cycle):  # type: ignore[no-untyped-def]
+@compiled_part
+def _take(t, m, q, number, cycle):  # type: ignore[no-untyped-def]
     """Put a request in its queue. A queued write of the same block answers a read and absorbs a write at once."""
-    if not _has_place(state, requests, number):
-        return False
-    write = requests[fields.WRITE, number]
-    state.counters[fields.LAST_ACCEPTED] = cycle
-    if state.size[WRITES] and _queued_write(state, requests, number):
-        state.counters[fields.WRITES_DONE if write else fields.READS_DONE] += 1
-        state.counters[fields.READ_CYCLES] += 0 if write else 1
-        state.counters[fields.LAST_DONE] = max(state.counters[fields.LAST_DONE], cycle + 1)
-        return True
-    queue = WRITES if write else READS
-    slot = state.order[queue, state.size[queue]]
-    state.bank[queue, slot], state.row[queue, slot] = requests[fields.BANK, number], requests[fields.ROW, number]
-    state.write[queue, slot], state.arrived[queue, slot] = write, cycle
-    state.number[queue, slot], state.seen[queue, slot], state.soon[queue, slot] = number, 0, 0
-    state.size[queue] += 1
-    state.wake = cycle + 1
-    if state.open_row[requests[fields.BANK, number]] == requests[fields.ROW, number]:
-        state.hits[queue, requests[fields.BANK, number]] += 1
-    return True
+    if not at.has_place(t, m, q, number):
+        return 0
+    write = q[number * REQUEST_WIDTH + fields.WRITE]
+    m[fields.LAST_ACCEPTED] = cycle
+    if at.queued_write(m, q, number):
+        answer(m, write, cycle + 1, 1)
+        return fields.ANSWERED
+    at.append(m, q, WRITES if write else READS, number, cycle)
+    return fields.QUEUED
 
 
-@njit(cache=True)
-def _tick(state, requests, log, cycle):  # type: ignore[no-untyped-def]
+@compiled_part
+def _tick(t, m, q, log, cycle):  # type: ignore[no-untyped-def]
     """One cycle; returns the first later cycle at which a command may be ready."""
-    if cycle == state.next_refresh:
-        _queue_refreshes(state)
-    if state.half_clocks and cycle % 2 == 0:
-        _slot(state, requests, log, cycle, SECOND_HALF)
-        return cycle + 1
-    if not state.two_buses:
-        return _slot(state, requests, log, cycle, ANY_BUS)
-    columns = _slot(state, requests, log, cycle, COLUMN_BUS)
-    return min(columns, _slot(state, requests, log, cycle, ROW_BUS))
+    if cycle == m[at.NEXT_REFRESH]:
+        _queue_refreshes(t, m)
+    bus = np.int64(ANY_BUS)
+    if t[at.HALF_CLOCKS] and cycle % 2 == 0:
+        bus = np.int64(SECOND_HALF)
+    elif t[at.TWO_BUSES]:
+        bus = np.int64(COLUMN_BUS)
+    soonest = _slot(t, m, q, log, cycle, bus)
+    if bus == COLUMN_BUS:
+        soonest = min(soonest, _slot(t, m, q, log, cycle, np.int64(ROW_BUS)))
+    return cycle + 1 if bus == SECOND_HALF else soonest
 
 
-@njit(cache=True)
-def _queue_refreshes(state):  # type: ignore[no-untyped-def]
+@compiled_part
+def _queue_refreshes(t, m):  # type: ignore[no-untyped-def]
     """The refreshes that are due now: the next bank, or every range of banks refreshed together."""
-    state.next_refresh += state.refresh_interval
-    many = state.units if state.refresh == ALL_BANKS else 1
-    for unit in range(many):
-        at = (state.head + state.waiting) % len(state.refreshes)
-        state.refreshes[at] = unit if state.refresh == ALL_BANKS else state.next_bank
-        state.waiting += 1
-    state.next_bank = (state.next_bank + 1) % state.banks
+    m[at.NEXT_REFRESH] += t[at.REFRESH_INTERVAL]
+    together = t[at.REFRESH] == ALL_BANKS
+    for unit in range(t[at.UNITS] if together else 1):
+        place = (m[at.HEAD_REFRESH] + m[at.WAITING]) % at.MOST_REFRESHES
+        m[at.REFRESHES + place] = unit if together else m[at.NEXT_BANK]
+        m[at.WAITING] += 1
+    m[at.NEXT_BANK] = (m[at.NEXT_BANK] + 1) % t[at.BANKS]
 
 
-@njit(cache=True)
-def _slot(state, requests, log, cycle, bus):  # type: ignore[no-untyped-def]
+@compiled_part
+def _slot(t, m, q, log, cycle, bus):  # type: ignore[no-untyped-def]
     """Fill one place on a command bus, if any candidate is ready."""
     soonest = FAR
-    if bus < ROW_BUS and state.size[OPENED]:
-        place, soonest = _oldest_opened(state, cycle)
-        if place >= 0:
-            _serve(state, requests, log, cycle, OPENED, place)
+    if bus < ROW_BUS and m[at.OPENED_COUNT]:
+        e, soonest = _oldest_opened(t, m, cycle)
+        if e:
+            _serve(t, m, q, log, cycle, OPENED, e)
             return cycle + 1
-    if state.waiting:
-        return soonest if bus == COLUMN_BUS else min(soonest, _refresh(state, log, cycle, bus))
-    queue = _queue_to_serve(state)
-    place, when = _oldest_ready(state, cycle, queue, bus)
-    if place >= 0:
-        _serve(state, requests, log, cycle, queue, place)
+    if m[at.WAITING]:
+        return soonest if bus == COLUMN_BUS else min(soonest, _refresh(t, m, log, cycle, bus))
+    queue = _queue_to_serve(t, m)
+    e, when = _oldest_ready(t, m, cycle, queue, bus)
+    if e:
+        _serve(t, m, q, log, cycle, queue, e)
         return cycle + 1
     soonest = min(soonest, when)
-    if state.row_timeout and bus != COLUMN_BUS:
-        soonest = min(soonest, _close_idle_row(state, log, cycle))
+    if t[at.ROW_TIMEOUT] and bus != COLUMN_BUS:
+        soonest = min(soonest, _close_idle_row(t, m, log, cycle))
     return soonest
 
 
-@njit(cache=True)
-def _queue_to_serve(state):  # type: ignore[no-untyped-def]
+@compiled_part
+def _queue_to_serve(t, m):  # type: ignore[no-untyped-def]
     """Reads, or writes while the write queue is drained; draining starts too when no read waits."""
-    reads, writes = state.size[READS], state.size[WRITES]
-    if state.draining:
-        if writes < state.drain_below and reads:
-            state.draining = 0
-    elif writes > state.drain_above or reads == 0:
-        state.draining = 1
-    return WRITES if state.draining else READS
+    reads, writes = m[at.SIZE + READS], m[at.SIZE + WRITES]
+    if m[at.DRAINING]:
+        if writes < t[at.DRAIN_BELOW] and reads:
+            m[at.DRAINING] = 0
+    elif writes > t[at.DRAIN_ABOVE] or reads == 0:
+        m[at.DRAINING] = 1
+    return WRITES if m[at.DRAINING] else READS
 
 
-@njit(cache=True)
-def _needed(open_row, row, write):  # type: ignore[no-untyped-def]
-    """The command that brings a request forward, given its bank's open row."""
-    if open_row == row:
-        return WR if write else RD
-    return ACT if open_row < 0 else PRE
-
-
-@njit(cache=True)
-def _oldest_opened(state, cycle):  # type: ignore[no-untyped-def]
-    """The oldest ready request among those a row was opened for: its place or -1, and when one may be ready."""
-    best, oldest, soonest = -1, FAR, FAR
-    for place in range(state.size[OPENED]):
-        slot = state.order[OPENED, place]
-        when = state.soon[OPENED, slot]
-        if when <= cycle:
-            when = ready_cycle(state, WR if state.write[OPENED, slot] else RD, state.bank[OPENED, slot])
-            state.soon[OPENED, slot] = when
-        if when > cycle:
-            soonest = min(soonest, when)
-        elif state.arrived[OPENED, slot] < oldest:
-            best, oldest = place, state.arrived[OPENED, slot]
+@compiled_part
+def _oldest_opened(t, m, cycle):  # type: ignore[no-untyped-def]
+    """The oldest ready request among those a row was opened for, 0 if none; and when one may be ready."""
+    best, oldest, soonest = 0, FAR, FAR
+    for word in range((t[at.BANKS] + 63) >> 6):
+        left = m[at.MASKS + OPENED * at.WORDS + word]
+        while left:
+            bank = word * 64 + lowest_bit(left)
+            left &= left - 1
+            b = bank_at(bank)
+            e, when = m[b + at.OPENED_ENTRY], m[b + at.SOON_OPENED]
+            if when <= cycle:
+                when = ready_cycle(t, m, WR if m[e + at.ENTRY_WRITE] else RD, bank)
+                m[b + at.SOON_OPENED] = when
+            if when > cycle:
+                soonest = min(soonest, when)
+            elif m[e + at.NUMBER] < oldest:
+                best, oldest = e, m[e + at.NUMBER]
     return best, soonest
 
 
-@njit(cache=True)
-def _oldest_ready(state, cycle, queue, bus):  # type: ignore[no-untyped-def]
-    """The oldest request of a queue whose command is ready: its place or -1, and when one may be ready.
+@compiled_part
+def _oldest_ready(t, m, cycle, queue, bus):  # type: ignore[no-untyped-def]
+    """The oldest request of a queue whose command is ready, 0 if none; and when one may be ready.
 
-    An entry is looked at again only from its `soon` on: rules never make a command ready earlier than it was before.
+    A bank is looked at again only from its `SOON` on: rules never make a command ready earlier than it was before.
     """
-    soonest, last, last_when = FAR, -1, 0
-    order, soon = state.order[queue], state.soon[queue]
-    for place in range(state.size[queue]):
-        slot = order[place]
-        when = soon[slot]
-        if when <= cycle:
-            if last >= 0 and _is_alike(state, queue, slot, last):
-                when = last_when
-                state.soon[queue, slot] = when
-            else:
-                when = _ready_when(state, queue, place, slot, bus)
+    best, oldest, soonest = 0, FAR, FAR
+    column = WR if queue == WRITES else RD
+    for word in range((t[at.BANKS] + 63) >> 6):
+        left = m[at.MASKS + queue * at.WORDS + word]
+        while left:
+            bank = word * 64 + lowest_bit(left)
+            left &= left - 1
+            lane = at.lane_at(bank, queue)
+            e = m[lane + at.HIT]
+            if e and bus < ROW_BUS:
+                when = m[lane + at.SOON_HIT]
                 if when <= cycle:
-                    return place, when
-                if when < FAR:
-                    last, last_when = slot, when
-        soonest = min(soonest, when)
-    return -1, soonest
+                    when = ready_cycle(t, m, column, bank)
+                    m[lane + at.SOON_HIT] = when
+                if when > cycle:
+                    soonest = min(soonest, when)
+                elif m[e + at.NUMBER] < oldest:
+                    best, oldest = e, m[e + at.NUMBER]
+            e = m[lane + at.MISS]
+            if e and bus != COLUMN_BUS and m[e + at.NUMBER] < oldest:
+                when = _miss_ready(t, m, cycle, bank, lane, bus)
+                if when > cycle:
+                    soonest = min(soonest, when)
+                else:
+                    best, oldest = e, m[e + at.NUMBER]
+    return best, soonest
 
 
-@njit(cache=True)
-def _is_alike(state, queue, slot, other):  # type: ignore[no-untyped-def]
-    """Whether two requests that hit an open row need the same command of the same bank."""
-    bank, row = state.bank[queue, slot], state.row[queue, slot]
-    if bank != state.bank[queue, other] or row != state.row[queue, other]:
-        return False
-    return state.open_row[bank] == row and state.write[queue, slot] == state.write[queue, other]
-
-
-@njit(cache=True)
-def _ready_when(state, queue, place, slot, bus):  # type: ignore[no-untyped-def]
-    """When the request's next command is ready; FAR if not on this bus or before something else happens."""
-    bank, row = state.bank[queue, slot], state.row[queue, slot]
-    open_row = state.open_row[bank]
-    if (bus >= ROW_BUS and open_row == row) or (bus == COLUMN_BUS and open_row != row):
+@compiled_part
+def _miss_ready(t, m, cycle, bank, lane, bus):  # type: ignore[no-untyped-def]
+    """When the bank's row may be opened, or closed, for the oldest request that needs that; FAR if it stays open."""
+    b = bank_at(bank)
+    closed = m[b + OPEN_ROW] < 0
+    if closed:
+        if bus == SECOND_HALF:
+            return FAR
+    elif m[b + at.OPENED_ENTRY]:
         return FAR
-    if bus == SECOND_HALF and open_row < 0:
-        return FAR
-    command = _needed(open_row, row, state.write[queue, slot])
-    if command == PRE and (state.opened[bank] or (state.keep_hits and _hit_before(state, queue, place, bank))):
-        state.soon[queue, slot], state.blocked[bank] = FAR, 1
-        return FAR
-    when = ready_cycle(state, command, bank)
-    state.soon[queue, slot] = when
+    elif t[at.KEEP_HITS] and m[lane + at.HIT]:
+        if m[m[lane + at.HIT] + at.NUMBER] < m[m[lane + at.MISS] + at.NUMBER]:
+            return FAR
+    when = m[lane + at.SOON_MISS]
+    if when <= cycle:
+        when = ready_cycle(t, m, ACT if closed else PRE, bank)
+        m[lane + at.SOON_MISS] = when
     return when
 
 
-@njit(cache=True)
-def _hit_before(state, queue, place, bank):  # type: ignore[no-untyped-def]
-    """Whether an older request of the queue hits the open row of `bank`."""
-    if state.hits[queue, bank] == 0:
-        return False
-    order, banks, rows, open_row = state.order[queue], state.bank[queue], state.row[queue], state.open_row[bank]
-    for at in range(place):
-        slot = order[at]
-        if banks[slot] == bank and rows[slot] == open_row:
-            return True
-    return False
-
-
-@njit(cache=True)
-def _serve(state, requests, log, cycle, queue, place):  # type: ignore[no-untyped-def]
+@compiled_part
+def _serve(t, m, q, log, cycle, queue, e):  # type: ignore[no-untyped-def]
     """Issue the command a queued request needs; its last one takes it off, an activation moves it to OPENED."""
-    slot = state.order[queue, place]
-    bank, row, number = state.bank[queue, slot], state.row[queue, slot], state.number[queue, slot]
-    open_row = state.open_row[bank]
-    if not state.seen[queue, slot]:
-        state.counters[fields.HITS if open_row == row else (fields.CONFLICTS if open_row >= 0 else fields.MISSES)] += 1
-        state.seen[queue, slot] = 1
-    command = _with_precharge(state, _needed(open_row, row, state.write[queue, slot]), bank, queue)
-    do_command(state, log, command, state.channel, bank, 1, row, requests[fields.COLUMN, number], cycle)
+    bank, row = m[e + at.ENTRY_BANK], m[e + at.ENTRY_ROW]
+    b = bank_at(bank)
+    open_row = m[b + OPEN_ROW]
+    hit = open_row == row
+    if not m[e + at.SEEN]:
+        m[fields.HITS if hit else (fields.CONFLICTS if open_row >= 0 else fields.MISSES)] += 1
+        m[e + at.SEEN] = 1
+    command = ACT if open_row < 0 else PRE
+    if hit:
+        command = _column_command(t, m, queue, e, b)
+    column = q[m[e + at.NUMBER] * REQUEST_WIDTH + fields.COLUMN]
+    do_command(t, m, log, command, m[at.CHANNEL], bank, row, column, cycle)
     if command != RD and command != WR:
-        _look_again(state, bank, bank + 1)
-    if open_row == row:
-        _finish(state, cycle, queue, place, slot)
+        at.look_again(m, bank, bank + 1)
+    if hit:
+        _finish(t, m, q, cycle, queue, e)
     elif command == ACT and queue != OPENED:
-        _move_to_opened(state, queue, place, slot)
+        at.take_out(m, q, queue, e)
+        m[b + at.OPENED_ENTRY] = e
+        m[b + at.SOON_OPENED] = 0
+        m[at.OPENED_COUNT] += 1
+        at.set_bit(m, OPENED, bank)
 
 
-@njit(cache=True)
-def _with_precharge(state, command, bank, queue):  # type: ignore[no-untyped-def]
+@compiled_part
+def _column_command(t, m, queue, e, b):  # type: ignore[no-untyped-def]
     """RDA for RD and WRA for WR when the policy closes the row now and nobody else waits for it."""
-    if state.row_cap == 0 or (command != RD and command != WR) or state.used[bank] + 1 < state.row_cap:
-        return command
-    if state.opened[bank] > (1 if queue == OPENED else 0):
-        return command
-    return RDA if command == RD else WRA
+    write = m[e + at.ENTRY_WRITE]
+    closes = t[at.ROW_CAP] and m[b + USED] + 1 >= t[at.ROW_CAP]
+    if closes and (queue == OPENED or m[b + at.OPENED_ENTRY] == 0):
+        return WRA if write else RDA
+    return WR if write else RD
 
 
-@njit(cache=True)
-def _look_again(state, first_bank, end_bank):  # type: ignore[no-untyped-def]
-    """Rows of these banks changed: what their requests need next may be ready at any time."""
-    for queue in (READS, WRITES):
-        state.hits[queue, first_bank:end_bank] = 0
-        order, banks, rows, soon = state.order[queue], state.bank[queue], state.row[queue], state.soon[queue]
-        for place in range(state.size[queue]):
-            slot = order[place]
-            bank = banks[slot]
-            if first_bank <= bank < end_bank:
-                soon[slot] = 0
-                state.hits[queue, bank] += state.open_row[bank] == rows[slot]
-
-
-@njit(cache=True)
-def _move_to_opened(state, queue, place, slot):  # type: ignore[no-untyped-def]
-    target = state.order[OPENED, state.size[OPENED]]
-    state.bank[OPENED, target], state.row[OPENED, target] = state.bank[queue, slot], state.row[queue, slot]
-    state.write[OPENED, target], state.arrived[OPENED, target] = state.write[queue, slot], state.arrived[queue, slot]
-    state.number[OPENED, target], state.seen[OPENED, target] = state.number[queue, slot], 1
-    state.soon[OPENED, target] = 0
-    state.size[OPENED] += 1
-    state.opened[state.bank[queue, slot]] += 1
-    _remove(state, queue, place)
-
-
-@njit(cache=True)
-def _finish(state, cycle, queue, place, slot):  # type: ignore[no-untyped-def]
+@compiled_part
+def _finish(t, m, q, cycle, queue, e):  # type: ignore[no-untyped-def]
     """The request's column access has issued: count it and take it off."""
+    write, bank = m[e + at.ENTRY_WRITE], m[e + at.ENTRY_BANK]
+    done = cycle + (t[at.WRITE_LATENCY] if write else t[at.READ_LATENCY])
+    answer(m, write, done, done - m[e + at.ARRIVED])
     if queue == OPENED:
-        state.opened[state.bank[queue, slot]] -= 1
-    write = state.write[queue, slot]
-    done = cycle + (state.write_latency if write else state.read_latency)
-    state.counters[fields.WRITES_DONE if write else fields.READS_DONE] += 1
-    state.counters[fields.READ_CYCLES] += 0 if write else done - state.arrived[queue, slot]
-    state.counters[fields.LAST_DONE] = max(state.counters[fields.LAST_DONE], done)
-    bank = state.bank[queue, slot]
-    _remove(state, queue, place)
-    if state.blocked[bank]:
-        _unblock(state, bank)
+        m[bank_at(bank) + at.OPENED_ENTRY] = 0
+        m[at.OPENED_COUNT] -= 1
+        at.clear_bit(m, OPENED, bank)
+    else:
+        at.take_out(m, q, queue, e)
+    at.give_back(m, e)
 
 
-@njit(cache=True)
-def _unblock(state, bank):  # type: ignore[no-untyped-def]
-    """One request fewer keeps the bank's row open: look again at those that wait for it to close."""
-    state.blocked[bank] = 0
-    for queue in (READS, WRITES):
-        order, banks, soon = state.order[queue], state.bank[queue], state.soon[queue]
-        for place in range(state.size[queue]):
-            slot = order[place]
-            if banks[slot] == bank and soon[slot] == FAR:
-                soon[slot] = 0
-
-
-@njit(cache=True)
-def _remove(state, queue, place):  # type: ignore[no-untyped-def]
-    """Take an entry out; the others keep their order, its slot is the next one to be used."""
-    size, slot = state.size[queue] - 1, state.order[queue, place]
-    if queue != OPENED and state.open_row[state.bank[queue, slot]] == state.row[queue, slot]:
-        state.hits[queue, state.bank[queue, slot]] -= 1
-    order = state.order[queue]
-    for at in range(place, size):
-        order[at] = order[at + 1]
-    order[size] = slot
-    state.size[queue] = size
-
-
-@njit(cache=True)
-def _refresh(state, log, cycle, bus):  # type: ignore[no-untyped-def]
+@compiled_part
+def _refresh(t, m, log, cycle, bus):  # type: ignore[no-untyped-def]
     """Bring the first waiting refresh forward: close its banks, then refresh them."""
-    unit = state.refreshes[state.head]
-    first, count, command, close = unit, 1, REFPB, PRE
-    if state.refresh == ALL_BANKS:
-        first, count, command, close = unit * state.unit_banks, state.unit_banks, REFAB, PREA
+    first, count, command, close = m[at.REFRESHES + m[at.HEAD_REFRESH]], 1, REFPB, PRE
+    if t[at.REFRESH] == ALL_BANKS:
+        count, command, close = t[at.UNIT_BANKS], REFAB, PREA
+        first *= count
     for bank in range(first, first + count):
-        if state.open_row[bank] >= 0:
+        if m[bank_at(bank) + OPEN_ROW] >= 0:
             command = close
-            if state.opened[bank]:
+            if m[bank_at(bank) + at.OPENED_ENTRY]:
                 return FAR  # a request waits for this row; it goes first
-    when = ready_cycle_of_all(state, command, first, count)
+    when = ready_cycle_of_all(t, m, command, first, count)
     if when > cycle or (bus == SECOND_HALF and command != close):
         return when
-    do_command(state, log, command, state.channel, first, count, -1, -1, cycle)
-    _look_again(state, first, first + count)
+    do_to_all(t, m, log, command, m[at.CHANNEL], first, count, cycle)
+    at.look_again(m, first, first + count)
     if command != close:
-        state.head = (state.head + 1) % len(state.refreshes)
-        state.waiting -= 1
+        m[at.HEAD_REFRESH] = (m[at.HEAD_REFRESH] + 1) % at.MOST_REFRESHES
+        m[at.WAITING] -= 1
     return cycle + 1
 
 
-@njit(cache=True)
-def _close_idle_row(state, log, cycle):  # type: ignore[no-untyped-def]
+@compiled_part
+def _close_idle_row(t, m, log, cycle):  # type: ignore[no-untyped-def]
     """Close the first row that nothing has used for the policy's time and no queued request hits."""
     soonest = FAR
-    for bank in range(state.banks):
-        if state.open_row[bank] < 0 or state.opened[bank] or state.hits[READS, bank] or state.hits[WRITES, bank]:
+    for bank in range(t[at.BANKS]):
+        b = bank_at(bank)
+        if m[b + OPEN_ROW] < 0 or m[b + at.OPENED_ENTRY]:
             continue
-        when = max(state.touched[bank] + state.row_timeout, ready_cycle(state, PRE, bank))
+        if m[at.lane_at(bank, READS) + at.HIT] or m[at.lane_at(bank, WRITES) + at.HIT]:
+            continue
+        when = max(m[b + TOUCHED] + t[at.ROW_TIMEOUT], ready_cycle(t, m, PRE, bank))
         if when <= cycle:
-            do_command(state, log, PRE, state.channel, bank, 1, -1, -1, cycle)
-            _look_again(state, bank, bank + 1)
+            do_command(t, m, log, PRE, m[at.CHANNEL], bank, -1, -1, cycle)
+            at.look_again(m, bank, bank + 1)
             return cycle + 1
         soonest = min(soonest, when)
     return soonest

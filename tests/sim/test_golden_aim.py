@@ -11,7 +11,7 @@ import pytest
 from nearbank.sim.checker import check
 from nearbank.sim.machine import load_machine
 from nearbank.sim.readers import aim_gemv, play_aim, read_aim, read_commands, replay_file
-from nearbank.sim.requests import aim
+from nearbank.sim.requests import aim_state
 
 DATA = Path(__file__).parent / "data" / "aim"
 SHARED = Path(os.environ.get("NEARBANK_SHARED", Path(__file__).parents[3] / "shared")) / "golden" / "aim"
@@ -169,4 +169,4 @@ def test_log_order_is_time_order() -> None:
     assert result.issued is not None
     assert len(result.issued.cycle) == 1000
     assert np.all(np.diff(result.issued.cycle) >= 0)
-    assert set(result.issued.name) <= set(aim.COMMANDS)
+    assert set(result.issued.name) <= set(aim_state.COMMANDS)

@@ -1,0 +1,97 @@
+"""Compiled functions are kept on disk, and compiled anew when any of their sources changes."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nearbank.compiled import source_stamp
+
+CALLER = """
+from nearbank.compiled import compiled, compiled_part
+from parts.inner import step
+
+@compiled_part
+def twice(x):
+    return step(step(x))
+
+@compiled
+def run(x):
+    return twice(x)
+"""
+INNER = """
+from nearbank.compiled import compiled_part
+from parts.constants import MORE
+
+@compiled_part
+def step(x):
+    return x + MORE
+"""
+FILES = {"__init__": "", "caller": CALLER, "inner": INNER, "constants": "MORE = 1", "other": "MORE = 5"}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package whose function calls another one in another file, which uses a number of a third."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name, text in FILES.items():
+        (folder / f"{name}.py").write_text(text)
+    yield folder
+    forget()
+
+
+def forget() -> None:
+    source_stamp.cache_clear()
+    for name in [name for name in sys.modules if name.split(".")[0] == "parts"]:
+        del sys.modules[name]
+
+
+def load() -> Any:
+    """The function as a new process would have it."""
+    forget()
+    importlib.invalidate_caches()
+    return importlib.import_module("parts.caller").run
+
+
+def was_cached(function: Any) -> bool:
+    return bool(sum(function.stats.cache_hits.values()))
+
+
+def test_it_is_compiled_once(package: Path) -> None:
+    first, again = load(), None
+    assert first(3) == 5
+    assert not was_cached(first)
+    again = load()
+    assert again(3) == 5
+    assert was_cached(again)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "result"),
+    [
+        ("inner", "x + MORE", "x * 10", 300),
+        ("constants", "1", "4", 11),
+        ("caller", "return twice(x)", "return step(x)", 4),
+    ],
+)
+def test_any_of_its_sources_makes_it_new(package: Path, name: str, old: str, new: str, result: int) -> None:
+    assert load()(3) == 5
+    file = package / f"{name}.py"
+    file.write_text(file.read_text().replace(old, new))
+    changed = load()
+    assert changed(3) == result
+    assert not was_cached(changed)
+
+
+def test_other_files_of_the_package_do_not(package: Path) -> None:
+    assert load()(3) == 5
+    (package / "other.py").write_text("MORE = 6")
+    again = load()
+    assert again(3) == 5
+    assert was_cached(again)
