@@ -1,7 +1,8 @@
 """One tile times 1, 4 or 8 activation rows by VPMADDUBSW: codes u8, activations i8, sums int16 then int32.
 
 int16 sums are emptied into int32 before they can overflow. 8-bit codes would overflow at once: they are
-split in even and odd bytes and go through VPMADDWD.
+split in even and odd bytes and go through VPMADDWD. One row is bound by instructions: two neighbouring places
+of a byte share a shift, and the sums of the upper one are divided back, exactly.
 """
 
 from __future__ import annotations
@@ -69,6 +70,62 @@ def _narrow_sums(
     return v.loop(builder, count, [v.constant(WORDS, 0)] * (len(rows) * len(quarters)), body)
 
 
+def _classes(bits: int) -> int:
+    """Neighbouring places that are masked where they lie and need no shift of their own: their sums stay apart."""
+    return 2 if bits < 4 else 1
+
+
+def _one_row_step(builder: Any, bits: int, weights: Any, x: Any, block: Any, totals: list[Any]) -> list[Any]:
+    """One block times one row: int16 sums per class and quarter; class c counts 2^(bits · c) times."""
+    places, classes = 8 // bits, _classes(bits)
+    tile = v.at(builder, weights, builder.mul(block, v.I64(128)))
+    v.prefetch_block(builder, tile)
+    raw = [v.load(builder, LANES, v.at(builder, tile, 32 * q)) for q in range(QUARTERS)]
+    offset = builder.mul(block, v.I64(4 * places))
+    for p in range(places):
+        kept = p % classes
+        if p and not kept:
+            raw = [builder.lshr(r, v.constant(LANES, bits * classes)) for r in raw]
+        word = _word_of_x(builder, v.at(builder, v.at(builder, x, offset), 4 * p))
+        mask = v.constant(LANES, v.repeated_byte(((1 << bits) - 1) << (bits * kept)))
+        for q in range(QUARTERS):
+            slot = kept * QUARTERS + q
+            totals[slot] = builder.add(totals[slot], _pairs(builder, builder.and_(raw[q], mask), word))
+    return totals
+
+
+def _one_row_chunk(bits: int) -> int:
+    """Blocks whose int16 sums cannot overflow, the last class counting 2^(bits · (classes − 1)) times."""
+    classes = _classes(bits)
+    most = 256 * ((1 << bits) - 1) * (8 // bits // classes) << (bits * (classes - 1))
+    return 32767 // most
+
+
+def _sums_of_one_row(builder: Any, bits: int, weights: Any, x: Any, blocks: Any) -> list[Any]:
+    """int32 sums over all blocks, for codes of at most 4 bits, by fewer shifts than several rows need."""
+    classes, chunk = _classes(bits), v.I64(_one_row_chunk(bits))
+    ones, back = v.constant(WORDS, 1), v.constant(WORDS, bits)
+    chunks = builder.sdiv(builder.add(blocks, builder.sub(chunk, v.I64(1))), chunk)
+
+    def body(i: Any, totals: list[Any]) -> list[Any]:
+        first = builder.mul(i, chunk)
+        left = builder.sub(blocks, first)
+        count = builder.select(builder.icmp_signed("<", left, chunk), left, chunk)
+
+        def step(j: Any, sums: list[Any]) -> list[Any]:
+            return _one_row_step(builder, bits, weights, x, builder.add(first, j), sums)
+
+        narrow = v.loop(builder, count, [v.constant(WORDS, 0)] * (classes * QUARTERS), step)
+        for q in range(QUARTERS):
+            total = narrow[q]
+            for more in narrow[QUARTERS + q :: QUARTERS]:
+                total = builder.add(total, builder.ashr(more, back))
+            totals[q] = builder.add(totals[q], _pairs_of_words(builder, total, ones))
+        return totals
+
+    return v.loop(builder, chunks, [v.constant(LANES, 0)] * QUARTERS, body)
+
+
 def _sums(builder: Any, bits: int, quarters: list[int], rows: list[Any], weights: Any, blocks: Any) -> list[Any]:
     """int32 sums over all blocks, for codes of at most 4 bits."""
     safe = v.I64(_safe_blocks(bits))
@@ -128,6 +185,8 @@ def make(rows: int, bits: int) -> Any:
                 pointers = [v.at(builder, x0, builder.mul(args[4], v.I64(m))) for m in members]
                 if bits == 8:
                     totals = _sums_of_bytes(builder, quarters, pointers, weights, args[5])
+                elif rows == 1:
+                    totals = _sums_of_one_row(builder, bits, weights, pointers[0], args[5])
                 else:
                     totals = _sums(builder, bits, quarters, pointers, weights, args[5])
                 places = [(m, q) for m in members for q in quarters]

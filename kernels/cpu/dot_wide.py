@@ -87,6 +87,8 @@ def _loop(builder: Any, way: Way, bits: int, classes: int, rows: list[Any], weig
 
     def body(block: Any, totals: list[Any]) -> list[Any]:
         tile = v.at(builder, weights, builder.mul(block, v.I64(128)))
+        if len(rows) == 1:
+            v.prefetch_block(builder, tile)
         raw = [v.load(builder, LANES, v.at(builder, tile, 64 * half)) for half in range(HALVES)]
         offset = builder.mul(block, v.I64(places * way.x_bytes))
         for p in range(places):
