@@ -22,7 +22,7 @@ import numpy.typing as npt
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.kernels.cuda import cache as device_cache
-from nearbank.kernels.cuda import cubin, host, layout
+from nearbank.kernels.cuda import cubin, early, host, layout
 from nearbank.kernels.cuda.cache import AttendScratch, DevicePages
 from nearbank.kernels.cuda.device import device_problem
 from nearbank.kernels.cuda.given import Given, callers_stream, given
@@ -50,6 +50,7 @@ class CupyRuntime:
         self.capability = 10 * int(properties["major"]) + int(properties["minor"])
         self._kernels: dict[Kernel, Callable[..., None]] = {}
         self._wide: bool | None = None
+        self.early = self.capability >= early.CAPABILITY
 
     def asarray(self, array: Any) -> Any:
         """A copy on the device (an array already there is itself)."""
@@ -124,6 +125,10 @@ class CupyRuntime:
                 if shared_bytes > allowed[0]:
                     function.max_dynamic_shared_size_bytes = shared_bytes
                     allowed[0] = shared_bytes
+                if kernel.early and self.early:
+                    stream = self.xp.cuda.get_current_stream().ptr
+                    early.launch(function.kernel.ptr, stream, grid, threads, shared_bytes, arguments)
+                    return
                 values = tuple(np.uint64(0) if value is None else value for value in arguments)
                 function(tuple(map(int, grid)), (threads,), values, shared_mem=shared_bytes)
 
@@ -166,7 +171,8 @@ def quantise_rows(x: Floats) -> tuple[npt.NDArray[np.int8], Floats, npt.NDArray[
     runtime = current_runtime()
     cols = x.shape[1]
     shape = layout.Shape(1, cols, 8, cols, -(-cols // 32) * 32, 1)
-    rows = host.quantise(runtime, runtime.asarray(x), host.KIND["fp32"], shape)
+    plain = replace(host.staging(runtime, x.shape[0], shape), in_steps=False)  # the caller wants columns in order
+    rows = host.quantise(runtime, runtime.asarray(x), host.KIND["fp32"], shape, into=plain)
     codes = np.ascontiguousarray(runtime.asnumpy(rows.codes)[:, :cols])
     return codes, runtime.asnumpy(rows.scales), runtime.asnumpy(rows.sums)[:, 0]
 
@@ -262,6 +268,9 @@ def linear(
             return rows.returned(host.matmul_floats(runtime, array, weights, target))
         gains, biases = (None if vector is None else _vector(vector, cols, runtime) for vector in (gain, bias))
         kinds = host.KIND[rows.kind], weights.shape, NORMS[norm]
+        if host.takes_one(runtime, array.shape[0], weights.shape):
+            one = (array, kinds[0], weights, kinds[2], gains, biases, epsilon, target)
+            return rows.returned(host.linear_one(runtime, *one))
         staged = host.quantise(runtime, array, *kinds, gains, biases, epsilon, workspace)
         return rows.returned(host.matmul(runtime, staged, weights, target))
 

@@ -108,12 +108,13 @@ class AttendScratch:
 
 
 def attend_scratch(runtime: Runtime, pages: DevicePages, queries: int, heads: int) -> AttendScratch:
-    """Enough splits for one block per multiprocessor, at most one per 128 tokens of capacity."""
+    """Enough splits to fill every multiprocessor, at most one per 128 tokens of capacity."""
     blocks = -(-queries * (heads // pages.kv_heads) // 8)
-    wanted = runtime.multiprocessors // (blocks * pages.kv_heads)
+    resident = sources.attend_resident(pages.format.name, pages.head_dim)
+    wanted = resident * runtime.multiprocessors // (blocks * pages.kv_heads)
     splits = max(1, min(wanted, -(-pages.capacity // (16 * ATTEND_WARPS)), MOST_SPLITS))
     groups = pages.kv_heads * blocks
-    parts = runtime.empty(groups * splits * 8 * (pages.head_dim + 3), np.float32)
+    parts = runtime.empty(groups * splits * 8 * (pages.head_dim + 2), np.float32)
     return AttendScratch(splits, blocks, parts, runtime.zeros(groups, np.int32))
 
 
@@ -138,7 +139,8 @@ def attend(
     sizes = (queries, heads, layer, pages.pages, pages.kv_heads, pages.capacity)
     memory = (pages.keys, pages.values, pages.key_params, pages.value_params, pages.lengths)
     kernel = runtime.kernel(sources.attend(pages.format.name, dim))
-    grid, shared = (scratch.splits, pages.kv_heads, scratch.blocks), ATTEND_WARPS * 8 * (dim + 3) * 4
+    grid = (scratch.splits, pages.kv_heads, scratch.blocks)
+    shared = (ATTEND_WARPS * 8 * (dim + 2) + 8 * max(ATTEND_WARPS, scratch.splits)) * 4
     arguments = (q, *memory, scratch.parts, scratch.arrived, out, np.float32(scale), *map(np.int32, sizes))
     kernel(grid, 32 * ATTEND_WARPS, shared, arguments)
     return out

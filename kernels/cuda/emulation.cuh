@@ -26,6 +26,7 @@
 #define __launch_bounds__(...)
 
 struct uint2 { unsigned x, y; };
+struct float2 { float x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct dim3 { unsigned x, y, z; };
@@ -114,9 +115,10 @@ inline void together(const unsigned (&mine)[N], unsigned (&answer)[N], int line,
 
 template <class F>
 inline unsigned exchange(unsigned value, int line, F source_of) {
-    unsigned mine[1] = {value}, answer[1];
-    together(mine, answer, line, [&](auto in, auto out) {
-        for (int lane = 0; lane < 32; ++lane) out[lane][0] = in[source_of(lane)][0];
+    // Every lane says itself whose value it wants: the last to come does not know.
+    unsigned mine[2] = {value, static_cast<unsigned>(source_of(thread_index.x % 32))}, answer[2];
+    together(mine, answer, line, [](auto in, auto out) {
+        for (int lane = 0; lane < 32; ++lane) out[lane][0] = in[in[lane][1]][0];
     });
     return answer[0];
 }

@@ -19,9 +19,16 @@ NB_INLINE uint32_t shared_address(const void* at) {
 // What was written to shared memory is seen by the matrix unit; registers may be handed to it.
 NB_INLINE void show_to_matrix_unit() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 NB_INLINE void wide_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// Until at most PENDING earlier ends are outstanding.
+template <int PENDING>
 NB_INLINE void wide_end() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+// Instructions on their way may still read these registers; what stands here may not be given to others earlier.
+NB_INLINE void wide_keep(const uint32_t (&a)[4][4]) {
+    NB_UNROLL
+    for (int i = 0; i < 4; ++i) asm volatile("" ::"r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]));
 }
 // c[64 rows × 128 tokens] += a[64 × 32] · b[32 × 128]; `b` is the first token's first column, swizzled rows of 128 bytes.
 NB_INLINE void wide_mma(int (&c)[64], const uint32_t (&a)[4], const int8_t* b) {
@@ -48,7 +55,9 @@ NB_INLINE void wide_mma(int (&c)[64], const uint32_t (&a)[4], const int8_t* b) {
 #else
 NB_INLINE void show_to_matrix_unit() {}
 NB_INLINE void wide_begin() {}
+template <int PENDING>
 NB_INLINE void wide_end() {}
+NB_INLINE void wide_keep(const uint32_t (&)[4][4]) {}
 // Each warp's 16 rows, 8 tokens at a time; addresses are swizzled as the hardware does, by their own bits.
 inline void wide_mma_at(int (&c)[64], const uint32_t (&a)[4], const int8_t* b, int line) {
     const uintptr_t base = reinterpret_cast<uintptr_t>(emu::shared.data()) & 1023;
@@ -81,12 +90,14 @@ NB_INLINE void wide_fetch(int8_t* memory, const int8_t* x, int columns, int toke
     copy_commit();
 }
 
-template <int BITS>
+// PENDING 1: the instructions of one step run while the operands of the next are made.
+template <int BITS, int PENDING>
 __global__ void __launch_bounds__(kBlock, 1)
 gemm_wide(const uint4* weights, const int8_t* x, int columns, int row_tiles, NB_EPILOGUE_PARAMETERS) {
     const Epilogue out = NB_EPILOGUE;
     using P = Packing<BITS>;
-    constexpr int kBlocks = kWideStep / P::kColumns;  // column blocks of weights in one stage
+    constexpr int kBlocks = kWideStep / P::kColumns;        // column blocks of weights in one stage
+    constexpr int kFetched = kWideStages - 1 - PENDING;     // stages on their way
     NB_SHARED(int8_t, raw);
 #if NB_PTX
     int8_t* memory = raw + (1024 - shared_address(raw) % 1024) % 1024;
@@ -99,18 +110,16 @@ gemm_wide(const uint4* weights, const int8_t* x, int columns, int row_tiles, NB_
     const uint4* mine = weights + static_cast<int64_t>(min(tile, row_tiles - 1)) * blocks * 32 + lane;
 
     int sums[2][64] = {};
-    uint4 next[kBlocks];
-    auto fetch_weights = [&](int step) {
+    uint4 even_next[kBlocks], odd_next[kBlocks];  // weights of the next step and the one after it
+    auto fetch_weights = [&](uint4(&next)[kBlocks], int step) {
         NB_UNROLL
         for (int b = 0; b < kBlocks; ++b) {
             const int block = step * kBlocks + b;
             next[b] = block < blocks ? mine[static_cast<int64_t>(block) * 32] : uint4{0, 0, 0, 0};
         }
     };
-    for (int s = 0; s < kWideStages - 1; ++s) wide_fetch(memory, x, columns, out.tokens, first_token, s);
-    fetch_weights(0);
-    for (int step = 0; step < steps; ++step) {
-        uint32_t a[4][4];  // the four instructions' operands
+    // a: the operands of this step's four instructions; `before`: those of the last step's.
+    auto run = [&](uint32_t(&a)[4][4], const uint32_t(&before)[4][4], uint4(&next)[kBlocks], int step) {
         NB_UNROLL
         for (int b = 0; b < kBlocks; ++b)
             NB_UNROLL
@@ -119,11 +128,11 @@ gemm_wide(const uint4* weights, const int8_t* x, int columns, int row_tiles, NB_
                 to[0] = next[b].x >> BITS * i & P::kMask, to[1] = next[b].y >> BITS * i & P::kMask;
                 to[2] = next[b].z >> BITS * i & P::kMask, to[3] = next[b].w >> BITS * i & P::kMask;
             }
-        if (step + 1 < steps) fetch_weights(step + 1);
-        copy_wait<kWideStages - 2>();
+        fetch_weights(next, step + 2);
+        copy_wait<kFetched - 1>();
         show_to_matrix_unit();
         __syncthreads();  // this stage has landed, and everyone's instructions have left the stage fetched next
-        wide_fetch(memory, x, columns, out.tokens, first_token, step + kWideStages - 1);
+        wide_fetch(memory, x, columns, out.tokens, first_token, step + kFetched);
         const int8_t* stage = memory + step % kWideStages * kWideStageBytes;
         wide_begin();
         NB_UNROLL
@@ -131,15 +140,35 @@ gemm_wide(const uint4* weights, const int8_t* x, int columns, int row_tiles, NB_
             wide_mma(sums[0], a[i], stage + 32 * i);
             wide_mma(sums[1], a[i], stage + kWideStageBytes / 2 + 32 * i);
         }
-        wide_end();
+        wide_end<PENDING>();
+        wide_keep(before);
+    };
+
+    for (int s = 0; s < kFetched; ++s) wide_fetch(memory, x, columns, out.tokens, first_token, s);
+    fetch_weights(even_next, 0);
+    fetch_weights(odd_next, 1);
+    uint32_t even[4][4] = {}, odd[4][4] = {};
+    for (int step = 0; step < steps; step += 2) {
+        run(even, odd, even_next, step);
+        if (step + 1 < steps) run(odd, even, odd_next, step + 1);
     }
+    wide_end<0>();
+    wide_keep(even);
+    wide_keep(odd);
+    const int row = tile * 16 + lane / 4;  // and row + 8
+    const RowTerms terms[2] = {out.row_terms(row, 0), out.row_terms(row + 8, 0)};
     NB_UNROLL
     for (int half = 0; half < 2; ++half)
         NB_UNROLL
-        for (int i = 0; i < 64; ++i) {
-            const int row = tile * 16 + tile_row(lane, i % 4);
-            const int token = first_token + half * 128 + i / 4 * 8 + tile_token(lane, i % 4);
-            if (row < out.rows && token < out.tokens)
-                out.store(row, token, __fadd_rn(0.0f, out.value(row, token, 0, sums[half][i])));
+        for (int i = 0; i < 32; ++i) {
+            const int token = first_token + half * 128 + i / 2 * 8 + tile_token(lane, i % 2);
+            if (token >= out.tokens) continue;
+            const float x_scale = out.x_scales[token];
+            const int x_sum = out.x_sums[token], at = i / 2 * 4 + i % 2;
+            NB_UNROLL
+            for (int r = 0; r < 2; ++r) {
+                const float value = out.scaled(terms[r], sums[half][at + 2 * r], x_sum, x_scale);
+                out.store(row + 8 * r, token, __fadd_rn(0.0f, value));
+            }
         }
 }

@@ -21,6 +21,10 @@ struct Packing {
 
 // How codes become values: level = step · code − zero (zeros per row and group when `zeros` is set),
 // value = level · scales[row · scale_stride + group] · x_scales[token].
+struct RowTerms {
+    float scale;
+    int offset;
+};
 struct Epilogue {
     const float* scales;
     const uint8_t* zeros;
@@ -29,11 +33,20 @@ struct Epilogue {
     float* y;
     int scale_stride, groups, step, zero, rows, tokens;
 
-    NB_INLINE float value(int row, int token, int group, int sum) const {
+    NB_INLINE RowTerms row_terms(int row, int group) const {
+        if (row >= rows) return {0.0f, 0};
         const int64_t at = static_cast<int64_t>(row) * scale_stride + group;
-        const int offset = zeros ? zeros[at] : zero;
-        const int level = step * sum - offset * x_sums[token * groups + group];
-        return __fmul_rn(__int2float_rn(level), __fmul_rn(x_scales[token], scales[at]));
+        return {scales[at], zeros ? zeros[at] : zero};
+    }
+    NB_INLINE float scaled(RowTerms terms, int sum, int x_sum, float x_scale) const {
+        const int level = step * sum - terms.offset * x_sum;
+        return __fmul_rn(__int2float_rn(level), __fmul_rn(x_scale, terms.scale));
+    }
+    NB_INLINE float value(RowTerms terms, int token, int group, int sum) const {
+        return scaled(terms, sum, x_sums[token * groups + group], x_scales[token]);
+    }
+    NB_INLINE float value(int row, int token, int group, int sum) const {
+        return value(row_terms(row, group), token, group, sum);
     }
     NB_INLINE void store(int row, int token, float value) const {
         if (row < rows && token < tokens) y[static_cast<int64_t>(token) * rows + row] = value;
@@ -60,43 +73,55 @@ NB_INLINE void load_words(uint32_t (&out)[WORDS], const int8_t* at) {
     }
 }
 
-// What one warp holds of one column block: weights of ROWS tiles and the matching slice of x.
-template <int BITS, int ROWS, int TOKENS>
-struct Piece {
+// One warp's weights of ROWS tiles in one column block.
+template <int BITS, int ROWS>
+struct Weights {
     uint4 w[ROWS];
-    uint32_t x[TOKENS][Packing<BITS>::kWords];
 
-    NB_INLINE void load(const uint4* weights, int64_t tile_stride, const int8_t* x_at, int64_t x_stride, int tokens) {
-        const int lane = threadIdx.x % 32;
+    NB_INLINE void load(const uint4* weights, int64_t tile_stride) {
         NB_UNROLL
-        for (int r = 0; r < ROWS; ++r) w[r] = load_once(weights + r * tile_stride + lane);
+        for (int r = 0; r < ROWS; ++r) w[r] = load_once(weights + r * tile_stride + threadIdx.x % 32);
+    }
+};
+
+// The slice of x that meets one column block: this lane's words of up to 8 · TOKENS tokens.
+template <int BITS, int TOKENS>
+struct Slice {
+    using P = Packing<BITS>;
+    uint32_t x[TOKENS][P::kWords];
+
+    NB_INLINE void load(const int8_t* x_at, int64_t x_stride, int tokens) {
+        const int lane = threadIdx.x % 32;
         NB_UNROLL
         for (int t = 0; t < TOKENS; ++t) {
             const int token = 8 * t + lane / 4;
             if (token < tokens)
-                load_words(x[t], x_at + token * x_stride + lane % 4 * (4 * Packing<BITS>::kWords));
+                load_words(x[t], x_at + token * x_stride + lane % 4 * (4 * P::kWords));
             else
-                for (int i = 0; i < Packing<BITS>::kWords; ++i) x[t][i] = 0;
-        }
-    }
-
-    NB_INLINE void multiply(int (&sums)[ROWS][TOKENS][4]) const {
-        NB_UNROLL
-        for (int r = 0; r < ROWS; ++r) {
-            NB_UNROLL
-            for (int i = 0; i < Packing<BITS>::kSteps; ++i) {
-                constexpr uint32_t mask = Packing<BITS>::kMask;
-                const uint32_t a[4] = {w[r].x >> BITS * i & mask, w[r].y >> BITS * i & mask,
-                                       w[r].z >> BITS * i & mask, w[r].w >> BITS * i & mask};
-                NB_UNROLL
-                for (int t = 0; t < TOKENS; ++t) {
-                    const uint32_t b[2] = {x[t][2 * i], x[t][2 * i + 1]};
-                    mma_s8(sums[r][t], a, b);
-                }
-            }
+                for (int i = 0; i < P::kWords; ++i) x[t][i] = 0;
         }
     }
 };
+
+template <int BITS, int ROWS, int TOKENS>
+NB_INLINE void multiply(int (&sums)[ROWS][TOKENS][4], const Weights<BITS, ROWS>& weights,
+                        const Slice<BITS, TOKENS>& slice) {
+    constexpr uint32_t mask = Packing<BITS>::kMask;
+    NB_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        const uint4 w = weights.w[r];
+        NB_UNROLL
+        for (int i = 0; i < Packing<BITS>::kSteps; ++i) {
+            const uint32_t a[4] = {w.x >> BITS * i & mask, w.y >> BITS * i & mask, w.z >> BITS * i & mask,
+                                   w.w >> BITS * i & mask};
+            NB_UNROLL
+            for (int t = 0; t < TOKENS; ++t) {
+                const uint32_t b[2] = {slice.x[t][2 * i], slice.x[t][2 * i + 1]};
+                mma_s8(sums[r][t], a, b);
+            }
+        }
+    }
+}
 
 // Where accumulator c of a lane lies in its 16 × 8 tile.
 NB_INLINE int tile_row(int lane, int c) { return lane / 4 + c / 2 * 8; }
@@ -144,17 +169,22 @@ gemv_stream(const uint4* weights, const int8_t* x, int columns, int row_blocks, 
     const int64_t first = units * blockIdx.x / gridDim.x, last = units * (blockIdx.x + 1) / gridDim.x;
     const int64_t tile = static_cast<int64_t>(blocks) * 32;
 
-    Piece<BITS, ROWS, TOKENS> pieces[kDepth];
-    auto present = [&](int64_t unit) { return unit < last && unit % steps * kWarps + warp < blocks; };
-    auto load = [&](Piece<BITS, ROWS, TOKENS>& piece, int64_t unit) {
-        const int64_t row_block = unit / steps;
-        const int block = static_cast<int>(unit - row_block * steps) * kWarps + warp;
-        if (present(unit))
-            piece.load(weights + row_block * ROWS * tile + block * 32, tile, x + block * Packing<BITS>::kColumns,
-                       columns, out.tokens);
+    Weights<BITS, ROWS> held[kDepth];
+    Slice<BITS, TOKENS> slices[kDepth];
+    auto block_of = [&](int64_t unit) { return static_cast<int>(unit % steps) * kWarps + warp; };
+    auto present = [&](int64_t unit) { return unit < last && block_of(unit) < blocks; };
+    auto load_weights = [&](int d, int64_t unit) {
+        if (present(unit)) held[d].load(weights + unit / steps * ROWS * tile + block_of(unit) * 32, tile);
+    };
+    auto load_x = [&](int d, int64_t unit) {
+        if (present(unit)) slices[d].load(x + block_of(unit) * Packing<BITS>::kColumns, columns, out.tokens);
     };
     NB_UNROLL
-    for (int d = 0; d < kDepth; ++d) load(pieces[d], first + d);
+    for (int d = 0; d < kDepth; ++d) load_weights(d, first + d);
+    wait_for_previous();
+    let_next_begin();
+    NB_UNROLL
+    for (int d = 0; d < kDepth; ++d) load_x(d, first + d);
 
     int sums[ROWS][TOKENS][4] = {};
     int64_t opened = first;  // the first unit added to `sums`
@@ -196,8 +226,9 @@ gemv_stream(const uint4* weights, const int8_t* x, int columns, int row_blocks, 
         for (int d = 0; d < kDepth; ++d) {
             const int64_t now = unit + d;
             if (now < last) {
-                if (present(now)) pieces[d].multiply(sums);
-                load(pieces[d], now + kDepth);
+                if (present(now)) multiply(sums, held[d], slices[d]);
+                load_weights(d, now + kDepth);
+                load_x(d, now + kDepth);
                 if (now + 1 == last || (now + 1) % steps == 0) {
                     close(now / steps, static_cast<int>(now + 1 - opened));
                     opened = now + 1;
@@ -229,22 +260,24 @@ gemv_groups(const uint4* weights, const int8_t* x, int columns, int blocks_per_g
         const int end = min(start + batch, out.groups);
         const int share = (end - start - warp + kWarps - 1) / kWarps;  // groups of this warp
         const int count = share > 0 ? share * blocks_per_group : 0;
-        Piece<BITS, 1, TOKENS> pieces[kDepth];
-        auto load = [&](Piece<BITS, 1, TOKENS>& piece, int i) {
+        Weights<BITS, 1> held[kDepth];
+        Slice<BITS, TOKENS> slices[kDepth];
+        auto load = [&](int d, int i) {
             if (i >= count) return;
             const int group = start + warp + i / blocks_per_group * kWarps;
             const int64_t block = static_cast<int64_t>(group) * blocks_per_group + i % blocks_per_group;
-            piece.load(tile_weights + block * 32, 0, x + block * Packing<BITS>::kColumns, columns, out.tokens);
+            held[d].load(tile_weights + block * 32, 0);
+            slices[d].load(x + block * Packing<BITS>::kColumns, columns, out.tokens);
         };
         NB_UNROLL
-        for (int d = 0; d < kDepth; ++d) load(pieces[d], d);
+        for (int d = 0; d < kDepth; ++d) load(d, d);
         int sums[1][TOKENS][4] = {};
         for (int i = 0; i < count; i += kDepth) {
             NB_UNROLL
             for (int d = 0; d < kDepth; ++d) {
                 if (i + d >= count) continue;
-                pieces[d].multiply(sums);
-                load(pieces[d], i + d + kDepth);
+                multiply(sums, held[d], slices[d]);
+                load(d, i + d + kDepth);
                 if ((i + d + 1) % blocks_per_group) continue;
                 const int slot = warp + (i + d) / blocks_per_group * kWarps;
                 NB_UNROLL

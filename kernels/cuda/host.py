@@ -167,7 +167,10 @@ def _plan_for(runtime: Runtime, tiles: Tiles, tokens: int) -> Plan:
         return Plan(65535, launch_dot4)
     if tokens > GEMV_TOKENS:
         return Plan(GEMM_TOKENS, launch_gemm)
-    return Plan(GEMV_TOKENS, launch_stream if tiles.shape.groups == 1 else launch_groups)
+    if tiles.shape.groups > 1:
+        return Plan(GEMV_TOKENS, launch_groups)
+    few_rows = 2 * -(-tiles.shape.rows // 16) < runtime.multiprocessors
+    return Plan(GEMV_TOKENS, launch_stream if few_rows else launch_rows)
 
 
 def _token_slices(tokens: int, most: int) -> list[tuple[int, int]]:
@@ -192,6 +195,47 @@ def launch_stream(runtime: Runtime, codes: Any, tiles: Tiles, tokens: int, epilo
     sizes = (np.int32(tiles.shape.columns), np.int32(row_blocks))
     kernel = runtime.kernel(sources.gemv_stream(tiles.shape.bits, blocks))
     kernel((grid,), THREADS, shared, (tiles.words, codes, *sizes, tiles.partial, tiles.arrived, *epilogue))
+
+
+def launch_rows(runtime: Runtime, codes: Any, tiles: Tiles, tokens: int, epilogue: tuple[Any, ...]) -> None:
+    """Whole rows in each thread block."""
+    blocks = -(-tokens // 8)
+    tiling = _rows_tiling(runtime, tiles.shape, blocks)
+    grid, shared = (-(-tiles.shape.rows // (16 * tiling[0])),), WARPS * 128 * tiling[0] * blocks * 4
+    kernel = runtime.kernel(sources.gemv_rows(tiles.shape.bits, blocks, tiling))
+    kernel(grid, THREADS, shared, (tiles.words, codes, np.int32(tiles.shape.columns), *epilogue))
+
+
+def _rows_tiling(runtime: Runtime, shape: layout.Shape, blocks: int) -> tuple[int, int, int]:
+    """So many rows per thread block that all blocks run at once, two per multiprocessor, if up to 64 rows do that."""
+    tiles, at_once = -(-shape.rows // 16), 2 * runtime.multiprocessors
+    if tiles <= at_once:
+        return sources.ROWS_LONG if shape.columns > 4 * WARPS * shape.tile_columns else sources.ROWS_SHORT
+    fitting = [t for t in sources.gemv_tilings(shape.bits, blocks) if t[0] > 1 and tiles <= t[0] * at_once]
+    return fitting[0] if fitting else sources.ROWS_SHORT
+
+
+ONE_COLUMNS = 16384  # longer rows are rounded once, by a kernel of their own
+
+
+def takes_one(runtime: Runtime, tokens: int, shape: layout.Shape) -> bool:
+    """Whether `linear_one` serves: one token, one scale per row, a row that every thread block may round for itself."""
+    fits = tokens == 1 and shape.groups == 1 and shape.columns <= ONE_COLUMNS
+    return fits and runtime.capability >= TENSOR_CORES
+
+
+def linear_one(
+    runtime: Runtime, x: Any, kind: int, tiles: Tiles, norm: int, gain: Any, bias: Any, epsilon: float, y: Any = None
+) -> Any:
+    """`quantise` and `matmul` of one row x [1, K] in one launch, with the same bits → y [1, N] float32."""
+    shape = tiles.shape
+    y = runtime.empty((1, shape.rows), np.float32) if y is None else y
+    row_tiles = -(-shape.rows // 16)
+    grid = (min(row_tiles, 4 * runtime.multiprocessors),)
+    sizes = map(np.int32, (shape.cols, shape.columns, row_tiles))
+    arguments = (tiles.words, x, *sizes, gain, bias, np.float32(epsilon), *epilogue_of(tiles, None, None, y, 1))
+    runtime.kernel(sources.gemv_one(shape.bits, 3 * norm + kind))(grid, THREADS, 2048 + shape.columns, arguments)
+    return y
 
 
 def launch_groups(runtime: Runtime, codes: Any, tiles: Tiles, tokens: int, epilogue: tuple[Any, ...]) -> None:

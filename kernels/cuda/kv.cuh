@@ -89,6 +89,8 @@ __global__ void __launch_bounds__(128)
 append_rows(const void* k, const void* v, uint8_t* keys, uint8_t* values, uint32_t* key_params,
             uint32_t* value_params, int* lengths, int* finished, int tokens, int dim, int layer, int pages,
             int heads, int row_bytes, int capacity, int top) {
+    wait_for_previous();
+    let_next_begin();
     const int start = lengths[layer], pair = blockIdx.x * 4 + threadIdx.x / 32;
     const Pages at{layer, pages, heads, row_bytes};
     if (pair < tokens * heads && start + tokens <= capacity) {

@@ -25,6 +25,20 @@ typedef long long int64_t;
 #define NB_INLINE __device__ __forceinline__
 #define NB_ALL 0xffffffffu
 
+// Kernels launched "early" (see `nearbank.kernels.cuda.early`) start while the kernel before them still runs. Until
+// `wait_for_previous` returns they may only read what no kernel writes, such as weights.
+NB_INLINE void wait_for_previous() {
+#if NB_PTX && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// The next kernel may start when every block has said so.
+NB_INLINE void let_next_begin() {
+#if NB_PTX && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // 16 bytes that are read once: kept out of the way of what is read again.
 NB_INLINE uint4 load_once(const uint4* at) {
 #if NB_PTX
@@ -93,12 +107,6 @@ NB_INLINE uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t select) {
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(select));
     return out;
 }
-// Each half of `a` minus the same half of `b`, as bfloat16.
-NB_INLINE uint32_t subtract_bf16x2(uint32_t a, uint32_t b) {
-    uint32_t out;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(b), "r"(0xbf80bf80u), "r"(a));
-    return out;
-}
 NB_INLINE float power_of_two(float x) {
     float out;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
@@ -112,6 +120,16 @@ NB_INLINE float half_to_float(uint16_t bits) {
 NB_INLINE uint16_t float_to_half(float value) {
     uint16_t out;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(value));
+    return out;
+}
+// Two values rounded to nearest even bfloat16 (HALF: fp16), the first in the lower half.
+template <bool HALF>
+NB_INLINE uint32_t pack_f16x2(float first, float second) {
+    uint32_t out;
+    if (HALF)
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
+    else
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
     return out;
 }
 // 16 bytes into shared memory, zeros beyond the first `taken`; lands by copy_wait.
@@ -186,9 +204,10 @@ NB_INLINE uint32_t floor_bf16(float value) {
 NB_INLINE uint32_t ceil_bf16(float value) { return (__float_as_uint(value) + 0xffffu) >> 16; }
 
 #if !NB_PTX
-NB_INLINE uint32_t subtract_bf16x2(uint32_t a, uint32_t b) {
-    const uint32_t low = float_to_bf16(bf16_to_float(a & 0xffff) - bf16_to_float(b & 0xffff));
-    return low | float_to_bf16(bf16_to_float(a >> 16) - bf16_to_float(b >> 16)) << 16;
+template <bool HALF>
+NB_INLINE uint32_t pack_f16x2(float first, float second) {
+    return HALF ? float_to_half(first) | float_to_half(second) << 16
+                : float_to_bf16(first) | float_to_bf16(second) << 16;
 }
 #endif
 

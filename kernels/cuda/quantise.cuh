@@ -24,24 +24,21 @@ struct Largest {
     NB_INLINE static float of(float a, float b) { return b > a ? b : a; }
 };
 
-// The block's 256 values folded into one by a tree, handed to every thread.
+// The block's 256 values folded into one by a tree (t with t + 128, then + 64, …), the same in every thread.
 template <class Op>
 NB_INLINE float fold_block(float value, float* lanes) {
-    const int t = threadIdx.x;
-    lanes[t] = value;
+    lanes[threadIdx.x] = value;
     __syncthreads();
-    for (int half = 128; half >= 32; half /= 2) {
-        if (t < half) lanes[t] = Op::of(lanes[t], lanes[t + half]);
-        __syncthreads();
-    }
-    float mine = lanes[t % 32];
-    for (int half = 16; half > 0; half /= 2) mine = Op::of(mine, __shfl_down_sync(NB_ALL, mine, half));
+    float tree[8];
+    NB_UNROLL
+    for (int i = 0; i < 8; ++i) tree[i] = lanes[32 * i + threadIdx.x % 32];
+    NB_UNROLL
+    for (int half = 4; half > 0; half /= 2)
+        NB_UNROLL
+        for (int i = 0; i < half; ++i) tree[i] = Op::of(tree[i], tree[i + half]);
+    for (int half = 16; half > 0; half /= 2) tree[0] = Op::of(tree[0], __shfl_xor_sync(NB_ALL, tree[0], half));
     __syncthreads();
-    if (t == 0) lanes[0] = mine;
-    __syncthreads();
-    const float all = lanes[0];
-    __syncthreads();
-    return all;
+    return tree[0];
 }
 
 struct Normed {
@@ -102,35 +99,54 @@ NB_INLINE bool split_padded(int position, int cols, int width, int padded, int b
     return inside < width && k < cols;
 }
 
+// What makes codes of a row: `scale` is NaN where the row is not finite, and then every code is 0.
+template <int NORM, int KIND>
+struct Rounding {
+    const void* x;
+    int64_t row;
+    const float *gain, *bias;
+    Normed norm;
+    float scale;
+
+    NB_INLINE static Rounding of(const void* x, int64_t row, int cols, const float* gain, const float* bias,
+                                 float epsilon, float* lanes) {
+        Rounding out{x, row, gain, bias, statistics<NORM, KIND>(x, row, cols, epsilon, lanes), 0.0f};
+        float peak = 0.0f;
+        NB_UNROLL_BY(4)
+        for (int k = threadIdx.x; k < cols; k += kRowThreads) {
+            const float value = out.value(k);
+            peak = Largest::of(peak, finite(value) ? magnitude(value) : INFINITY);
+        }
+        peak = fold_block<Largest>(peak, lanes);
+        out.scale = finite(peak) ? __fdiv_rn(peak, 127.0f) : __uint_as_float(0x7fc00000u);
+        return out;
+    }
+    NB_INLINE float value(int k) const { return normed_value<NORM, KIND>(x, row, k, norm, gain, bias); }
+    NB_INLINE int code(int k) const {
+        if (!(scale > 0.0f)) return 0;
+        const float ratio = __fdiv_rn(value(k), scale);
+        return static_cast<int>(round_even(min(max(ratio, -127.0f), 127.0f)));
+    }
+};
+
 // x [M, cols] → codes int8 [M, groups · padded], scales [M] (NaN where the row is not finite), sums [M, groups].
 template <int NORM, int KIND>
 __global__ void __launch_bounds__(kRowThreads)
 quantise_rows(const void* x, int8_t* codes, float* scales, int* sums, int cols, int width, int padded, int groups, int bits,
               const float* gain, const float* bias, float epsilon) {
     NB_SHARED(float, lanes);
+    wait_for_previous();
+    let_next_begin();
     const int64_t row = static_cast<int64_t>(blockIdx.x) * cols;
-    const Normed norm = statistics<NORM, KIND>(x, row, cols, epsilon, lanes);
-    float peak = 0.0f, bad = 0.0f;
-    for (int k = threadIdx.x; k < cols; k += kRowThreads) {
-        const float value = normed_value<NORM, KIND>(x, row, k, norm, gain, bias);
-        peak = Largest::of(peak, magnitude(value));
-        if (!finite(value)) bad = 1.0f;
-    }
-    peak = fold_block<Largest>(peak, lanes);
-    bad = fold_block<Largest>(bad, lanes);
-    const float scale = bad > 0.0f ? __uint_as_float(0x7fc00000u) : __fdiv_rn(peak, 127.0f);
+    const auto rounding = Rounding<NORM, KIND>::of(x, row, cols, gain, bias, epsilon, lanes);
     const int length = groups * padded;
     int8_t* out = codes + static_cast<int64_t>(blockIdx.x) * length;
     for (int at = threadIdx.x; at < length; at += kRowThreads) {
-        float code = 0.0f;
         int k;
-        if (split_padded(at, cols, width, padded, bits, k) && scale > 0.0f) {
-            const float ratio = __fdiv_rn(normed_value<NORM, KIND>(x, row, k, norm, gain, bias), scale);
-            code = round_even(min(max(ratio, -127.0f), 127.0f));
-        }
-        out[at] = static_cast<int8_t>(static_cast<int>(code));
+        const bool there = split_padded(at, cols, width, padded, bits, k);
+        out[at] = static_cast<int8_t>(there ? rounding.code(k) : 0);
     }
-    if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+    if (threadIdx.x == 0) scales[blockIdx.x] = rounding.scale;
     __syncthreads();
     sum_groups(out, sums + static_cast<int64_t>(blockIdx.x) * groups, groups, padded);
 }

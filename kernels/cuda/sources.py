@@ -13,10 +13,14 @@ INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 
 @dataclass(frozen=True)
 class Kernel:
-    """One instance: `expression` is its C++ name, template arguments included."""
+    """One instance: `expression` is its C++ name, template arguments included.
+
+    early: it calls `wait_for_previous`, so it may start while the kernel before it runs.
+    """
 
     file: str
     expression: str
+    early: bool = False
 
 
 @cache
@@ -40,7 +44,7 @@ GEMM_TILES = ((1, 4), (2, 8))
 
 def quantise(norm: int, kind: int) -> Kernel:
     """Rows to int8. norm: 0 none, 1 RMS, 2 layer; kind: 0 float32, 1 fp16, 2 bf16."""
-    return Kernel("quantise.cuh", f"quantise_rows<{norm}, {kind}>")
+    return Kernel("quantise.cuh", f"quantise_rows<{norm}, {kind}>", early=True)
 
 
 STAGE_CODES = Kernel("quantise.cuh", "stage_codes")
@@ -48,7 +52,28 @@ STAGE_CODES = Kernel("quantise.cuh", "stage_codes")
 
 def gemv_stream(bits: int, tokens: int) -> Kernel:
     """One scale per row: four 16-row tiles per warp, `tokens` blocks of 8 tokens."""
-    return Kernel("gemv.cuh", f"gemv_stream<{bits}, 4, {tokens}>")
+    return Kernel("gemv.cuh", f"gemv_stream<{bits}, 4, {tokens}>", early=True)
+
+
+# (16-row tiles per block, loads of weights ahead, blocks per multiprocessor) of `gemv_rows`, by tiles per block.
+GEMV_TILINGS = ROWS_SHORT, ROWS_LONG, ROWS_TWO, ROWS_FOUR = (1, 4, 4), (1, 8, 2), (2, 2, 2), (4, 2, 2)
+
+
+def gemv_tilings(bits: int, tokens: int) -> tuple[tuple[int, int, int], ...]:
+    """Those whose sums and operands fit in the registers."""
+    return GEMV_TILINGS[:3] if (bits, tokens) == (1, 2) else GEMV_TILINGS
+
+
+def gemv_rows(bits: int, tokens: int, tiling: tuple[int, int, int]) -> Kernel:
+    """One scale per row, whole rows in each thread block, `tokens` blocks of 8 tokens."""
+    rows, depth, resident = tiling
+    resident = min(resident, 2 if tokens > 1 else 3 if bits == 1 else 4)  # what the registers hold
+    return Kernel("gemv_rows.cuh", f"gemv_rows<{bits}, {rows}, {tokens}, {depth}, {resident}>", early=True)
+
+
+def gemv_one(bits: int, source: int) -> Kernel:
+    """One token, one scale per row, x rounded on the way in. source: 3 · norm + kind of `quantise`."""
+    return Kernel("gemv_one.cuh", f"gemv_one<{bits}, {source}, 4, 4>", early=True)
 
 
 def gemv_groups(bits: int, tokens: int) -> Kernel:
@@ -70,8 +95,8 @@ WIDE_BITS = (2, 4, 8)
 
 
 def gemm_wide(bits: int) -> Kernel:
-    """Many tokens on Hopper, one scale per row; sm_90a alone."""
-    return Kernel("gemm_wide.cuh", f"gemm_wide<{bits}>")
+    """Many tokens on Hopper, one scale per row; sm_90a alone. Bytes are operands as they lie: their step ends first."""
+    return Kernel("gemm_wide.cuh", f"gemm_wide<{bits}, {0 if bits == 8 else 1}>")
 
 
 def floats_by_floats(kind: int) -> Kernel:
@@ -102,12 +127,17 @@ FAST_DIMS = {"int4": (64, 128, 256), "int8": (64, 128), "fp16": (64, 128), "bf16
 
 def append_rows(stored: str, kind: int) -> Kernel:
     """Quantise new tokens into the cache."""
-    return Kernel("kv.cuh", f"append_rows<{STORED[stored]}, {kind}>")
+    return Kernel("kv.cuh", f"append_rows<{STORED[stored]}, {kind}>", early=True)
+
+
+def attend_resident(stored: str, dim: int) -> int:
+    """Thread blocks of the fast attention that one multiprocessor's registers hold."""
+    return 2 if dim == 64 or (stored, dim) == ("int4", 128) else 1
 
 
 def attend(stored: str, dim: int) -> Kernel:
     """Flash decoding, for the formats and head dimensions of `FAST_DIMS`."""
-    return Kernel("attend.cuh", f"attend<{STORED[stored]}, {dim}>")
+    return Kernel("attend.cuh", f"attend<{STORED[stored]}, {dim}, {attend_resident(stored, dim)}>", early=True)
 
 
 def exact_scores(stored: str) -> Kernel:
@@ -130,6 +160,8 @@ def all_kernels() -> tuple[Kernel, ...]:
         *(quantise(norm, kind) for norm in range(3) for kind in range(3)),
         STAGE_CODES,
         *(gemv_stream(b, tokens) for b in bits for tokens in (1, 2)),
+        *(gemv_rows(b, tokens, t) for b in bits for tokens in (1, 2) for t in gemv_tilings(b, tokens)),
+        *(gemv_one(b, source) for b in bits for source in range(9)),
         *(gemv_groups(b, tokens) for b in bits for tokens in (1, 2)),
         *(gemv_dot4(b) for b in bits),
         *(gemm(b, *tile, False) for b in bits for tile in GEMM_TILES),

@@ -39,6 +39,7 @@ GEMV = (
     Rung("gemv_four_rows", "four rows per warp: x is read once for four, four loads are in flight"),
     Rung("gemv_groups", "matrix instructions over a tile layout: 16 rows × 8 tokens for the price of one token"),
     Rung("gemv_stream", "equal shares of all work for every multiprocessor, wherever rows end; two loads ahead"),
+    Rung("gemv_rows", "whole rows in a block, so nothing meets in memory; weights come while the last kernel ends"),
 )
 ATTENTION = (
     Rung("attend_thread_per_head", "one thread per head, three passes"),
@@ -47,6 +48,13 @@ ATTENTION = (
     Rung("attend_split", "tokens split over blocks, parts joined by a second kernel"),
     Rung("attend", "heads that share K and V read them once, on matrix instructions; parts joined in the same kernel"),
 )
+
+
+IN_USE = {
+    "gemv_groups": host.launch_groups,
+    "gemv_stream": host.launch_stream,
+    "gemv_rows": host.launch_rows,
+}
 
 
 def kernels() -> tuple[Kernel, ...]:
@@ -99,9 +107,8 @@ def gemv_input(runtime: Runtime, matrix: PackedMatrix, codes: npt.NDArray[np.int
 def gemv(runtime: Runtime, rung: Rung, given: GemvInput) -> Any:
     """One rung of the product → y [N] float32."""
     y = runtime.empty(given.shape[0], np.float32)
-    if rung.name in ("gemv_groups", "gemv_stream"):
-        staged = given.staged
-        launch = host.launch_groups if rung.name == "gemv_groups" else host.launch_stream
+    if rung.name in IN_USE:
+        staged, launch = given.staged, IN_USE[rung.name]
         epilogue = host.epilogue_of(given.tiles, staged.scales, staged.sums, y[None, :], 1)
         launch(runtime, staged.codes, given.tiles, 1, epilogue)
         return y
@@ -137,5 +144,6 @@ def attend(runtime: Runtime, rung: Rung, pages: DevicePages, length: int, q: Any
 
 def kernels_in_use() -> tuple[Kernel, ...]:
     """The kernels at the top of the ladders, for an emulated library that has all rungs."""
+    rows = (sources.gemv_rows(2, 1, tiling) for tiling in sources.GEMV_TILINGS)
     top = (sources.gemv_stream(2, 1), sources.gemv_groups(2, 1), sources.STAGE_CODES)
-    return (*top, sources.attend("int4", 64), sources.attend("int4", 128), sources.append_rows("int4", 0))
+    return (*top, *rows, sources.attend("int4", 64), sources.attend("int4", 128), sources.append_rows("int4", 0))

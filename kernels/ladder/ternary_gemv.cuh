@@ -100,4 +100,4 @@ __global__ void gemv_four_rows(NB_GEMV_RUNG) {
     }
 }
 
-// Rungs 4 and 5 are `gemv_groups` and `gemv_stream` in ../cuda/gemv.cuh.
+// The next rungs are `gemv_groups` and `gemv_stream` in ../cuda/gemv.cuh and `gemv_rows` in ../cuda/gemv_rows.cuh.

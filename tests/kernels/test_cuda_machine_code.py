@@ -35,6 +35,8 @@ STREAMED = ("LDG.E.NA.128", "LDG.E.128")  # 16-byte loads, past the first cache 
 MEANT = {
     sources.gemv_stream(2, 1): (("IMMA.16832.S8.S8",), STREAMED),
     sources.gemv_stream(1, 2): (("IMMA.16832.S8.S8",), STREAMED),
+    sources.gemv_rows(2, 1, sources.ROWS_TWO): (("IMMA.16832.S8.S8",), STREAMED),
+    sources.gemv_one(2, 3): (("IMMA.16832.S8.S8",), STREAMED, ("LDS.128",)),
     sources.gemv_groups(4, 1): (("IMMA.16832.S8.S8",), STREAMED),
     sources.gemm(2, 1, 4, False): (("IMMA.16832.S8.S8",), ("LDGSTS.E.BYPASS.128",), ("LDS.128",)),
     sources.gemv_dot4(2): (("IDP.4A.S8.S8",), STREAMED),
@@ -65,7 +67,13 @@ def test_the_warpgroup_kernel_uses_hopper_instructions(bits):
     compiled = cubin.compile_kernel(sources.gemm_wide(bits), "sm_90a")
     found = cubin.instructions(compiled)
     assert compiled.spill_bytes == 0
-    assert sum(count for name, count in found.items() if name.startswith("IGMMA.64x128x32.S8.S8")) == 8
+    assert sum(count for name, count in found.items() if name.startswith("IGMMA.64x128x32.S8.S8")) == 16
+
+
+def test_hopper_kernels_start_early():
+    found = cubin.instructions(cubin.compile_kernel(sources.gemv_one(2, 3), "sm_90a"))
+    assert found["ACQBULK"] == 1  # griddepcontrol.wait
+    assert found["PREEXIT"] == 1  # griddepcontrol.launch_dependents
 
 
 def test_machine_code_is_kept_on_disk(tmp_path, monkeypatch):

@@ -19,8 +19,12 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="emulating CUDA needs
 BITS = (1, 2, 4, 8)
 SPECS = ("ternary", "binary", "int8", "int4", "int2", "ternary-b3", "binary-tensor", "ternary-g32", "int4-g48",
          "int8-g100", "int8-g1", "binary-g300")  # fmt: skip
-MATRIX_FILES = ("quantise.cuh", "gemv.cuh", "gemm.cuh", "gemm_wide.cuh", "floats.cuh", "bits.cuh")
-KERNELS = tuple(kernel for kernel in sources.all_kernels() if kernel.file in MATRIX_FILES)
+MATRIX_FILES = ("quantise.cuh", "gemv.cuh", "gemv_rows.cuh", "gemm.cuh", "gemm_wide.cuh", "floats.cuh", "bits.cuh")
+NORMS_AND_KINDS = ((0, 0), (1, 1), (2, 2))  # of one token: fp32, fp16 after an RMS norm, bf16 after a layer norm
+KERNELS = (
+    *(kernel for kernel in sources.all_kernels() if kernel.file in MATRIX_FILES),
+    *(sources.gemv_one(bits, 3 * norm + kind) for bits in BITS for norm, kind in NORMS_AND_KINDS),
+)
 
 
 @pytest.fixture
@@ -65,6 +69,34 @@ def test_integer_products_have_the_bits_of_the_definition(
     expected = reference.matmul_codes(codes, scales, codes.sum(axis=1, dtype=np.int32), reference.prepare(packed))
     np.testing.assert_array_equal(got, expected)
     np.testing.assert_array_equal(host.matmul(runtime, staged, tiles), expected)  # scratch was left clean
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    spec=st.sampled_from(["ternary", "binary", "int4-row", "int8", "ternary-tensor"]),
+    rows=st.integers(1, 90),
+    cols=st.integers(1, 2500),
+    norm_and_kind=st.sampled_from(NORMS_AND_KINDS),
+    multiprocessors=st.integers(1, 3),
+    broken=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_one_token_rounded_on_the_way_in_has_the_bits_of_two_kernels(
+    runtime, spec, rows, cols, norm_and_kind, multiprocessors, broken, seed
+):
+    rng, (norm, kind) = np.random.default_rng(seed), norm_and_kind
+    tiles = host.upload(runtime, codes_of(spec, rows, cols, rng, 0))
+    dtypes = {0: np.float32, 1: np.float16, 2: np.float32}
+    x = rng.standard_normal((1, cols)).astype(dtypes[kind])
+    if kind == 2:
+        x = (x.view(np.uint32) >> 16).astype(np.uint16)  # bfloat16, cut short
+    if broken:
+        x[0, cols // 2] = {0: np.inf, 1: np.nan, 2: 0x7F80}[kind]
+    gain, bias = (runtime.asarray(rng.standard_normal(cols).astype(np.float32)) for _ in range(2))
+    given_x, runtime.multiprocessors = runtime.asarray(x), multiprocessors
+    staged = host.quantise(runtime, given_x, kind, tiles.shape, norm, gain, bias)
+    one = host.linear_one(runtime, given_x, kind, tiles, norm, gain, bias, 1e-5)
+    np.testing.assert_array_equal(one, host.matmul(runtime, staged, tiles))
 
 
 @pytest.mark.parametrize("spec", ["ternary", "int4", "binary", "int8-g64"])

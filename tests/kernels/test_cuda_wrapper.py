@@ -14,13 +14,16 @@ from nearbank.kernels import cupy_backend as gpu
 from nearbank.kernels.cuda import sources
 from nearbank.kernels.cuda.emulation import EmulatedRuntime, compiler
 from nearbank.kernels.levels import LEVELS
+from nearbank.kernels.reference import quantise_rows
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="emulating CUDA needs a C++ compiler (g++, or CXX)")
 
 
 KERNELS = (
     *(sources.quantise(0, 0), sources.quantise(0, 1), sources.STAGE_CODES),
-    *(sources.gemv_stream(2, 1), sources.gemv_stream(1, 1), sources.gemv_groups(4, 1)),
+    *(sources.gemv_rows(bits, 1, sources.ROWS_TWO) for bits in (1, 2)),
+    *(sources.gemv_rows(bits, 1, sources.ROWS_SHORT) for bits in (1, 2)),
+    *(sources.gemv_one(2, 0), sources.gemv_one(2, 3), sources.gemv_groups(4, 1)),
     *(sources.floats_by_codes(bits) for bits in (1, 2, 4)),
     *(sources.floats_by_floats(2), sources.pack_bits(True), sources.binary_gemm(1, True)),
     *(kernel(fmt) for kernel in (sources.exact_scores, sources.exact_pages) for fmt in ("int4",)),
@@ -77,6 +80,11 @@ def test_linear_on_device_arrays(device, spec):
     np.testing.assert_array_equal(out, linear(x, twin))
     half = x.astype(np.float16)
     np.testing.assert_array_equal(gpu.linear(device.asarray(half), weights), linear(half, twin))
+
+
+def test_codes_of_many_rows_come_in_the_order_of_columns(device):
+    x = normals(130, 90)
+    np.testing.assert_array_equal(gpu.quantise_rows(x)[0], quantise_rows(x)[0])
 
 
 def test_functions_of_the_backend_table(device):
