@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nearbank.cache_formats import CACHE_FORMATS
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.kernels.arrays import floats32, taken
@@ -18,7 +19,6 @@ from nearbank.kernels.packed import as_format
 from nearbank.kernels.store import PAGE
 
 Floats = npt.NDArray[np.float32]
-CACHE_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4", "int2")
 
 
 class KVCache:
@@ -53,6 +53,11 @@ class KVCache:
         self.backend = resolve(backend)
         self.store = backend_named(self.backend).allocate(self.format, layers, kv_heads, head_dim, capacity)
         self._lengths = [0] * layers
+
+    @property
+    def kind(self) -> str:
+        """The cache's name in `nearbank.cache_formats`."""
+        return self.format.name
 
     @property
     def nbytes(self) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from nearbank.cache_formats import CACHE_FORMATS
 from nearbank.errors import NearbankError
 from nearbank.formats import FORMATS, Format, format_named
 from nearbank.kernels.backends import BACKENDS, problem_of, resolve
-from nearbank.kernels.cache import CACHE_FORMATS
 from nearbank.kernels.levels import LEVELS
 
 ACTIVATIONS = ("fp32", "fp16", "bf16")

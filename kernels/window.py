@@ -140,6 +140,11 @@ class WindowedKVCache(KVCache):
         self._recent = [Recent(0, empty, empty)] * layers
 
     @property
+    def kind(self) -> str:
+        """The cache's name in `nearbank.cache_formats`; channels shifted and scaled are not in it."""
+        return f"{self.format.name}-{self.scheme.name}"
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated, the exact tokens of this moment included."""
         return int(self.store.nbytes) + sum(r.keys.nbytes + r.values.nbytes for r in self._recent)

@@ -30,6 +30,11 @@ class CodesCache:
         self._key_scales, self._value_scales = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self._lengths = [0] * len(self._rounding)
 
+    @property
+    def kind(self) -> str:
+        """The format of its codes."""
+        return self.format.name
+
     def length(self, layer: int = 0) -> int:
         """Tokens held in a layer."""
         return self._lengths[layer]

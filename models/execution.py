@@ -33,6 +33,9 @@ class Cache(Protocol):
     head_dim: int
     capacity: int
 
+    @property
+    def kind(self) -> str: ...
+
     def length(self, layer: int = 0) -> int: ...
 
     def clear(self) -> None: ...
@@ -177,9 +180,7 @@ class Pass:
         cache.append(layer, k, v)
         time_ns = perf_counter_ns() - start
         end = cache.length(layer)
-        self._note(
-            append(f"{name}.kv", len(k), cache.kv_heads, cache.head_dim, end, cache.format.name, sequence), time_ns
-        )
+        self._note(append(f"{name}.kv", len(k), cache.kv_heads, cache.head_dim, end, cache.kind, sequence), time_ns)
 
     def _attend_whole(self, name: str, sequence: int, cache: Cache, layer: int, q: Floats) -> Floats:
         start = perf_counter_ns()
@@ -199,7 +200,7 @@ class Pass:
         first = next((i for i, other in enumerate(self.sources) if other is cache), sequence)
         holding = () if first == sequence else (first, seen[0])
         score, softmax, product = attention(
-            name, m, heads, cache.kv_heads, head_dim, *seen, cache.format.name, sequence, *holding
+            name, m, heads, cache.kv_heads, head_dim, *seen, cache.kind, sequence, *holding
         )
         self._note(score, None)
         self._note(softmax, None)

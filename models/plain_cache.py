@@ -44,6 +44,11 @@ class PlainCache:
         self._rounded_keys, self._rounded_values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self._lengths = [0] * layers
 
+    @property
+    def kind(self) -> str:
+        """The cache's name in `nearbank.cache_formats`."""
+        return self.scheme.name
+
     def length(self, layer: int = 0) -> int:
         """Tokens held in a layer."""
         return self._lengths[layer]

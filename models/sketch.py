@@ -12,6 +12,7 @@ from functools import partial
 from itertools import groupby
 from types import MappingProxyType
 
+from nearbank.cache_formats import cache_format
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.models.llama import TRAITS
@@ -33,8 +34,14 @@ class Formats:
     kv: str = "bf16"
 
     def __post_init__(self) -> None:
-        for name in (self.weights, self.inputs, self.head, self.head_inputs, self.kv):
+        for name in (self.weights, self.inputs, self.head, self.head_inputs):
             format_named(name)
+        cache_format(self.kv)
+
+    @property
+    def source_kv(self) -> str:
+        """The cache of a source: nothing in it is ever newer than the rest, so every token is rounded."""
+        return cache_format(self.kv).format.name
 
     def matmul(self, name: str, m: int, n: int, k: int) -> Operation:
         """A block's matrix product."""
@@ -254,7 +261,7 @@ def check_counts(shape: Shape, prompt_tokens: int, new_tokens: int) -> None:
 
 def _read(shape: Shape, encoder: EncoderShape, tokens: int, sequences: _Sequences, formats: Formats) -> Iterator[Block]:
     """The encoder's pass over a source for each prompt, and K and V that the decoder's layers make of it."""
-    m, width, kv = tokens * sequences.prompts, shape.width, formats.kv
+    m, width, kv = tokens * sequences.prompts, shape.width, formats.source_kv
     sizes = (tokens, encoder.heads, encoder.heads, width // encoder.heads, tokens, tokens * tokens, kv)
     attend = tuple(
         operation
@@ -318,7 +325,9 @@ def _after(shape: Shape, m: int, formats: Formats) -> Operations:
 def _layers(shape: Shape, m: int, end: int, sequences: _Sequences, formats: Formats) -> Iterator[Block]:
     """Neighbouring layers that attend alike are one block."""
     layer = LAYERS[shape.family]
-    source = tuple(o for s in range(sequences.count) for o in _source_attention(shape, m, sequences, formats.kv, s))
+    source = tuple(
+        o for s in range(sequences.count) for o in _source_attention(shape, m, sequences, formats.source_kv, s)
+    )
     for seen, group in groupby(range(shape.layers), lambda i: attended(m, end, shape.window(i))):
         members = list(group)
         attend = tuple(o for s in range(sequences.count) for o in _attention(shape, m, end, seen, formats.kv, s))

@@ -8,6 +8,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from nearbank.cache_formats import cache_format
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.mapping import MappingOptions, Plan, bounds, bytes_off_chip, describe, plan
@@ -219,7 +220,7 @@ def _plan(load: Workload, machine: Machine, weights: str, kv: str) -> Plan:
 
 
 def _options(load: Workload, weights: str, kv: str, reuse: int = 1) -> MappingOptions:
-    for name in (weights, kv):
-        format_named(name)
+    format_named(weights)
+    cache_format(kv)
     choices = Choices(reuse=reuse)
     return MappingOptions(weights=weights, kv=kv, max_context=load.max_context, batch=load.batch, choices=choices)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nearbank.cache_formats import CACHE_FORMATS
 from nearbank.errors import NearbankError
 from nearbank.kernels import KVCache
-from nearbank.kernels.cache import CACHE_FORMATS
 from nearbank.kernels.reference.exponential import exp_non_positive
 from nearbank.kernels.store import floats_stored, unpack_rows
 

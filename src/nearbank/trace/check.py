@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nearbank.cache_formats import cache_names
 from nearbank.errors import NearbankError
 from nearbank.formats import FORMATS
 from nearbank.trace.header import ModelDescription
@@ -40,13 +41,18 @@ def _words(batch: pa.RecordBatch, column: str) -> pa.Array:
 
 
 def _unknown_words(batch: pa.RecordBatch) -> list[Bad]:
-    known = {"op": tuple(FIELDS), "phase": PHASES} | {name: tuple(FORMATS) for name in FORMAT_FIELDS}
+    known = {"op": tuple(FIELDS), "phase": PHASES} | _names()
     bad = []
     for column, words in known.items():
         values = _words(batch, column)
         unknown = pc.and_(pc.is_valid(values), pc.invert(pc.is_in(values, pa.array(words))))
         bad += _first(_mask(unknown), column, f"one of {', '.join(words)}")
     return bad
+
+
+def _names() -> dict[str, tuple[str, ...]]:
+    """What formats may be called, by column; those of a cache have names of their own."""
+    return {name: tuple(FORMATS) for name in FORMAT_FIELDS} | {"kv": tuple(dict.fromkeys((*FORMATS, *cache_names())))}
 
 
 def _fields(batch: pa.RecordBatch) -> list[Bad]:

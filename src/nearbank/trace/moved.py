@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from nearbank.cache_formats import cache_format
 from nearbank.formats import format_named
 from nearbank.trace.operation import Operation
 
@@ -25,17 +26,19 @@ def weight_bytes(operation: Operation) -> int:
 
 
 def kv_bytes(operation: Operation) -> int:
-    """Bytes of the KV cache read (score, context) or written (append: K and V), scales included."""
+    """Bytes of the KV cache read (score, context), written (append: K and V) or copied (fork), scales included."""
     if operation.kv is None:
         return 0
-    assert operation.kv_heads and operation.m and operation.context
-    heads = operation.kv_heads
-    head_dim, tokens = {
-        "append": ((operation.n or 0) // heads, 2 * operation.m),
-        "score": (operation.k or 0, operation.context),
-        "context": (operation.n or 0, operation.context),
-    }[operation.op]
-    return format_named(operation.kv).for_cache().bytes_for(tokens * heads, head_dim)
+    assert operation.kv_heads and operation.m
+    heads, cache = operation.kv_heads, cache_format(operation.kv)
+    if operation.op == "fork":  # read there, written here
+        return 2 * cache.append_bytes(operation.m, heads, (operation.n or 0) // heads)
+    assert operation.context
+    if operation.op == "append":
+        return cache.append_bytes(operation.m, heads, (operation.n or 0) // heads)
+    if operation.op == "score":
+        return cache.key_bytes(heads, operation.k or 0, operation.context)
+    return cache.value_bytes(heads, operation.n or 0, operation.context)
 
 
 def _activation_bytes(operation: Operation) -> int:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 
+from nearbank.cache_formats import cache_format
+
 Phase = str
 PHASES = ("prefill", "decode")
 FLOATS = ("fp32", "fp16", "bf16")
@@ -33,6 +35,7 @@ FIELDS = MappingProxyType(
 SHARING = ("holder", "shared")
 OPTIONAL = MappingProxyType({"score": SHARING, "context": SHARING})
 NUMBERS = ("m", "n", "k", "heads", "kv_heads", "context", "pairs", "shared")
+SOURCE_NAMES = ("encoder.", "cross.")
 FORMAT_FIELDS = ("weights", "inputs", "kv")
 
 
@@ -134,7 +137,8 @@ def recast(blocks: tuple[Block, ...], weights: str | None, kv: str | None) -> tu
 
 def _recast(operation: Operation, weights: str | None, kv: str | None) -> Operation:
     if operation.kv is not None and kv is not None:
-        return replace(operation, kv=kv)
+        source = operation.name.startswith(SOURCE_NAMES)  # in which no token is newer than the rest
+        return replace(operation, kv=cache_format(kv).format.name if source else kv)
     if operation.op != "matmul" or operation.name == HEAD or weights is None:
         return operation
     inputs = weights if weights in FLOATS else "int8"
