@@ -115,6 +115,21 @@ def cache_scale_work(heads: int, positions: int) -> Work:
     return Work(adds=2 * heads * positions, multiplies=4 * heads * positions)
 
 
+def value_scale_work(heads: int, positions: int) -> Work:
+    """KIVI's share of softmax: a group's offset on scores, scale and offset of V on probabilities."""
+    return Work(adds=2 * heads * positions, multiplies=2 * heads * positions)
+
+
+def scale_query_work(heads: int, head_dim: int, groups: int) -> Work:
+    """KIVI: every group's scales taken into the query, and its offsets times the query, summed."""
+    return Work(adds=1, multiplies=2).times(heads * head_dim * groups)
+
+
+def newest_work(heads: int, head_dim: int) -> Work:
+    """q·k, or p·v added to the context product, of the one token that past-only caches keep exact."""
+    return Work(adds=1, multiplies=1).times(heads * head_dim)
+
+
 @dataclass(frozen=True, slots=True)
 class AsicModel:
     """The ASIC's units. Times are whole picoseconds."""

@@ -3,177 +3,51 @@
 The banks never wait for a softmax when they have other work: V is written while the first one runs, and the context
 product of one head of each channel runs beside the softmax of the next. Positions are rounded up to one token in
 every bank, so that tokens which fill the same row address share a program; the ASIC masks what is not there.
+
+Caches that keep tokens exact for a while: a past-only one leaves the newest token's scores and products to the ASIC,
+and writes its K and V behind them; KIVI's window is attended beside the rounded past, as a small cache of its own
+(`nearbank.mapping.grouped_attention` has what differs there).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from nearbank.mapping import asic
-from nearbank.mapping.cache_placement import CachePlacement
-from nearbank.mapping.matmul import Rows, read_rows
+from nearbank.mapping.append import append_values, quantise_new
+from nearbank.mapping.asic import Work
+from nearbank.mapping.grouped_attention import score_groups
+from nearbank.mapping.matmul import read_rows
 from nearbank.mapping.packing import Packing
-from nearbank.mapping.sweep import (
-    CACHE_SCALES,
-    KEYS,
-    RESULT,
-    VALUES,
-    VECTOR,
-    Address,
-    Sweep,
-    repeat,
-    send_vector,
-    sweep,
-)
-from nearbank.mapping.target import Target
+from nearbank.mapping.reach import Attention, Reach, Span, key_packing, scale_bursts, scale_rows
+from nearbank.mapping.sweep import CACHE_SCALES, RESULT, VECTOR, Address, Sweep, repeat, send_vector, sweep
 from nearbank.sim.program import Builder, Mark, Start, Wait
 from nearbank.units import ceil_div
 
 Write = Callable[[Builder], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Positions [first, last] that a token attends, widened to multiples of the banks: [begin, end)."""
-
-    begin: int
-    end: int
-
-    @classmethod
-    def of(cls, first: int, last: int, banks: int) -> Span:
-        return cls(first // banks * banks, (last // banks + 1) * banks)
-
-    @property
-    def length(self) -> int:
-        return self.end - self.begin
-
-
-@dataclass(frozen=True, slots=True)
-class Attention:
-    """What the functions below need to know: the cache, the machine, the channel, where its layer's rows are."""
-
-    cache: CachePlacement
-    target: Target
-    channel: int
-    rows: Rows
-
-    @property
-    def slots(self) -> int:
-        """KV heads of this channel."""
-        return self.cache.slots_of(self.channel, self.target.channels)
-
-    @property
-    def member(self) -> int:
-        """Which of its team the channel is."""
-        return self.channel % self.cache.team
-
-    @property
-    def quantised(self) -> bool:
-        return self.cache.scales is not None
-
-
-def append_keys(b: Builder, at: Attention, token: int, counter: Address) -> None:
-    """Write K of token `token + counter` to its bank; `counter` stays below what the row address still has room for."""
-    b.add(Wait("asic"))
-    b.add(Mark("append"))
-    if at.quantised:
-        work = asic.quantise_work(2 * at.cache.kv_heads * at.cache.head_dim)
-        b.add(Start("asic", "quantise kv", at.target.asic.time_ps(work)))
-        b.add(Wait("asic"))
-    record, turn = divmod(token // at.target.banks, at.cache.team)
-    if turn != at.member:
-        return
-    bank = token % at.target.banks + counter
-    if at.cache.joined:
-        _write_keys(b, at, bank, at.rows(at.cache.keys.first_row), record, at.slots * at.cache.head_columns, KEYS)
-    else:
-        with b.loop(at.slots) as slot:
-            row = at.rows(at.cache.keys.first_row) + slot * at.cache.key_rows
-            columns = at.cache.head_columns
-            _write_keys(b, at, bank, row, record, columns, KEYS + slot * columns)
-
-
-def _write_keys(
-    b: Builder, at: Attention, bank: Address, row: Address, record: int, columns: int, data: Address
-) -> None:
-    offset, column = _key_packing(at).place(record)
-    b.command("ACT", bank=bank, row=row + offset)
-    with b.loop(columns) as c:
-        b.command("WR", bank=bank, row=row + offset, column=column + c, data=data + c)
-    b.command("PRE", bank=bank)
-
-
-def _key_packing(at: Attention) -> Packing:
-    """Records of the channel's own number of slots."""
-    columns = at.cache.head_columns * (at.slots if at.cache.joined else 1)
-    return Packing(max(columns, 1), at.target.columns, False)
-
-
-def append_values(b: Builder, at: Attention, token: int) -> None:
-    """Write V of a token: one element in each of many rows. Elements smaller than a byte are read first."""
-    cache, block = at.cache, token // at.cache.v_block
-    column = token % cache.v_block // cache.use.values
-    row = at.rows(cache.values.first_row + block * cache.v_rows)
-    full, rest = divmod(cache.v_local, cache.v_dims)
-    with b.loop(at.slots) as slot:
-        base = row + slot * (cache.v_blocks * cache.v_rows)
-        data = VALUES + slot * (cache.v_local * at.target.banks)
-        with b.loop(full) as r:
-            _write_values(b, at, base + r, cache.v_dims, column, data + r * (cache.v_dims * at.target.banks))
-        if rest:
-            _write_values(b, at, base + full, rest, column, data + full * cache.v_dims * at.target.banks)
-    if at.quantised:
-        _append_scales(b, at, token)
-
-
-def _write_values(b: Builder, at: Attention, row: Address, dims: int, column: int, data: Address) -> None:
-    width, banks = at.cache.v_packing.columns, at.target.banks
-    below_a_byte = at.cache.use.values > at.target.column_bytes
-    b.command("ACT16", row=row)
-    for name in ("RD", "WR") if below_a_byte else ("WR",):
-        with b.loop(dims) as d, b.loop(banks) as bank:
-            b.command(name, bank=bank, row=row, column=d * width + column, data=data + d * banks + bank)
-    b.command("PREA")
-
-
-def _scale_rows(at: Attention) -> int:
-    """Rows of the scales of one slot."""
-    assert at.cache.scales is not None
-    return at.cache.scales.rows // at.cache.slots
-
-
-def _append_scales(b: Builder, at: Attention, token: int) -> None:
-    """Scale and offset of K and V of one token: part of a burst for each slot."""
-    assert at.cache.scales is not None
-    burst, turn = divmod(token * at.cache.scale_bytes // at.target.column_bytes, at.cache.team)
-    if turn != at.member:
-        return
-    columns, bank = divmod(burst, at.target.banks)
-    offset, column = divmod(columns, at.target.columns)
-    with b.loop(at.slots) as slot:
-        row = at.rows(at.cache.scales.first_row + offset) + slot * _scale_rows(at)
-        b.command("ACT", bank=bank, row=row)
-        b.command("WR", bank=bank, row=row, column=column, data=CACHE_SCALES + slot)
-        b.command("PRE", bank=bank)
-
-
-def attend(b: Builder, at: Attention, span: Span, token: int | None, values: Write | None = None) -> None:
+def attend(b: Builder, at: Attention, span: Reach, token: int | None, values: Write | None = None) -> None:
     """Scores, softmax and context product over `span`; V of `token`, if any, is written while the ASIC is busy.
 
     `values` appends the product that gives V, where that was put off to run beside the first softmax.
     """
     b.add(Wait("asic"))
-    if at.quantised:
-        _read_scales(b, at, span)
+    if at.cache.newest_exact:
+        b.add(Mark("append"))
+        quantise_new(b, at)
+        work = asic.newest_work(at.cache.kv_heads * at.cache.queries, at.cache.head_dim)
+        b.add(Start("asic", "newest", at.target.asic.time_ps(work)))
+    if at.quantised and span.values.length:
+        _read_scales(b, at, span.values)
     if at.cache.joined:
         _attend_joined(b, at, span, token, values)
     else:
         _attend_apart(b, at, span, token, values)
 
 
-def _attend_joined(b: Builder, at: Attention, span: Span, token: int | None, values: Write | None) -> None:
+def _attend_joined(b: Builder, at: Attention, span: Reach, token: int | None, values: Write | None) -> None:
     """All heads' scores in one pass over the rows, then head after head."""
     _score(b, at, span, 0, at.slots, at.slots)
     _softmax(b, at, span, 0)
@@ -188,7 +62,7 @@ def _attend_joined(b: Builder, at: Attention, span: Span, token: int | None, val
     _last_context(b, at, span)
 
 
-def _attend_apart(b: Builder, at: Attention, span: Span, token: int | None, values: Write | None) -> None:
+def _attend_apart(b: Builder, at: Attention, span: Reach, token: int | None, values: Write | None) -> None:
     """Head after head, the scores of the next beside the softmax of this one."""
     _score(b, at, span, 0, 1, at.slots)
     _softmax(b, at, span, 0)
@@ -214,7 +88,7 @@ def _attend_apart(b: Builder, at: Attention, span: Span, token: int | None, valu
     _last_context(b, at, span)
 
 
-def _score_beside_softmax(b: Builder, at: Attention, span: Span, slot: Address, last: bool) -> None:
+def _score_beside_softmax(b: Builder, at: Attention, span: Reach, slot: Address, last: bool) -> None:
     """Scores of a slot, and their softmax once that of the slot before has ended.
 
     Softmaxes that follow each other keep the ASIC's units full: only the last one's passes are waited for.
@@ -224,20 +98,19 @@ def _score_beside_softmax(b: Builder, at: Attention, span: Span, slot: Address, 
     _softmax(b, at, span, at.cache.slots - 1 if last else 1, streamed=not last)
 
 
-def _context_of_slot(b: Builder, at: Attention, span: Span, slot: Address) -> None:
+def _context_of_slot(b: Builder, at: Attention, span: Reach, slot: Address) -> None:
     _context(b, at, span, slot)
     _normalise(b, at, 0, streamed=True)
 
 
-def _last_context(b: Builder, at: Attention, span: Span) -> None:
+def _last_context(b: Builder, at: Attention, span: Reach) -> None:
     _wait_for_softmax(b)
     last = at.cache.slots - 1
     heads = at.cache.kv_heads * at.cache.queries
     b.add(Start("asic", "normalise", at.target.asic.time_ps(asic.reciprocal_work(heads))))
     _context(b, at, span, last)
     if at.cache.joined:
-        work = asic.normalise_work(heads, at.cache.head_dim)
-        b.add(Start("asic", "normalise", at.target.asic.time_ps(work)))
+        b.add(Start("asic", "normalise", at.target.asic.time_ps(_normalise_work(at, heads))))
     else:
         _normalise(b, at, last, streamed=False)
 
@@ -245,8 +118,14 @@ def _last_context(b: Builder, at: Attention, span: Span) -> None:
 def _normalise(b: Builder, at: Attention, slot: int, *, streamed: bool) -> None:
     """One slot's results divided by the sums of its softmax."""
     heads = at.cache.heads_in_slot(slot, at.target.channels) * at.cache.queries
-    work = asic.normalise_work(heads, at.cache.head_dim)
+    work = _normalise_work(at, heads)
     b.add(Start("asic", "normalise", at.target.asic.time_ps(work.streamed if streamed else work)))
+
+
+def _normalise_work(at: Attention, heads: int) -> Work:
+    """Results divided by the sums of their softmax, the exact token's added before."""
+    work = asic.normalise_work(heads, at.cache.head_dim)
+    return work + asic.newest_work(heads, at.cache.head_dim).streamed if at.cache.newest_exact else work
 
 
 def _write_new_values(b: Builder, at: Attention, token: int | None) -> None:
@@ -260,12 +139,14 @@ def _wait_for_softmax(b: Builder) -> None:
     b.add(Wait("asic"))
 
 
-def _softmax(b: Builder, at: Attention, span: Span, slot: int, *, streamed: bool = False) -> None:
+def _softmax(b: Builder, at: Attention, span: Reach, slot: int, *, streamed: bool = False) -> None:
     """The softmax of one slot's heads; a middle slot stands for all of them, as only the last can have fewer."""
     heads = at.cache.heads_in_slot(slot, at.target.channels) * at.cache.queries
     work = asic.softmax_work(heads, span.length)
-    if at.quantised:
-        work += asic.cache_scale_work(heads, span.length)
+    if at.cache.groups:
+        work += asic.value_scale_work(heads, max(span.keys.length, span.values.length))
+    elif at.quantised:
+        work += asic.cache_scale_work(heads, span.keys.length)
     b.add(Start("asic", "softmax", at.target.asic.time_ps(work.streamed if streamed else work)))
 
 
@@ -275,28 +156,31 @@ def _read_scales(b: Builder, at: Attention, span: Span) -> None:
     b.add(Mark("scales"))
     bursts = scale_bursts(at.cache, at.target, span)
     with b.loop(at.slots) as slot:
-        row = at.rows(at.cache.scales.first_row) + slot * _scale_rows(at)
+        row = at.rows(at.cache.scales.first_row) + slot * scale_rows(at)
         read_rows(b, at.target, row, bursts, CACHE_SCALES + slot * bursts)
 
 
-def scale_bursts(cache: CachePlacement, target: Target, span: Span) -> int:
-    """Bursts of scales that a channel reads for one slot: whole columns of all banks."""
-    bursts = ceil_div(target.bursts(cache.scale_bytes * span.end), cache.team)
-    return ceil_div(bursts, target.banks) * target.banks
+def _score(b: Builder, at: Attention, span: Reach, slot: Address, count: int, held: int) -> None:
+    """q·K of `count` slots from `slot` on. A channel without the last slot skips it."""
+    if at.cache.groups:
+        near = partial(_score_span, b, at.window, span.window_keys, slot, count, held)
+        score_groups(b, at, span.keys, slot, count, held, near)
+    else:
+        _score_span(b, at, span.keys, slot, count, held)
 
 
-def _score(b: Builder, at: Attention, span: Span, slot: Address, count: int, held: int) -> None:
-    """q·K of `count` slots from `slot` on, for every record of the span. A channel without the last slot skips it."""
+def _score_span(b: Builder, at: Attention, span: Span, slot: Address, count: int, held: int) -> None:
+    """The same for every record of a span."""
     b.add(Mark("score"))
     cache, target = at.cache, at.target
-    if not held or (isinstance(slot, int) and slot >= held):
+    if not span.length or not held or (isinstance(slot, int) and slot >= held):
         return
     steps = cache.use.steps_for(cache.head_dim)
     vector = cache.head_columns * cache.use.steps
     bursts = target.bursts(cache.queries * cache.use.multiplied(vector) * cache.input_bytes)
     reads = target.read_bursts
     records = ceil_div(cache.max_context, target.banks * cache.team) * reads
-    packing = _key_packing(at)
+    packing = key_packing(at)
     plan = Sweep(
         packing,
         cache.use.mac_format,
@@ -314,9 +198,9 @@ def _score(b: Builder, at: Attention, span: Span, slot: Address, count: int, hel
     first, end = (position // target.banks for position in (span.begin, span.end))
     begin = first // cache.team // packing.per_row * packing.per_row
     row = at.rows(cache.keys.first_row + begin // packing.per_row) + (0 if cache.joined else slot * cache.key_rows)
-    result = RESULT + begin * reads + (0 if cache.joined else slot * (cache.queries * records))
+    result = at.area + RESULT + begin * reads + (0 if cache.joined else slot * (cache.queries * records))
     outputs = ceil_div(end, cache.team) - begin
-    _sent_and_swept(b, at, plan, row, outputs, result, count * bursts, VECTOR + slot * bursts)
+    _sent_and_swept(b, at, plan, row, outputs, result, count * bursts, at.area + VECTOR + slot * bursts)
 
 
 def _sent_and_swept(
@@ -331,11 +215,17 @@ def _sent_and_swept(
     sweep(b, plan, row, outputs, result)
 
 
-def _context(b: Builder, at: Attention, span: Span, slot: Address) -> None:
+def _context(b: Builder, at: Attention, span: Reach, slot: Address) -> None:
     """Σ p·V of one slot: for each query and block of tokens, probabilities into the buffer, then every dimension."""
     b.add(Mark("context"))
+    _context_span(b, at, span.values, slot)
+    if at.cache.window:
+        _context_span(b, at.window, span.window_values, slot)
+
+
+def _context_span(b: Builder, at: Attention, span: Span, slot: Address) -> None:
     cache = at.cache
-    if isinstance(slot, int) and slot >= at.slots:
+    if not span.length or (isinstance(slot, int) and slot >= at.slots):
         return
     with repeat(b, cache.queries) as query:
         for block in range(span.begin // cache.v_block, ceil_div(span.end, cache.v_block)):
@@ -366,6 +256,6 @@ def _block(b: Builder, at: Attention, slot: Address, query: Address, block: int,
         accumulators=target.accumulators,
     )
     row = at.rows(cache.values.first_row + block * cache.v_rows) + slot * (cache.v_blocks * cache.v_rows)
-    result = RESULT + slot * (cache.queries * cache.v_blocks * cache.v_local * reads)
+    result = at.area + RESULT + slot * (cache.queries * cache.v_blocks * cache.v_local * reads)
     result += query * (cache.v_blocks * cache.v_local * reads) + block * cache.v_local * reads
-    _sent_and_swept(b, at, plan, row, cache.v_local, result, sent, VECTOR + vector + first)
+    _sent_and_swept(b, at, plan, row, cache.v_local, result, sent, at.area + VECTOR + vector + first)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from nearbank.cache_formats import KIVI_GROUP, PARAM_BYTES, CacheFormat, cache_format
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.mapping.asic import softmax_work
+from nearbank.mapping.key_groups import KeyGroups, able_teams, check_banks, group_columns, size_groups
 from nearbank.mapping.packing import Packing
 from nearbank.mapping.region import Region
 from nearbank.mapping.target import ColumnUse, Target, value_bytes
@@ -23,6 +26,10 @@ class CachePlacement:
     slots side by side (`joined`) or of one slot. V of a slot has its dimensions dealt out over the team's banks; a
     row holds `v_dims` dimensions of `v_block` tokens. With a quantised cache, `scales` holds scale and offset of K
     and V of every token and head. `slow_softmax`: the ASIC takes longer than the banks, so heads are scored apart.
+
+    `method` is that of `nearbank.cache_formats`. KIVI's keys lie in `groups`, with the scales of channels beside them
+    (`scales` holds those of V alone), and its exact tokens in `window`: a ring of one group's tokens in bf16, laid out
+    as a cache of that many tokens. Past-only caches need no place for the one exact token, which the ASIC has.
     """
 
     keys: Region
@@ -45,6 +52,35 @@ class CachePlacement:
     v_local: int
     scale_bytes: int
     slow_softmax: bool
+    method: str = "plain"
+    groups: KeyGroups | None = None
+    window: CachePlacement | None = None
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """All that a layer has of the cache."""
+        inner = self.window.regions if self.window else ()
+        found = (self.keys, self.values, self.scales, self.groups.scales if self.groups else None)
+        return tuple(region for region in found if region) + inner
+
+    def placed(self, regions: Sequence[Region]) -> CachePlacement:
+        """The same with `regions` for its own, in the same order."""
+        rest = list(regions)
+        keys, values = rest.pop(0), rest.pop(0)
+        scales = rest.pop(0) if self.scales else None
+        groups = replace(self.groups, scales=rest.pop(0)) if self.groups else None
+        window = self.window.placed(rest) if self.window else None
+        return replace(self, keys=keys, values=values, scales=scales, groups=groups, window=window)
+
+    @property
+    def newest_exact(self) -> bool:
+        """A token attends its own K and V exactly, which the ASIC computes."""
+        return self.method in ("past", "wkv")
+
+    @property
+    def record_columns(self) -> int:
+        """Columns of one record of keys, of the channels with most heads."""
+        return self.head_columns * (self.slots if self.joined else 1)
 
     @property
     def head_columns(self) -> int:
@@ -78,18 +114,65 @@ class CachePlacement:
 
 
 def size_cache(
-    model: ModelDescription, fmt: Format, max_context: int, target: Target, v_block: int | None = None
+    model: ModelDescription, kv: CacheFormat, max_context: int, target: Target, v_block: int | None = None
 ) -> CachePlacement:
     """Sizes of K and V of `max_context` tokens; `v_block` bounds the tokens of one dimension in a row of V."""
-    use = target.use(fmt, "bf16", "the format of the KV cache; pass --kv or MappingOptions(kv=...) with another")
-    queries = model.heads // model.kv_heads
-    team = target.choices.team or _team(model, use, max_context, target)
-    _check_team(team, model, target)
+    use = _use(kv.format, target)
+    if kv.key_group:
+        check_banks(target)
+    sizes = team_sizes(model, target, kv.method)
+    team = target.choices.team or _team(model, use, max_context, sizes, target)
+    _check_team(team, sizes, model, target)
     slots = ceil_div(model.kv_heads, target.channels // team)
-    input_bytes = value_bytes("bf16")
     slow = _softmax_is_slow(model, use, max_context, team, target)
-    wanted_joined = target.choices.joined is not False
-    joined = wanted_joined and not slow and _joins(model, use, slots, max_context, input_bytes, target)
+    joined = target.choices.joined is not False and not slow and _joins(model, use, slots, max_context, target)
+    if kv.key_group:
+        exact = _use(cache_format("bf16").format, target)
+        joined = joined and _joins(model, exact, slots, max_context, target)
+        joined = joined and group_columns(use.columns(model.head_dim) * slots, team, target) <= target.columns
+    cache = replace(_sized(model, kv.format, max_context, target, v_block, (team, joined, slow)), method=kv.method)
+    return _with_window(cache, model, target) if kv.key_group else cache
+
+
+def _with_window(cache: CachePlacement, model: ModelDescription, target: Target) -> CachePlacement:
+    """Keys in groups that share scales, and the exact tokens in a small cache of their own."""
+    beside = cache.slots if cache.joined else 1
+    regions = 1 if cache.joined else cache.slots
+    vectors = beside * cache.queries * cache.head_columns * cache.use.values * cache.input_bytes
+    sizes = (cache.team, beside, regions, cache.max_context)
+    groups = size_groups(cache.head_dim, cache.record_columns, vectors, *sizes, target)
+    key_rows = ceil_div(ceil_div(cache.max_context, groups.tokens), groups.per_row)
+    exact = cache_format("bf16").format
+    window = _sized(model, exact, KIVI_GROUP, target, KIVI_GROUP, (cache.team, cache.joined, cache.slow_softmax))
+    named = [replace(region, tensor=f"{region.tensor} window") for region in window.regions]
+    scales = _cache_scales(cache.slots, cache.team, cache.max_context, PARAM_BYTES, model, target)
+    return replace(
+        cache,
+        keys=replace(cache.keys, rows=key_rows * regions),
+        key_rows=key_rows,
+        scales=replace(scales, tensor="V scales"),
+        scale_bytes=PARAM_BYTES,
+        groups=groups,
+        window=window.placed(named),
+    )
+
+
+def _use(fmt: Format, target: Target) -> ColumnUse:
+    return target.use(fmt, "bf16", "the format of the KV cache; pass --kv or MappingOptions(kv=...) with another")
+
+
+def _sized(
+    model: ModelDescription,
+    fmt: Format,
+    max_context: int,
+    target: Target,
+    v_block: int | None,
+    shape: tuple[int, bool, bool],
+) -> CachePlacement:
+    """A cache of tokens that are all kept alike; `shape`: channels in a team, heads side by side, a slow softmax."""
+    use, queries, input_bytes = _use(fmt, target), model.heads // model.kv_heads, value_bytes("bf16")
+    team, joined, slow = shape
+    slots = ceil_div(model.kv_heads, target.channels // team)
     _check_query(queries * use.columns(model.head_dim) * use.values * input_bytes, model, target)
     in_record = use.columns(model.head_dim) * (slots if joined else 1)
     records = ceil_div(max_context, target.banks * team)
@@ -171,12 +254,11 @@ def _cache_scales(
 TEAM_GAIN = 0.1
 
 
-def _team(model: ModelDescription, use: ColumnUse, max_context: int, target: Target) -> int:
+def _team(model: ModelDescription, use: ColumnUse, max_context: int, useful: list[int], target: Target) -> int:
     """Channels that share a head: more than one only where that clearly helps at half the longest context.
 
     A larger team has fewer heads in work at once, which a long context may need to fit the ASIC's memory.
     """
-    useful = team_sizes(model, target)
     fitting = [size for size in useful if _asic_holds(model, heads_at_work(model, target, size), max_context, target)]
     best, *others = fitting or useful or [1]
     least = _attention_ps(model, use, max_context // 2, best, target)
@@ -187,20 +269,21 @@ def _team(model: ModelDescription, use: ColumnUse, max_context: int, target: Tar
     return best
 
 
-def team_sizes(model: ModelDescription, target: Target) -> list[int]:
-    """How many channels may share a KV head: divisors that leave every bank a dimension."""
+def team_sizes(model: ModelDescription, target: Target, method: str = "plain") -> list[int]:
+    """How many channels may share a KV head: divisors that leave every bank a dimension, and whole groups of keys."""
+    able = able_teams(target) if method == "kivi" else range(1, target.channels + 1)
     return [
         size
-        for size in range(1, target.channels + 1)
+        for size in able
         if target.channels % size == 0 and model.head_dim % size == 0 and model.head_dim // size >= target.banks
     ]
 
 
-def _check_team(team: int, model: ModelDescription, target: Target) -> None:
-    if target.choices.team is not None and team not in team_sizes(model, target):
+def _check_team(team: int, sizes: list[int], model: ModelDescription, target: Target) -> None:
+    if target.choices.team is not None and team not in sizes:
         raise NearbankError(
             f"{team} channels cannot share a KV head of {model.head_dim} values on {target.channels} channels; "
-            f"possible: {', '.join(str(size) for size in team_sizes(model, target))}"
+            f"possible: {', '.join(str(size) for size in sizes)}"
         )
 
 
@@ -232,12 +315,10 @@ def _attention_cycles(model: ModelDescription, use: ColumnUse, context: int, tea
     return slots * (model.heads // model.kv_heads) * (score + sent + product)
 
 
-def _joins(
-    model: ModelDescription, use: ColumnUse, slots: int, max_context: int, input_bytes: int, target: Target
-) -> bool:
+def _joins(model: ModelDescription, use: ColumnUse, slots: int, max_context: int, target: Target) -> bool:
     """True when all slots' heads fit side by side: in a row, in the global buffer and, as scores, in the ASIC."""
     columns = slots * use.columns(model.head_dim)
-    vectors = slots * (model.heads // model.kv_heads) * use.columns(model.head_dim) * use.values * input_bytes
+    vectors = slots * (model.heads // model.kv_heads) * use.columns(model.head_dim) * use.values * value_bytes("bf16")
     held = _asic_holds(model, model.heads, max_context, target)
     return columns <= target.columns and vectors <= target.buffer_bytes and held
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named, from_bf16, to_bf16
 from nearbank.mapping.asic_arithmetic import EXACT, AsicArithmetic, signed_zero
-from nearbank.mapping.attention import Span, scale_bursts
 from nearbank.mapping.bank_arithmetic import Bytes, Floats, Singles, tree_sum
 from nearbank.mapping.cache_placement import CachePlacement
+from nearbank.mapping.reach import Span, scale_bursts
 from nearbank.mapping.sweep import CACHE_SCALES, KEYS, RESULT, VALUES, VECTOR
 from nearbank.mapping.target import Target
 from nearbank.units import ceil_div
@@ -46,6 +46,7 @@ class CachedAttention:
         self.span = Span.of(first, token, self.target.banks)
         padded = np.zeros((cache.kv_heads, cache.queries, cache.head_columns * cache.use.values), dtype=np.float32)
         padded[:, :, : cache.head_dim] = q.reshape(cache.kv_heads, cache.queries, cache.head_dim)
+        self.exact_q: Singles = q.astype(np.float32).reshape(cache.kv_heads, cache.queries, cache.head_dim)
         self.q = to_bf16(padded)
         self._totals: Singles = tree_sum(from_bf16(to_bf16(padded[:, :, : cache.head_dim])))
         self.new = tuple(self.arithmetic.round_token(self.format, part) for part in (k, v))
@@ -72,7 +73,7 @@ class CachedAttention:
         if job == "softmax":
             self._softmax(self._softmaxes)
             self._softmaxes += 1
-        elif job not in ("quantise kv", "normalise"):
+        elif job not in ("quantise kv", "normalise", "newest"):
             raise NearbankError(f"unexpected job {job!r} in attention")
 
     def _heads_of(self, slot: int) -> range:
@@ -193,13 +194,17 @@ class CachedAttention:
                 raise NearbankError(f"a burst under {label!r} has no place: {data}")
 
     def _scales(self, channel: int, index: int, burst: Floats | Bytes) -> None:
+        room, found = self._scale_room(channel, index, burst)
+        room[:] = found[: len(room)]
+
+    def _scale_room(self, channel: int, index: int, burst: Floats | Bytes) -> tuple[Singles, Singles]:
+        """Where a burst's scales and offsets belong [tokens, 4], and what it holds."""
         cache = self.cache
         slot, local = divmod(index, scale_bursts(cache, self.target, self.span))
         per_burst = self.target.column_bytes // cache.scale_bytes
         first = (local * cache.team + channel % cache.team) * per_burst
         found = from_bf16(np.ascontiguousarray(burst, dtype=np.uint8).view(np.uint16)).reshape(per_burst, -1)
-        room = self.params[self._head(channel, slot), first : first + per_burst]
-        room[:] = found[: len(room)]
+        return self.params[self._head(channel, slot), first : first + per_burst], found
 
     def _score(self, channel: int, index: int, burst: Floats | Bytes) -> None:
         cache, reads = self.cache, self.target.read_bursts
@@ -221,3 +226,35 @@ class CachedAttention:
         count = max(min(len(burst), share - first), 0)
         start = channel % cache.team * share + first
         self.context[self._head(channel, slot), query, start : start + count] += burst[:count]
+
+
+class PastAttention(CachedAttention):
+    """The same where a token attends its own K and V exactly: the ASIC adds them to what the banks hold, rounded."""
+
+    def begin(self, token: int, q: Reals, k: Reals, v: Reals, first: int = 0) -> None:
+        super().begin(token, q, k, v, first)
+        self.span = Span.of(first, token - 1, self.target.banks) if token > first else Span(0, 0)
+        self._exact: tuple[Singles, Singles] = (k.astype(np.float32), v.astype(np.float32))
+        self._newest: Singles = np.zeros((self.cache.kv_heads, self.cache.queries), np.float32)
+
+    def result(self) -> Singles:
+        own = self._newest[..., None] * self._exact[1][:, None]
+        total = self.context + self.offsets[..., None] + own
+        return self.arithmetic.divide(total, self.sums[..., None]).reshape(-1, self.cache.head_dim)
+
+    def _softmax(self, slot: int) -> None:
+        past = slice(self.first, self.token)
+        own = tree_sum(self.exact_q * self._exact[0][:, None])
+        for head in self._heads_of(slot):
+            key_scale, key_offset, value_scale, value_offset = np.ascontiguousarray(self.params[head, past].T)
+            scores = self.scores[head, :, past] * key_scale
+            scores += self._totals[head][:, None] * (key_offset + self._zero * key_scale)
+            scores = np.concatenate([scores, own[head][:, None]], axis=1)
+            weights = self.arithmetic.exp(scores - scores.max(axis=1, keepdims=True))
+            room = np.zeros((self.cache.queries, self.scores.shape[2] + self.cache.v_block), dtype=np.float32)
+            room[:, past] = weights[:, :-1] * value_scale
+            self._weights[head] = to_bf16(room)
+            self._newest[head] = weights[:, -1]
+            self.sums[head] = tree_sum(weights)
+            if self.token > self.first:
+                self.offsets[head] = tree_sum(weights[:, :-1] * (value_offset + self._zero * value_scale))

@@ -20,7 +20,6 @@ from nearbank.errors import NearbankError
 from nearbank.formats import Quantised
 from nearbank.mapping.asic_arithmetic import EXACT, AsicArithmetic
 from nearbank.mapping.bank_arithmetic import Bytes, Floats
-from nearbank.mapping.cached_attention import CachedAttention
 from nearbank.mapping.functional import BankMemory, Moment, execute
 from nearbank.mapping.gemv import MatrixSums, vector_bytes_of
 from nearbank.mapping.loading import load_matrix
@@ -28,10 +27,12 @@ from nearbank.mapping.matmul import label_of
 from nearbank.mapping.matrix_placement import MatrixPlacement
 from nearbank.mapping.pim_gpt import Plan
 from nearbank.mapping.sweep import READ
+from nearbank.mapping.windowed_attention import attention_for
 from nearbank.trace import Step
 
 Array = npt.NDArray[np.float32]
-ATTENTION = ("append", "score", "context", "softmax")
+ATTENTION = ("append", "score", "context", "softmax", "flush")
+ATTENTION_JOBS = ("softmax", "quantise kv", "normalise", "newest", "scale q", "round group")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class MappedDecoder:
         for label, matrix in self._matrices.items():
             for layer, codes in enumerate(weights.matrices[label]):
                 load_matrix(self.memory, matrix, codes, layer)
-        self._attention = CachedAttention(plan.placement.cache, plan.target, arithmetic)
+        self._attention = attention_for(plan.placement.cache, plan.target, arithmetic)
         self._position = -1
         self._sums: MatrixSums | None = None
         self._qkv: MatrixSums
@@ -133,6 +134,8 @@ class MappedDecoder:
         elif moment.label == "scales" and data >> 20 == READ >> 20:
             self._store_scales(channels, data - READ, burst)
         else:
+            if not self._attending:
+                self._settle()
             self._attention.receive(moment.label, channels, data, burst)
 
     def job(self, moment: Moment, job: str) -> None:
@@ -143,7 +146,7 @@ class MappedDecoder:
         elif job == "norm":
             self._settle()
             self._norm(moment)
-        elif job in ("softmax", "quantise kv", "normalise"):
+        elif job in ATTENTION_JOBS:
             self._settle()
             self._attention.run(job)
 

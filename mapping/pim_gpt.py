@@ -15,20 +15,25 @@ from functools import partial
 from itertools import pairwise
 from math import ceil
 
+from nearbank.cache_formats import PARAM_BYTES
 from nearbank.errors import NearbankError
 from nearbank.mapping import asic
+from nearbank.mapping.append import append_keys
 from nearbank.mapping.asic import Work
-from nearbank.mapping.attention import Attention, Span, append_keys, attend
-from nearbank.mapping.cache_placement import heads_at_work, score_bytes, vector_bytes
+from nearbank.mapping.attention import attend
+from nearbank.mapping.cache_placement import CachePlacement, heads_at_work, score_bytes, vector_bytes
 from nearbank.mapping.choices import Choices
+from nearbank.mapping.grouped_attention import flush
 from nearbank.mapping.matmul import Feed, Follow, Part, Rows, matmul, part_unit
 from nearbank.mapping.placement import Placement, place
+from nearbank.mapping.reach import Attention, Reach
 from nearbank.mapping.sweep import Address
 from nearbank.mapping.target import Target, target_of
 from nearbank.mapping.together import Together, Turn, one_sequence, sequence_groups, token_turns
 from nearbank.sim.machine import Machine
 from nearbank.sim.program import Builder, Index, Loop, Mark, Node, Program, Start, Stream, Wait
 from nearbank.trace import Block, ModelDescription, Operation, Step
+from nearbank.units import ceil_div
 
 Nodes = tuple[Node, ...]
 Emit = Callable[[Builder, Address, Rows], None]
@@ -150,11 +155,19 @@ class Plan:
     def _positions(self, begin: int, end: int) -> Iterator[_Position]:
         """Tokens [begin, end) in runs with the same addresses but for the bank of K."""
         cache = self.placement.cache
-        unit = self.target.column_bytes // cache.scale_bytes if cache.scales else self.target.banks
+        bursts = cache.scales is not None and not cache.groups  # scales of each token
+        unit = self.target.column_bytes // cache.scale_bytes if bursts else self.target.banks
         while begin < end:
-            count = min(end, (begin // unit + 1) * unit) - begin
+            count = 1 if self._stands_alone(begin) else min(end, (begin // unit + 1) * unit) - begin
             yield _Position(begin, count)
             begin += count
+
+    def _stands_alone(self, token: int) -> bool:
+        """True where the tokens after this one attend more rows of the past, or a group was full before it."""
+        cache = self.placement.cache
+        if cache.newest_exact:
+            return token % self.target.banks == 0
+        return cache.groups is not None and token > 0 and token % cache.groups.tokens == 0
 
     def _body(
         self, way: _Lowering, inside: list[Block], after: list[Block], positions: list[_Position], sequences: int
@@ -298,19 +311,39 @@ class Plan:
         values: PutOff | None,
     ) -> Iterator[Node]:
         """K and V appended and attended, as far as the trace has them; `values` is a product put off until then."""
-        appends = operations[0].op == "append"
+        appends, cache = operations[0].op == "append", self.placement.cache
+        keys: Nodes = ()
         if appends:
+            yield from self._flushed(way, layer, position.token)
             emit = partial(self._keys, way, position.token)
-            yield from self._part(("K", layer, way.channel, position.token, way.together), emit)
+            keys = self._part(("K", layer, way.channel, position.token, way.together), emit)
+        if not cache.newest_exact:
+            yield from keys
         if operations[-1].op in _ATTENTION:
             first, last = _attended(operations, position)
-            span = Span.of(first, last, self.target.banks)
+            span = Reach.of(cache, first, last, self.target.banks)
             token = self._same_addresses(position.token) if appends else None
             emit = partial(self._attend, way, span, token, values)
             yield from self._part(("attend", layer, way.like, span, token, values is None, way.together), emit)
+        if cache.newest_exact:
+            yield from keys
+
+    def _flushed(self, way: _Lowering, layer: int, token: int) -> Nodes:
+        """The group that was full before `token`, rounded; nothing in caches without groups."""
+        groups = self.placement.cache.groups
+        if not groups or not token or token % groups.tokens:
+            return ()
+        group = token // groups.tokens - 1
+        return self._part(("flush", layer, way.channel, group, way.together), partial(self._flush, way, group))
+
+    def _flush(self, way: _Lowering, group: int, b: Builder, counter: Address, rows: Rows) -> None:
+        with way.together.each(b, counter, rows) as (_, own):
+            flush(b, Attention(self.placement.cache, self.target, way.channel, own), group)
 
     def _same_addresses(self, token: int) -> int:
         """The first token whose V and scales have the same addresses."""
+        if self.placement.cache.groups:
+            return token // self.target.banks * self.target.banks
         return next(
             p.token
             for p in self._positions(token // self.target.banks * self.target.banks, token + 1)
@@ -324,7 +357,7 @@ class Plan:
     def _attend(
         self,
         way: _Lowering,
-        span: Span,
+        span: Reach,
         token: int | None,
         values: PutOff | None,
         b: Builder,
@@ -454,8 +487,15 @@ def _check_sram(model: ModelDescription, target: Target, placement: Placement) -
     cache = placement.cache
     heads = model.heads if cache.joined else heads_at_work(model, target, cache.team)
     scales = max((m.scales.data_bytes for m in placement.matrices if m.scales), default=0)
+    grouped = _group_bytes(cache, heads) if cache.groups else 0
     reuse = target.choices.reuse
-    need = max(score_bytes(heads, cache.max_context, cache.input_bytes), scales) + vector_bytes(model, reuse)
+    need = max(score_bytes(heads, cache.max_context, cache.input_bytes) + grouped, scales) + vector_bytes(model, reuse)
     vectors = f"vectors of {reuse} tokens" if reuse > 1 else "vectors of one token"
     what = f"{heads} heads' scores at {cache.max_context} tokens and the {vectors}"
     target.asic.check_sram(need, what, "use a shorter context" + (" or reuse rows less" if reuse > 1 else ""))
+
+
+def _group_bytes(cache: CachePlacement, heads: int) -> int:
+    """Scales and offsets of the channels of two visits (KIVI): one being read, one taken into the queries."""
+    assert cache.groups is not None
+    return 2 * cache.groups.visit * PARAM_BYTES * cache.head_dim * ceil_div(heads, cache.queries)

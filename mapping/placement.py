@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from nearbank.cache_formats import cache_format
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.mapping.cache_placement import CachePlacement, size_cache
@@ -46,7 +47,7 @@ class Placement:
         """Every region, by address."""
         cache = self.cache
         found = [m.region for m in self.matrices] + [m.scales for m in self.matrices if m.scales]
-        found += [region for region in (cache.keys, cache.values, cache.scales, self.others) if region]
+        found += [*cache.regions, *([self.others] if self.others else [])]
         return tuple(sorted(found, key=lambda r: r.first_row))
 
 
@@ -76,7 +77,7 @@ def place(
         )
     formats = {m.name: format_named(head if m.name == HEAD else weights) for m in model.matrices}
     sized = [size_matrix(m, formats[m.name], None if m.name == HEAD else inputs, target) for m in model.matrices]
-    cache = size_cache(model, format_named(kv), max_context, target, v_block)
+    cache = size_cache(model, cache_format(kv), max_context, target, v_block)
     return _addressed(sized, {m.name: m.per_layer for m in model.matrices}, cache, model.layers, target, sequences)
 
 
@@ -93,12 +94,7 @@ def _addressed(
     stride = _layer_rows([m for m in matrices if per_layer[m.name]], cache) + others.rows
     allocate = _Allocator(layers, stride)
     placed = {m.name: allocate.matrix(m, inside=True) for m in matrices if per_layer[m.name]}
-    cache = replace(
-        cache,
-        keys=allocate.region(cache.keys, inside=True),
-        values=allocate.region(cache.values, inside=True),
-        scales=allocate.region(cache.scales, inside=True) if cache.scales else None,
-    )
+    cache = cache.placed([allocate.region(region, inside=True) for region in cache.regions])
     others = allocate.region(others, inside=True)
     placed |= {m.name: allocate.matrix(m, inside=False) for m in matrices if not per_layer[m.name]}
     held = tuple(placed[m.name] for m in matrices)
@@ -113,7 +109,7 @@ def _layer_rows(matrices: list[MatrixPlacement], cache: CachePlacement) -> int:
 
 
 def _cache_rows(cache: CachePlacement) -> int:
-    return sum(region.rows for region in (cache.keys, cache.values, cache.scales) if region)
+    return sum(region.rows for region in cache.regions)
 
 
 class _Allocator:

@@ -235,7 +235,7 @@ def _in_words(choice: MatrixChoice) -> str:
 
 
 def _teams(placed: Plan) -> Iterator[tuple[str, MappingOptions]]:
-    for team in team_sizes(placed.model, placed.target):
+    for team in team_sizes(placed.model, placed.target, placed.placement.cache.method):
         yield f"team: {team} channels share a KV head", _with(placed, team=team)
 
 

@@ -8,6 +8,11 @@ the buffered vector that it multiplies with.
 - `RESULT`: accumulators, by output; scores by (slot, query, record), context by (slot, query, block, dimension);
 - `READ`: scales of a matrix; `CACHE_SCALES`: scale and offset of K and V, by (slot, burst);
 - `KEYS`: K to write, by (slot, column); `VALUES`: V to write, by (slot, dimension, bank).
+
+Of caches with a window (`nearbank.mapping.key_groups`): `KEY_SCALES`, by (slot, group, burst); `WINDOW` is added to all
+areas of the window's own vectors, results and values. When a group leaves the window, `WINDOW_KEYS` and `WINDOW_VALUES`
+are read, by (slot, record, column, bank) and (slot, dimension, column, bank), and its codes are written to `KEYS` and
+`VALUES` in the same order.
 """
 
 from __future__ import annotations
@@ -26,6 +31,10 @@ READ = 2 << 20
 KEYS = 3 << 20
 VALUES = 4 << 20
 CACHE_SCALES = 5 << 20
+KEY_SCALES = 6 << 20
+WINDOW_KEYS = 7 << 20
+WINDOW_VALUES = 8 << 20
+WINDOW = 16 << 20
 
 Address = Index | int
 Send = Callable[[], None]

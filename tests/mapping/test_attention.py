@@ -9,13 +9,15 @@ import pytest
 
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named, from_bf16, to_bf16
+from nearbank.mapping.append import append_keys
 from nearbank.mapping.asic_arithmetic import EXACT as ASIC
-from nearbank.mapping.attention import Attention, Span, append_keys, attend
+from nearbank.mapping.attention import attend
 from nearbank.mapping.cache_placement import CachePlacement
 from nearbank.mapping.cached_attention import CachedAttention
 from nearbank.mapping.functional import BankMemory, Moment, execute
 from nearbank.mapping.gemv import program_of
 from nearbank.mapping.placement import place
+from nearbank.mapping.reach import Attention, Reach
 from nearbank.mapping.target import Target, target_of
 from nearbank.sim.machine import load_machine
 from nearbank.sim.program import Builder, Program
@@ -47,7 +49,7 @@ def program(cache: CachePlacement, target: Target, token: int, first: int) -> Pr
     def write(b: Builder, channel: int) -> None:
         at = Attention(cache, target, channel, lambda row: row)
         append_keys(b, at, token, 0)
-        attend(b, at, Span.of(first, token, target.banks), token)
+        attend(b, at, Reach.of(cache, first, token, target.banks), token)
 
     return program_of("attention", target.channels, write)
 

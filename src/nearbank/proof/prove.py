@@ -179,10 +179,11 @@ def _weight_bytes(placed: Plan) -> int:
 
 
 def _kv_bytes(placed: Plan, tokens: int) -> int:
-    """K and V of so many tokens in all layers, with their scales."""
+    """K and V of so many tokens in all layers, with their scales, and windows for exact ones."""
     cache = placed.placement.cache
-    regions = [part for part in (cache.keys, cache.values, cache.scales) if part]
-    return sum(r.data_bytes for r in regions) * placed.model.layers * tokens // cache.max_context
+    window = sum(r.data_bytes for r in cache.window.regions) if cache.window else 0
+    growing = sum(r.data_bytes for r in cache.regions) - window
+    return growing * placed.model.layers * tokens // cache.max_context + placed.model.layers * window
 
 
 @dataclass(frozen=True)

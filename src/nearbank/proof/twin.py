@@ -26,13 +26,16 @@ from nearbank.kernels.store import PAGE, pack_rows
 from nearbank.mapping import Plan
 from nearbank.mapping.asic_arithmetic import EXACT, AsicArithmetic, bf16, signed_zero
 from nearbank.mapping.bank_arithmetic import Singles, read_out, tree_sum
+from nearbank.mapping.cache_placement import CachePlacement
 from nearbank.mapping.matmul import label_of
 from nearbank.mapping.target import ColumnUse
 from nearbank.models import Model
 from nearbank.models.execution import Floats, Linear, Pass
 from nearbank.models.functions import gelu_tanh
 from nearbank.models.gpt import Norm
+from nearbank.models.kv import kv_scheme
 from nearbank.proof.bridge import BACKEND, network_of, unpacked
+from nearbank.proof.twin_cache import ExactTwin
 
 
 class Sums(Protocol):
@@ -45,10 +48,10 @@ class Sums(Protocol):
     def total(self, terms: Singles) -> Singles:
         """Sums over the last axis, beside the memory."""
 
-    def scores(self, q: Singles, keys: Singles) -> Singles:
-        """q [D] · keys [n, D] → [n]."""
+    def scores(self, q: Singles, keys: Singles, exact: bool = False) -> Singles:
+        """q [D] · keys [n, D] → [n]; `exact`: keys of a window that is kept beside the rounded past."""
 
-    def context(self, weights: Singles, values: Singles) -> Singles:
+    def context(self, weights: Singles, values: Singles, exact: bool = False) -> Singles:
         """weights [n] · values [n, D] → [D]."""
 
     def matrix(self, weight: Linear, x: Floats) -> Floats:
@@ -66,10 +69,10 @@ class KernelSums:
     def total(self, terms: Singles) -> Singles:
         return lane_sum(terms)
 
-    def scores(self, q: Singles, keys: Singles) -> Singles:
+    def scores(self, q: Singles, keys: Singles, exact: bool = False) -> Singles:
         return lane_dot(q, keys)
 
-    def context(self, weights: Singles, values: Singles) -> Singles:
+    def context(self, weights: Singles, values: Singles, exact: bool = False) -> Singles:
         return np.asarray(np.cumsum(weights[:, None] * values, axis=0)[-1], dtype=np.float32)
 
     def matrix(self, weight: Linear, x: Floats) -> Floats:
@@ -90,11 +93,15 @@ class BankSums:
     def total(self, terms: Singles) -> Singles:
         return tree_sum(terms)
 
-    def scores(self, q: Singles, keys: Singles) -> Singles:
-        return self._floats(self.plan.placement.cache.use, [len(q)], q, keys)
+    def scores(self, q: Singles, keys: Singles, exact: bool = False) -> Singles:
+        return self._floats(self._cache(exact).use, [len(q)], q, keys)
 
-    def context(self, weights: Singles, values: Singles) -> Singles:
+    def _cache(self, exact: bool) -> CachePlacement:
         cache = self.plan.placement.cache
+        return cache.window if exact and cache.window else cache
+
+    def context(self, weights: Singles, values: Singles, exact: bool = False) -> Singles:
+        cache = self._cache(exact)
         blocks = [cache.v_block] * -(-len(weights) // cache.v_block)
         return self._floats(cache.use, blocks, weights, values.T)
 
@@ -232,5 +239,7 @@ class TwinPass(Pass):
 def twin_logits(model: Model, tokens: Sequence[int], sums: Sums) -> Floats:
     """Logits [T, V] after each of T tokens."""
     array = np.asarray(tokens, dtype=np.int64)
-    run = TwinPass(array, [len(array)], [TwinCache(model, len(array), sums)], sums=sums)
+    plain = kv_scheme(model.kv).method == "plain"
+    cache = TwinCache(model, len(array), sums) if plain else ExactTwin(model, len(array), sums)
+    run = TwinPass(array, [len(array)], [cache], sums=sums)
     return network_of(model).forward(run, every=True)
