@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from nearbank.cache_formats import FITTED
 from nearbank.mapping import asic
 from nearbank.mapping.append import append_values, quantise_new
 from nearbank.mapping.asic import Work
@@ -123,9 +124,12 @@ def _normalise(b: Builder, at: Attention, slot: int, *, streamed: bool) -> None:
 
 
 def _normalise_work(at: Attention, heads: int) -> Work:
-    """Results divided by the sums of their softmax, the exact token's added before."""
+    """Results divided by the sums of their softmax, the exact token's added before, channels scaled after."""
     work = asic.normalise_work(heads, at.cache.head_dim)
-    return work + asic.newest_work(heads, at.cache.head_dim).streamed if at.cache.newest_exact else work
+    work_of_scales = asic.normalise_work(heads, at.cache.head_dim).streamed  # of V's channels
+    if at.cache.newest_exact:
+        work += asic.newest_work(heads, at.cache.head_dim).streamed
+    return work + work_of_scales if at.cache.method in FITTED else work
 
 
 def _write_new_values(b: Builder, at: Attention, token: int | None) -> None:

@@ -47,7 +47,11 @@ class Norm:
 @dataclass(frozen=True)
 class GptWeights:
     """Everything a GPT needs: embeddings [vocabulary, width] and [context, width], and by name of the matrices
-    ("qkv", "proj", "fc1", "fc2" of every layer, "lm_head") codes with scales, and biases where there are any."""
+    ("qkv", "proj", "fc1", "fc2" of every layer, "lm_head") codes with scales, and biases where there are any.
+
+    `context_scales`: what each layer's context product [heads · head_dim] is multiplied with, where V's channels have
+    static scales.
+    """
 
     tokens: Array
     positions: Array
@@ -55,6 +59,7 @@ class GptWeights:
     final_norm: Norm
     matrices: Mapping[str, Sequence[Quantised]]
     biases: Mapping[str, Sequence[Array]] = field(default_factory=dict)
+    context_scales: Sequence[Array] = ()
 
 
 def _extent(step: Step) -> tuple[int, int]:
@@ -180,6 +185,8 @@ class MappedDecoder:
                 return self._sums
             if self._attending:
                 self._vector = self._attention.result().reshape(-1)
+                if self.weights.context_scales:
+                    self._vector = self._vector * self.weights.context_scales[moment.layer]
                 self._attending = False
             self._sums = self._product(matrix)
             self._sums.scale_bytes, self._scales = self._scales, {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from nearbank.kernels import PackedMatrix, prepare
 from nearbank.kernels.reference.matmul import Unpacked
 from nearbank.mapping.decoder import GptWeights, Norm
 from nearbank.models import Model, gpt
-from nearbank.models.execution import Linear
+from nearbank.models.execution import Floats, Linear
 from nearbank.models.operations import inputs_for
 
 BACKEND = "numpy"  # the definition of every kernel; the others return its bits
@@ -78,7 +78,8 @@ def stored(linear: Linear) -> Quantised:
     levels = state.values.astype(np.int16)
     if not fmt.stores_zeros:
         codes = (levels + fmt.zero) // fmt.step
-        scales = state.scales[:1] if fmt.scaling.per == "tensor" else state.scales
+        alike = fmt.scaling.per == "tensor" and bool((state.scales == state.scales[0]).all())
+        scales = state.scales[:1] if alike else state.scales  # the ASIC has one for all, or one of each
         return Quantised(codes.astype(np.int8 if fmt.low < 0 else np.uint8), scales)
     least = np.stack([levels[:, part].min(axis=1) for part in state.groups], axis=1)
     zeros = np.maximum(-least, 0).astype(np.uint8)
@@ -86,8 +87,8 @@ def stored(linear: Linear) -> Quantised:
     return Quantised(codes.astype(np.uint8), state.scales, zeros)
 
 
-def mapped_weights(model: Model) -> GptWeights:
-    """Everything that a `MappedDecoder` needs."""
+def mapped_weights(model: Model, scales: Sequence[Floats] = ()) -> GptWeights:
+    """Everything that a `MappedDecoder` needs; `scales`: of each layer's context product (`nearbank.proof.folding`)."""
     network = network_of(model)
     matrices = {name: [stored(getattr(block, name)) for block in network.blocks] for name in MATRICES}
     return GptWeights(
@@ -97,6 +98,7 @@ def mapped_weights(model: Model) -> GptWeights:
         final_norm=_norm(network.ln_f),
         matrices={**matrices, "lm_head": [stored(network.head)]},
         biases=dict(_biases(network)),
+        context_scales=scales,
     )
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nearbank.formats import format_named
 from nearbank.mapping.asic_arithmetic import arithmetic_named
-from nearbank.models import Model, load_model
+from nearbank.models import Model, Sampling, generate, load_model
 from nearbank.models.kv import kv_scheme
+from nearbank.models.kv_fit import fit_channels
 from nearbank.proof.bridge import BACKEND, rounded_model
 from nearbank.proof.prove import Approximation, Proof, approximation_error, prove
 
+FIRST_TOKEN = [0]
+DRAWN_TOKENS = 128  # of the text that channels are fitted to
 Stage = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 
 
@@ -55,7 +58,17 @@ def prove_grid(grid: Grid, prompt: str, tokens: int, asic: str, positions: int, 
 def _models(grid: Grid) -> Iterator[Model]:
     for weights in grid.weights:
         for kv in grid.kv:
-            yield rounded_model(load_model(grid.source, BACKEND, kv), weights)
+            yield _fitted(rounded_model(load_model(grid.source, BACKEND, kv), weights))
+
+
+def _fitted(model: Model) -> Model:
+    """The model with its channels fitted, where its cache wants that, on a text that it draws itself."""
+    if not model.kv_needs_fit:
+        return model
+    exact = replace(model, kv="fp32")
+    count = min(DRAWN_TOKENS, model.shape.context - 1)
+    drawn = generate(exact, FIRST_TOKEN, count, Sampling(temperature=1.0, seed=1)).tokens
+    return fit_channels(model, model.decode(drawn), model.kv)
 
 
 def _named(stage: Stage, what: str) -> Callable[[int, int], None]:

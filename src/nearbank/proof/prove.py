@@ -22,6 +22,7 @@ from nearbank.models.execution import Floats
 from nearbank.models.generate import prompt_numbers
 from nearbank.models.sketch import check_counts, sketch
 from nearbank.proof.bridge import mapped_weights
+from nearbank.proof.folding import context_scales, fold_channels
 from nearbank.proof.twin import BankSums, KernelSums, twin_logits
 from nearbank.sim.machine import load_machine
 
@@ -113,13 +114,14 @@ def prove(
     check_counts(model.shape, len(numbers), tokens)
     placed = planned(model, machine, len(numbers) + tokens)
     start = perf_counter()
-    decoder = MappedDecoder(placed, mapped_weights(model), arithmetic)
+    folded = fold_channels(model)
+    decoder = MappedDecoder(placed, mapped_weights(folded, context_scales(folded)), arithmetic)
     written, logits = _write(decoder, model, numbers, tokens, progress)
     seconds = perf_counter() - start
     text = [*numbers, *written][:-1]
-    kernels = twin_logits(model, text, KernelSums())[len(numbers) - 1 :]
+    kernels = twin_logits(folded, text, KernelSums())[len(numbers) - 1 :]
     plain = model.logits(text)[len(numbers) - 1 :]
-    twin = twin_logits(model, text, BankSums(placed, arithmetic))[len(numbers) - 1 :]
+    twin = twin_logits(folded, text, BankSums(placed, arithmetic))[len(numbers) - 1 :]
     same = kernels.argmax(axis=1) == written
     chosen = tuple(int(token) for token in kernels.argmax(axis=1))
     agreed = chosen if same.all() else chosen[: int(same.argmin()) + 1]
@@ -222,7 +224,7 @@ def approximation_error(model: Model, machine: str, prompt: str | Sequence[int],
     placed = planned(model, machine, positions)
 
     def logits(arithmetic: AsicArithmetic) -> Floats:
-        return twin_logits(model, text, BankSums(placed, arithmetic))
+        return twin_logits(fold_channels(model), text, BankSums(placed, arithmetic))
 
     exact = logits(EXACT)
     alone = {name: replace(EXACT, **{name: getattr(PIM_GPT, name)}) for name in FUNCTIONS}

@@ -35,6 +35,7 @@ from nearbank.models.functions import gelu_tanh
 from nearbank.models.gpt import Norm
 from nearbank.models.kv import kv_scheme
 from nearbank.proof.bridge import BACKEND, network_of, unpacked
+from nearbank.proof.folding import context_scales
 from nearbank.proof.twin_cache import ExactTwin
 
 
@@ -164,7 +165,7 @@ class TwinCache(KVCache):
 
     def __init__(self, model: Model, capacity: int, sums: Sums) -> None:
         shape = model.shape
-        super().__init__(shape.layers, shape.kv_heads, shape.head_dim, capacity, model.kv, BACKEND)
+        super().__init__(shape.layers, shape.kv_heads, shape.head_dim, capacity, kv_scheme(model.kv).format, BACKEND)
         self._sums = sums
 
     def _write(self, layer: int, start: int, k: Floats, v: Floats) -> None:
@@ -218,10 +219,17 @@ class TwinPass(Pass):
     """A pass whose matrix products are a `Sums`'s; norms and activations too, where they are a machine's."""
 
     sums: Sums = field(default_factory=KernelSums)
+    scales: Sequence[Floats] = ()  # of each layer's context product
 
     def matmul(self, weight: Linear, x: Floats) -> Floats:
         y = self.sums.matrix(weight, x)
         return y if weight.bias is None else y + weight.bias
+
+    def attend(
+        self, name: str, q: Floats, k: Floats, v: Floats, scale: float | None = None, window: int | None = None
+    ) -> Floats:
+        mixed = super().attend(name, q, k, v, scale, window)
+        return mixed * self.scales[self._inner].reshape(mixed.shape[1:]) if self.scales else mixed
 
     def norm(self, name: str, function: Callable[..., Floats], *arguments: Any) -> Floats:
         if isinstance(self.sums, KernelSums):
@@ -237,9 +245,9 @@ class TwinPass(Pass):
 
 
 def twin_logits(model: Model, tokens: Sequence[int], sums: Sums) -> Floats:
-    """Logits [T, V] after each of T tokens."""
+    """Logits [T, V] after each of T tokens; a channel fit has been folded (`nearbank.proof.folding`)."""
     array = np.asarray(tokens, dtype=np.int64)
-    plain = kv_scheme(model.kv).method == "plain"
+    plain = kv_scheme(model.kv).method in ("plain", "2d")
     cache = TwinCache(model, len(array), sums) if plain else ExactTwin(model, len(array), sums)
-    run = TwinPass(array, [len(array)], [cache], sums=sums)
+    run = TwinPass(array, [len(array)], [cache], sums=sums, scales=context_scales(model))
     return network_of(model).forward(run, every=True)
