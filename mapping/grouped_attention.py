@@ -134,7 +134,7 @@ def _multiply_group(
     cache, target, records = at.cache, at.target, _groups_of(at).records
     record = cache.head_columns * (at.slots if cache.joined else 1)
     steps, vector = cache.use.steps_for(cache.head_dim), cache.head_columns * cache.use.steps
-    plan = Sweep(Packing(record, target.columns, False), cache.format, steps, target.read_bursts)
+    plan = Sweep(Packing(record, target.columns, False), cache.use.mac_format, steps, target.read_bursts)
     reserved = ceil_div(cache.max_context, target.banks * cache.team) * plan.bursts
 
     def macs(o: Address, s: Address, q: Address, register: Address) -> None:

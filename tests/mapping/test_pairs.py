@@ -85,7 +85,8 @@ def test_a_pair_goes_before_a_unit_of_the_weights_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (MappingOptions(kv="ternary"), r"no unit for ternary with bf16; they have, with bf16: bf16, fp16, int8, int4"),
+        (MappingOptions(kv="int2"), r"no unit for int2 with bf16; they have, with bf16: bf16, fp16, int8, int4"),
+        (MappingOptions(kv="ternary"), "unknown KV cache 'ternary'; known: fp32"),
         (MappingOptions(weights="fp32"), r"no format 'fp32'; they have: bf16, .*binary/binary"),
         (MappingOptions(weights="ternary", inputs="int2"), "'int2' cannot hold activations; expected one of: bf16"),
     ],
