@@ -85,7 +85,6 @@ def test_a_pair_goes_before_a_unit_of_the_weights_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (MappingOptions(kv="int2"), r"no unit for int2 with bf16; they have, with bf16: bf16, fp16, int8, int4"),
         (MappingOptions(kv="ternary"), "unknown KV cache 'ternary'; known: fp32"),
         (MappingOptions(weights="fp32"), r"no format 'fp32'; they have: bf16, .*binary/binary"),
         (MappingOptions(weights="ternary", inputs="int2"), "'int2' cannot hold activations; expected one of: bf16"),
@@ -94,6 +93,8 @@ def test_a_pair_goes_before_a_unit_of_the_weights_alone() -> None:
 def test_what_a_machine_has_no_unit_for_is_said(options: MappingOptions, expected: str) -> None:
     with pytest.raises(NearbankError, match=expected):
         plan(gpt("m", 1, 256, 4), LOWBIT, options)
+    with pytest.raises(NearbankError, match="no unit for ternary with bf16; they have, with bf16: bf16, fp16, int8"):
+        TARGET.use(format_named("ternary"), "bf16")
 
 
 def test_a_unit_of_two_bits_takes_no_bytes() -> None:
