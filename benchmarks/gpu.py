@@ -127,7 +127,7 @@ class Bench:
 
     def __init__(self, runtime: Any, quick: bool) -> None:
         self.runtime, self.quick, self.rows = runtime, quick, list[dict[str, Any]]()
-        self.limit = copy_gb_per_s(runtime.xp)
+        self.limit = copy_gb_per_s(runtime.xp, runtime.multiprocessors)
         log(f"copy bandwidth {self.limit:.0f} GB/s")
 
     def add(

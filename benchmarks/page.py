@@ -22,7 +22,7 @@ INTRO = """# Performance
 
 Made by `python benchmarks/page.py` from `benchmarks/results/`, which `make bench` writes. Times are the 5th percentile
 of many calls from Python; a cold call rotates over more memory than the caches hold. The limit is the read bandwidth
-measured in the same run. No GPU was at hand: there are no GPU columns yet, and `make bench-gpu` makes them.
+measured in the same run. GPU results, below, are from `make bench-gpu` and `benchmarks/gpu_tilings.py`.
 """
 
 
@@ -42,8 +42,55 @@ def page(result: Mapping[str, Any]) -> str:
             *_table("Matrix times vector, int8 activations, cold weights", _picked(rows, "gemv", 1)),
             *_table("Matrix product, 128 tokens", [r for r in _picked(rows, "gemm", 128) if r["m"] == 128]),
             *_table("Decode attention over n tokens, 8 KV heads of 128, cold cache", _picked(rows, "attend", 1)),
+            *(line for path in sorted(RESULTS.parent.glob("gpu-*.json")) for line in gpu_section(path)),
         ]
     )
+
+
+def gpu_section(path: Path) -> list[str]:
+    """One GPU's results: who it is, its table, and the cuts of the few-token product where they were compared."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    machine, versions = result["machine"], result["versions"]
+    about = [f"driver {machine['driver']}"] if "driver" in machine else []
+    about += [f"{name} {version}" for name, version in versions.items()] + [result["date"]]
+    bandwidth = f"Fastest read of the run {result['read_gb_per_s']:.0f} GB/s. " if "read_gb_per_s" in result else ""
+    head = [
+        "| kernel | backend | m | n | k | format | µs | GB/s | share of the limit | goal, µs |",
+        "|---|---|" + "---:|" * 8,
+    ]
+    return [
+        f"## {machine['gpu']}",
+        "",
+        f"{'; '.join(about)}. {bandwidth}{' '.join(result.get('notes', []))}",
+        "",
+        *head,
+        *(_gpu_line(row) for row in result["rows"]),
+        "",
+        *_tilings(result.get("tilings", [])),
+    ]
+
+
+def _gpu_line(row: Row) -> str:
+    goal = "" if row.get("goal_us") is None else f"{row['goal_us']:g}"
+    cells = [row["kernel"], row["backend"], row["m"], row["n"], row["k"], row["format"], f"{row['time_us']:.2f}"]
+    cells += [f"{row['gb_per_s']:.0f}", f"{100 * row['fraction_of_limit']:.1f} %", goal]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _tilings(rows: Sequence[Row]) -> list[str]:
+    """µs of every cut of the few-token product, the fastest in bold."""
+    if not rows:
+        return []
+    names = list(max((row["time_us"] for row in rows), key=len))
+    lines = ["Cuts of the ternary product (16-row tiles per block, loads ahead, blocks per multiprocessor), µs:", ""]
+    lines += ["| n × k | m | starts | " + " | ".join(names) + " |", "|---|---:|---|" + "---:|" * len(names)]
+    for row in rows:
+        best = min(row["time_us"].values())
+        times = [row["time_us"].get(name) for name in names]
+        cells = ["" if time is None else f"**{time:g}**" if time == best else f"{time:g}" for time in times]
+        start = "early" if row["early"] else "late"
+        lines.append(f"| {row['n']} × {row['k']} | {row['m']} | {start} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _picked(rows: Sequence[Row], kernel: str, m: int) -> list[Row]:
