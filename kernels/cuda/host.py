@@ -216,12 +216,18 @@ def _rows_tiling(runtime: Runtime, shape: layout.Shape, blocks: int) -> tuple[in
 
 
 ONE_COLUMNS = 16384  # longer rows are rounded once, by a kernel of their own
+ONE_SHARED_BYTES = 56 * 1024  # four blocks fit in a multiprocessor
 
 
 def takes_one(runtime: Runtime, tokens: int, shape: layout.Shape) -> bool:
-    """Whether `linear_one` serves: one token, one scale per row, a row that every thread block may round for itself."""
-    fits = tokens == 1 and shape.groups == 1 and shape.columns <= ONE_COLUMNS
+    """Whether `linear_one` serves: one token, and a row that every thread block may round for itself."""
+    fits = tokens == 1 and shape.columns <= ONE_COLUMNS and _one_shared_bytes(shape) <= ONE_SHARED_BYTES
     return fits and runtime.capability >= TENSOR_CORES
+
+
+def _one_shared_bytes(shape: layout.Shape) -> int:
+    brought = shape.groups if shape.groups > 1 else WARPS
+    return 4 * THREADS + 2 * 64 * brought + shape.columns + 4 * max(shape.groups, WARPS)
 
 
 def linear_one(
@@ -232,9 +238,10 @@ def linear_one(
     y = runtime.empty((1, shape.rows), np.float32) if y is None else y
     row_tiles = -(-shape.rows // 16)
     grid = (min(row_tiles, 4 * runtime.multiprocessors),)
-    sizes = map(np.int32, (shape.cols, shape.columns, row_tiles))
+    sizes = map(np.int32, (shape.cols, shape.width, shape.padded, row_tiles))
     arguments = (tiles.words, x, *sizes, gain, bias, np.float32(epsilon), *epilogue_of(tiles, None, None, y, 1))
-    runtime.kernel(sources.gemv_one(shape.bits, 3 * norm + kind))(grid, THREADS, 2048 + shape.columns, arguments)
+    kernel = runtime.kernel(sources.gemv_one(shape.bits, 3 * norm + kind, shape.groups > 1))
+    kernel(grid, THREADS, _one_shared_bytes(shape), arguments)
     return y
 
 

@@ -71,9 +71,9 @@ def gemv_rows(bits: int, tokens: int, tiling: tuple[int, int, int]) -> Kernel:
     return Kernel("gemv_rows.cuh", f"gemv_rows<{bits}, {rows}, {tokens}, {depth}, {resident}>", early=True)
 
 
-def gemv_one(bits: int, source: int) -> Kernel:
-    """One token, one scale per row, x rounded on the way in. source: 3 · norm + kind of `quantise`."""
-    return Kernel("gemv_one.cuh", f"gemv_one<{bits}, {source}, 4, 4>", early=True)
+def gemv_one(bits: int, source: int, grouped: bool) -> Kernel:
+    """One token, x rounded on the way in. source: 3 · norm + kind of `quantise`; grouped: a scale per group."""
+    return Kernel("gemv_one.cuh", f"gemv_one<{bits}, {source}, {str(grouped).lower()}, 4, 4>", early=True)
 
 
 def gemv_groups(bits: int, tokens: int) -> Kernel:
@@ -161,7 +161,7 @@ def all_kernels() -> tuple[Kernel, ...]:
         STAGE_CODES,
         *(gemv_stream(b, tokens) for b in bits for tokens in (1, 2)),
         *(gemv_rows(b, tokens, t) for b in bits for tokens in (1, 2) for t in gemv_tilings(b, tokens)),
-        *(gemv_one(b, source) for b in bits for source in range(9)),
+        *(gemv_one(b, source, grouped) for b in bits for source in range(9) for grouped in (False, True)),
         *(gemv_groups(b, tokens) for b in bits for tokens in (1, 2)),
         *(gemv_dot4(b) for b in bits),
         *(gemm(b, *tile, False) for b in bits for tile in GEMM_TILES),

@@ -36,7 +36,7 @@ MEANT = {
     sources.gemv_stream(2, 1): (("IMMA.16832.S8.S8",), STREAMED),
     sources.gemv_stream(1, 2): (("IMMA.16832.S8.S8",), STREAMED),
     sources.gemv_rows(2, 1, sources.ROWS_TWO): (("IMMA.16832.S8.S8",), STREAMED),
-    sources.gemv_one(2, 3): (("IMMA.16832.S8.S8",), STREAMED, ("LDS.128",)),
+    sources.gemv_one(2, 3, False): (("IMMA.16832.S8.S8",), STREAMED, ("LDS.128",)),
     sources.gemv_groups(4, 1): (("IMMA.16832.S8.S8",), STREAMED),
     sources.gemm(2, 1, 4, False): (("IMMA.16832.S8.S8",), ("LDGSTS.E.BYPASS.128",), ("LDS.128",)),
     sources.gemv_dot4(2): (("IDP.4A.S8.S8",), STREAMED),
@@ -71,7 +71,7 @@ def test_the_warpgroup_kernel_uses_hopper_instructions(bits):
 
 
 def test_hopper_kernels_start_early():
-    found = cubin.instructions(cubin.compile_kernel(sources.gemv_one(2, 3), "sm_90a"))
+    found = cubin.instructions(cubin.compile_kernel(sources.gemv_one(2, 3, False), "sm_90a"))
     assert found["ACQBULK"] == 1  # griddepcontrol.wait
     assert found["PREEXIT"] == 1  # griddepcontrol.launch_dependents
 

@@ -23,7 +23,12 @@ MATRIX_FILES = ("quantise.cuh", "gemv.cuh", "gemv_rows.cuh", "gemm.cuh", "gemm_w
 NORMS_AND_KINDS = ((0, 0), (1, 1), (2, 2))  # of one token: fp32, fp16 after an RMS norm, bf16 after a layer norm
 KERNELS = (
     *(kernel for kernel in sources.all_kernels() if kernel.file in MATRIX_FILES),
-    *(sources.gemv_one(bits, 3 * norm + kind) for bits in BITS for norm, kind in NORMS_AND_KINDS),
+    *(
+        sources.gemv_one(b, 3 * n + kind, grouped)
+        for b in BITS
+        for n, kind in NORMS_AND_KINDS
+        for grouped in (True, False)
+    ),
 )
 
 
@@ -71,10 +76,10 @@ def test_integer_products_have_the_bits_of_the_definition(
     np.testing.assert_array_equal(host.matmul(runtime, staged, tiles), expected)  # scratch was left clean
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    spec=st.sampled_from(["ternary", "binary", "int4-row", "int8", "ternary-tensor"]),
-    rows=st.integers(1, 90),
+    spec=st.sampled_from(["ternary", "binary", "int4-row", "int8", "ternary-tensor", "int4", "int4-g48", "int8-g100"]),
+    rows=st.integers(1, 400),
     cols=st.integers(1, 2500),
     norm_and_kind=st.sampled_from(NORMS_AND_KINDS),
     multiprocessors=st.integers(1, 3),
