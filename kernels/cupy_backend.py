@@ -81,7 +81,7 @@ class CupyRuntime:
 
     def _wide_agrees(self) -> bool:
         rng = np.random.default_rng(0)
-        for spec in ("ternary", "int8"):
+        for spec in ("ternary", "int4-row", "int8"):
             packed = PackedMatrix.quantise(rng.standard_normal((300, 1000)).astype(np.float32), spec)
             tiles, x = host.upload(self, packed), self.asarray(rng.standard_normal((300, 1000)).astype(np.float32))
             common, wide = (host.quantise(self, x, 0, tiles.shape, into=self._staged(tiles, w)) for w in (False, True))
