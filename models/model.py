@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nearbank.errors import NearbankError
+from nearbank.formats import Format
 from nearbank.kernels import KVCache, WindowedKVCache, thread_count
 from nearbank.models.codes_cache import CodesCache
 from nearbank.models.execution import Cache, Floats, Linear, Pass, Row, Tokens
@@ -98,6 +99,13 @@ class Model:
         if self.attention is not None:
             return sum(rounding.bytes_per_token(shape.kv_heads, shape.head_dim) for rounding in self.attention)
         return shape.layers * kv_scheme(self.kv).bytes_per_token(shape.kv_heads, shape.head_dim)
+
+    def cache_format(self) -> Format:
+        """The format of a cache that rounds every token alike. Raises NearbankError for any other scheme."""
+        scheme = kv_scheme(self.kv)
+        if scheme.method != "plain" or scheme.needs_fit:
+            raise NearbankError(f"KV cache {self.kv}: expected a plain format such as bf16, int8 or int4")
+        return scheme.format.for_cache()
 
     def cache(self, capacity: int) -> Cache:
         """An empty KV cache for `capacity` tokens of one sequence."""

@@ -153,6 +153,34 @@ def exact_pages(stored: str) -> Kernel:
 EXACT_TOTAL = Kernel("attend_exact.cuh", "exact_total")
 
 
+# What happens between the matrices of a decoding step. The order is the template argument's.
+ACTIVATIONS = ("gelu", "silu", "relu2", "relu")
+
+EMBED_ROWS = Kernel("decode.cuh", "embed_rows", early=True)
+TURN_HEADS = Kernel("decode.cuh", "turn_heads", early=True)
+ADD_ROWS = Kernel("decode.cuh", "add_rows", early=True)
+LARGEST_TOKEN = Kernel("decode.cuh", "largest_token", early=True)
+
+
+def norm_rows(norm: int) -> Kernel:
+    """Rows after a norm (1 RMS, 2 layer), kept as float32; means in double precision."""
+    return Kernel("decode.cuh", f"norm_rows<{norm}>", early=True)
+
+
+def gate_rows(activation: str) -> Kernel:
+    """An activation, gated or not."""
+    return Kernel("decode.cuh", f"gate_rows<{ACTIVATIONS.index(activation)}>", early=True)
+
+
+def decoding_kernels() -> tuple[Kernel, ...]:
+    """Those of decode.cuh."""
+    return (
+        *(EMBED_ROWS, TURN_HEADS, ADD_ROWS, LARGEST_TOKEN),
+        *(norm_rows(norm) for norm in (1, 2)),
+        *(gate_rows(activation) for activation in ACTIVATIONS),
+    )
+
+
 def all_kernels() -> tuple[Kernel, ...]:
     """Every instance that a launch can ask for."""
     bits = (1, 2, 4, 8)
@@ -176,4 +204,5 @@ def all_kernels() -> tuple[Kernel, ...]:
         *(exact_scores(stored) for stored in STORED),
         *(exact_pages(stored) for stored in STORED),
         EXACT_TOTAL,
+        *decoding_kernels(),
     )

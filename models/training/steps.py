@@ -128,7 +128,7 @@ class DeviceSteps:
         self._batches: Any = None  # as a batch, each tensor [together, …]
         self._one: Callable[[], None] = self._step
         self._taken = 0
-        self._stream = torch.cuda.Stream() if device == "cuda" else None
+        self._stream: Any = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
         set_learning_rate(learning.optimisers, self._rate)
 
     def take(self, first: int, end: int) -> list[float]:
