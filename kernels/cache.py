@@ -51,7 +51,7 @@ class KVCache:
         self.layers, self.kv_heads, self.head_dim, self.capacity = layers, kv_heads, head_dim, capacity
         self.format = chosen.for_cache()
         self.backend = resolve(backend)
-        self.store = backend_named(self.backend).allocate(self.format, layers, kv_heads, head_dim, capacity)
+        self.store: Any = self._allocated()
         self._lengths = [0] * layers
 
     @property
@@ -74,12 +74,7 @@ class KVCache:
 
     def copy_from(self, other: KVCache) -> None:
         """Hold what `other`, a cache of the same sizes and format, holds now."""
-        pages = -(-max(other._lengths) // PAGE)
-        for name in ("keys", "values", "key_params", "value_params"):
-            mine, theirs = getattr(self.store, name), getattr(other.store, name)
-            if mine.shape != theirs.shape:
-                raise NearbankError(f"KVCache: {name} {list(theirs.shape)} do not fit a cache of {list(mine.shape)}")
-            mine[:, :pages] = theirs[:, :pages]
+        copy_pages(self.store, other.store, max(other._lengths))
         self._lengths = list(other._lengths)
 
     def append(self, layer: int, k: Any, v: Any) -> None:
@@ -122,6 +117,10 @@ class KVCache:
             raise NearbankError("KVCache: the scores overflow float32; expected smaller queries or scale")
         return handed_back(context)
 
+    def _allocated(self) -> Any:
+        sizes = self.format, self.layers, self.kv_heads, self.head_dim, self.capacity
+        return backend_named(self.backend).allocate(*sizes)
+
     def _write(self, layer: int, start: int, k: Floats, v: Floats) -> None:
         backend_named(self.backend).append(self.store, layer, start, k, v)
 
@@ -145,3 +144,13 @@ class KVCache:
         most = 65504.0 if self.format.name == "fp16" else 1e38
         if values.size and not float(np.abs(values).max()) <= most:
             raise NearbankError(f"KVCache: {name} holds NaN or magnitudes above {most:g}, beyond {self.format.name}")
+
+
+def copy_pages(mine: Any, theirs: Any, tokens: int) -> None:
+    """The pages of the first `tokens` tokens of each layer, from one memory into another of the same sizes."""
+    pages = -(-tokens // PAGE)
+    for name in ("keys", "values", "key_params", "value_params"):
+        to, given = getattr(mine, name), getattr(theirs, name)
+        if to.shape != given.shape:
+            raise NearbankError(f"KVCache: {name} {list(given.shape)} do not fit a cache of {list(to.shape)}")
+        to[:, :pages] = given[:, :pages]

@@ -6,16 +6,26 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from nearbank.formats import Format
 from nearbank.kernels.cpu import pages as p
 from nearbank.kernels.cpu.attention import KIND_NUMBERS, context_in_page, lane_sum, scores_in_page
 from nearbank.kernels.cpu.cache_rows import write_rows
 from nearbank.kernels.store import LANES, PAGE, CacheStore
 from nearbank.kernels.threads import in_parts
-from nearbank.kernels.window import Recent
+from nearbank.kernels.window import Channels, Scheme
+from nearbank.kernels.window_host import HostWindow, Recent
 
-__all__ = ["attend_windowed", "write_rows"]
+__all__ = ["attend_windowed", "open_window", "write_rows"]
 
 Floats = npt.NDArray[np.float32]
+
+
+def open_window(
+    fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int, scheme: Scheme, channels: Channels | None
+) -> HostWindow:
+    """Memory of a windowed cache."""
+    sizes = fmt, layers, kv_heads, head_dim, capacity
+    return HostWindow(write_rows, attend_windowed, sizes, scheme, channels)
 
 
 @njit(cache=True, nogil=True)

@@ -1,0 +1,169 @@
+"""Launches for caches whose newest tokens are exact: `window.cuh`. Host side, any `Runtime`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from nearbank.errors import NearbankError
+from nearbank.formats import Format
+from nearbank.kernels.cuda import cache
+from nearbank.kernels.cuda.cache import EXACT_SCRATCH_BYTES, DevicePages
+from nearbank.kernels.cuda.host import Runtime
+from nearbank.kernels.cuda.sources import STORED, Kernel
+from nearbank.kernels.store import PAGE
+from nearbank.kernels.window import Channels, Scheme
+
+FILE = "window.cuh"
+MOVE, TOTAL = Kernel(FILE, "window_move"), Kernel(FILE, "window_total")
+WINDOWED = ("int2", "int4", "int8")
+
+
+def keep_rows(kind: int) -> Kernel:
+    """New tokens into the ring. kind: 0 float32, 1 fp16, 2 bf16."""
+    return Kernel(FILE, f"window_keep<{kind}>")
+
+
+def stored_kernel(name: str, stored: str) -> Kernel:
+    """window_round, window_scores or window_pages for a stored format."""
+    return Kernel(FILE, f"window_{name}<{STORED[stored]}>")
+
+
+def kernels() -> tuple[Kernel, ...]:
+    """Every instance that a launch can ask for."""
+    stored = (stored_kernel(name, one) for name in ("round", "scores", "pages") for one in WINDOWED)
+    return (MOVE, TOTAL, *(keep_rows(kind) for kind in range(3)), *stored)
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Exact keys and values [kv heads, rows, D] float32; the token at position p lies in row p mod rows."""
+
+    rows: int
+    keys: Any = field(repr=False)
+    values: Any = field(repr=False)
+
+
+@dataclass
+class WindowMemory:
+    """Pages of rounded tokens, a ring of exact ones per layer, and the channels (4 × [kv heads, D]) if any."""
+
+    pages: DevicePages
+    scheme: Scheme
+    channels: tuple[Any, Any, Any, Any] | None
+    rings: list[Ring]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated at this moment."""
+        exact = sum(int(ring.keys.nbytes + ring.values.nbytes) for ring in self.rings)
+        static = sum(int(part.nbytes) for part in self.channels or ())
+        return self.pages.nbytes + exact + static
+
+    def channel(self, index: int) -> Any:
+        """One of key shift, key scale, value shift, value scale; None without channels."""
+        return None if self.channels is None else self.channels[index]
+
+
+def allocate(
+    runtime: Runtime, fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int, scheme: Scheme,
+    channels: Channels | None,
+) -> WindowMemory:  # fmt: skip
+    """Zeroed pages and rings as long as the scheme keeps tokens."""
+    if fmt.name not in WINDOWED:
+        raise NearbankError(f"windowed CUDA cache: format {fmt.name}; supported: {', '.join(WINDOWED)}")
+    pages = cache.allocate(runtime, fmt, layers, kv_heads, head_dim, capacity)
+    if scheme.key_group:
+        shape = (*pages.keys.shape[:3], PAGE // scheme.key_group, 2, head_dim)
+        pages = replace(pages, key_params=runtime.zeros(shape, np.uint16))
+    rings = [_ring(runtime, pages, _rows_for(scheme, 1)) for _ in range(layers)]
+    return WindowMemory(pages, scheme, _on_device(runtime, pages, channels), rings)
+
+
+def _on_device(runtime: Runtime, pages: DevicePages, channels: Channels | None) -> tuple[Any, Any, Any, Any] | None:
+    if channels is None:
+        return None
+    parts = (channels.key_shift, channels.key_scale, channels.value_shift, channels.value_scale)
+    for part in parts:
+        if part.shape != (pages.kv_heads, pages.head_dim):
+            raise NearbankError(f"channels are {list(part.shape)}; expected [{pages.kv_heads}, {pages.head_dim}]")
+    a, b, c, d = (runtime.asarray(np.ascontiguousarray(part, np.float32)) for part in parts)
+    return a, b, c, d
+
+
+def _ring(runtime: Runtime, pages: DevicePages, rows: int) -> Ring:
+    shape = (pages.kv_heads, rows, pages.head_dim)
+    return Ring(rows, runtime.zeros(shape, np.float32), runtime.zeros(shape, np.float32))
+
+
+def _rows_for(scheme: Scheme, tokens: int) -> int:
+    """The power of two that holds an append of `tokens` and what the scheme keeps before it."""
+    return 1 << (tokens + scheme.keep - 1).bit_length()
+
+
+def _fitting_ring(runtime: Runtime, memory: WindowMemory, layer: int, tokens: int) -> Ring:
+    """The layer's ring, made anew where an append needs a longer one or far less than there is."""
+    held, rows = memory.rings[layer], _rows_for(memory.scheme, tokens)
+    if rows <= held.rows <= 4 * rows:
+        return held
+    pages, memory.rings[layer] = memory.pages, _ring(runtime, memory.pages, rows)
+    new = memory.rings[layer]
+    if memory.scheme.keep:
+        sizes = map(np.int32, (layer, pages.head_dim, held.rows, rows))
+        arguments = (held.keys, held.values, new.keys, new.values, pages.lengths, *sizes)
+        runtime.kernel(MOVE)((pages.kv_heads, memory.scheme.keep, 2), 128, 0, arguments)
+    return new
+
+
+def append(runtime: Runtime, memory: WindowMemory, layer: int, k: Any, v: Any, kind: int) -> None:
+    """Keep k, v [T, kv heads, head_dim] exact and round what is due, behind what layer `layer` holds."""
+    tokens, pages, group = k.shape[0], memory.pages, memory.scheme.key_group
+    if tokens == 0:
+        return
+    ring, rows = _fitting_ring(runtime, memory, layer, tokens), -(-tokens * pages.kv_heads // 4)
+    channels = tuple(memory.channel(i) for i in range(4))
+    sizes = map(np.int32, (tokens, pages.head_dim, layer, pages.kv_heads, ring.rows, pages.capacity))
+    kept = (k, v, ring.keys, ring.values, *channels, pages.lengths, *sizes)
+    runtime.kernel(keep_rows(kind))((rows, 1, 2), 128, 0, kept)
+    groups = (tokens // group + 1) * pages.kv_heads if group else 0
+    numbers = (
+        *(tokens, pages.head_dim, layer, pages.pages, pages.kv_heads, pages.row_bytes, pages.capacity),
+        *(pages.format.high, group, ring.rows),
+    )
+    stores = (pages.keys, pages.values, pages.key_params, pages.value_params, pages.lengths, pages.finished)
+    arguments = (ring.keys, ring.values, *stores, *map(np.int32, numbers))
+    runtime.kernel(stored_kernel("round", pages.format.name))((max(rows, groups), 1, 2), 128, 0, arguments)
+
+
+def attend_exact(runtime: Runtime, memory: WindowMemory, layer: int, start: int, q: Any, scale: np.float32) -> Any:
+    """Attention of q [T, heads, head_dim] at positions start …, the last tokens appended: the definition's bits."""
+    out = runtime.empty(q.shape, np.float32)
+    used = -(-(start + q.shape[0]) // PAGE)
+    per_query = q.shape[1] * ((used + 1) * (PAGE + q.shape[2] + 3)) * 4
+    most = max(1, min(EXACT_SCRATCH_BYTES // per_query, 65535))
+    for first in range(0, q.shape[0], most):
+        part = slice(first, min(first + most, q.shape[0]))
+        _attend_part(runtime, memory, layer, start + first, q[part], scale, out[part])
+    return out
+
+
+def _attend_part(
+    runtime: Runtime, memory: WindowMemory, layer: int, start: int, q: Any, scale: np.float32, out: Any
+) -> None:
+    (queries, heads, dim), pages, ring = q.shape, memory.pages, memory.rings[layer]
+    used, (group, keep) = -(-(start + queries) // PAGE), (memory.scheme.key_group, memory.scheme.keep)
+    scores = runtime.empty((queries, heads, used * PAGE), np.float32)
+    peaks = runtime.empty((queries, heads, used), np.float32)
+    totals = runtime.empty((queries, heads, used + 1, dim), np.float32)
+    sums = runtime.empty((queries, heads, used + 1, 2), np.float32)
+    numbers = (start, used * PAGE, dim, layer, pages.pages, pages.kv_heads, pages.row_bytes, group, keep, ring.rows)
+    sizes, name = tuple(map(np.int32, numbers)), pages.format.name
+    keys = (q, memory.channel(1), pages.keys, pages.key_params, ring.keys, scores, peaks, np.float32(scale), *sizes)
+    runtime.kernel(stored_kernel("scores", name))((used, heads, queries), 256, 1024, keys)
+    values = (pages.values, pages.value_params, ring.values, scores, peaks, totals, sums, *sizes)
+    runtime.kernel(stored_kernel("pages", name))((used + 1, heads, queries), 256, 4096, values)
+    ends = map(np.int32, (start, used, dim, pages.kv_heads, group, keep))
+    last = (totals, sums, memory.channel(2), memory.channel(3), out, *ends)
+    runtime.kernel(TOTAL)((heads, queries), 128, 0, last)

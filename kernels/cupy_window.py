@@ -1,0 +1,143 @@
+"""Windowed KV caches on a GPU, through CuPy: for NumPy callers (`open_window`) and for arrays on the GPU.
+
+The kernels are in `kernels/cuda/window.cuh`, their launches in `nearbank.kernels.cuda.window`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nearbank.errors import NearbankError
+from nearbank.formats import Format
+from nearbank.kernels import cupy_backend
+from nearbank.kernels.cache import copy_pages
+from nearbank.kernels.cuda import host, window
+from nearbank.kernels.cuda.given import callers_stream, given
+from nearbank.kernels.packed import as_format
+from nearbank.kernels.window import SCHEMES, Channels, Scheme
+
+Floats = npt.NDArray[np.float32]
+
+
+class DeviceWindow:
+    """`nearbank.kernels.window.WindowMemory` in GPU memory, NumPy arrays in and out: the bits of the definition."""
+
+    def __init__(self, runtime: Any, memory: window.WindowMemory) -> None:
+        self._runtime, self.memory = runtime, memory
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, the exact tokens of this moment included."""
+        return self.memory.nbytes
+
+    def clear(self) -> None:
+        """Forget all tokens; the pages stay."""
+        self.memory.pages.lengths.fill(0)
+
+    def copy_from(self, other: DeviceWindow, tokens: int) -> None:
+        """Hold what another of the same sizes, format and scheme holds."""
+        copy_pages(self.memory.pages, other.memory.pages, tokens)
+        self.memory.pages.lengths[...] = other.memory.pages.lengths
+        copied = self._runtime.asarray
+        for layer, ring in enumerate(other.memory.rings):
+            self.memory.rings[layer] = window.Ring(ring.rows, copied(ring.keys.copy()), copied(ring.values.copy()))
+
+    def write(self, layer: int, start: int, k: Floats, v: Floats) -> None:
+        """Keep k, v exact and round what is due."""
+        self.memory.pages.lengths[layer] = start
+        on_device = self._runtime.asarray(k), self._runtime.asarray(v)
+        window.append(self._runtime, self.memory, layer, *on_device, host.KIND["fp32"])
+
+    def read(self, layer: int, start: int, q: Floats, scale: np.float32) -> Floats:
+        """Attention of q [T, heads, D] at positions start …."""
+        on_device = self._runtime.asarray(q)
+        context: Floats = self._runtime.asnumpy(
+            window.attend_exact(self._runtime, self.memory, layer, start, on_device, scale)
+        )
+        return context
+
+
+def open_window(
+    fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int, scheme: Scheme, channels: Channels | None
+) -> DeviceWindow:
+    """Memory of a windowed cache on the current GPU."""
+    runtime = cupy_backend.current_runtime()
+    sizes = fmt, layers, kv_heads, head_dim, capacity
+    return DeviceWindow(runtime, window.allocate(runtime, *sizes, scheme, channels))
+
+
+class WindowedDeviceCache:
+    """A windowed KV cache for arrays on the GPU: CuPy, torch CUDA tensors, or anything with `__cuda_array_interface__`.
+
+    Runs on the caller's stream and waits for nothing. Everything is rounded once, sums have the order of the
+    definition, and the newest tokens stay exact by a scheme of `nearbank.kernels.window.SCHEMES`.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        format: Format | str = "int4",  # noqa: A002 - as in KVCache
+        scheme: str = "past",
+        channels: Channels | None = None,
+    ) -> None:
+        if scheme not in SCHEMES:
+            raise NearbankError(f"unknown cache scheme '{scheme}'; known: {', '.join(SCHEMES)}")
+        self._runtime = cupy_backend.current_runtime()
+        sizes = as_format(format).for_cache(), layers, kv_heads, head_dim, capacity
+        self.memory = window.allocate(self._runtime, *sizes, SCHEMES[scheme], channels)
+        self._lengths = [0] * layers
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, the exact tokens of this moment included."""
+        return self.memory.nbytes
+
+    def length(self, layer: int) -> int:
+        """Tokens appended."""
+        return self._lengths[layer]
+
+    def clear(self) -> None:
+        """Forget all tokens; the memory stays."""
+        self._lengths = [0] * len(self._lengths)
+        self.memory.pages.lengths.fill(0)
+
+    def append(self, layer: int, k: Any, v: Any) -> None:
+        """Add k, v [T, kv_heads, head_dim] (fp32, fp16 or bf16 alike). Raises when the capacity is exceeded."""
+        pages = self.memory.pages
+        keys, values = given(k, "k"), given(v, "v")
+        for name, one in (("k", keys), ("v", values)):
+            cupy_backend._check_input(one, name, (None, pages.kv_heads, pages.head_dim), self._runtime)
+        if keys.array.shape != values.array.shape or keys.kind != values.kind:
+            shapes = f"k is {keys.kind}{list(keys.array.shape)} but v is {values.kind}{list(values.array.shape)}"
+            raise NearbankError(shapes)
+        tokens, held = keys.array.shape[0], self._lengths[layer]
+        if held + tokens > pages.capacity:
+            raise NearbankError(
+                f"layer {layer} holds {held} tokens and {tokens} more exceed the capacity of {pages.capacity}"
+            )
+        contiguous = self._runtime.xp.ascontiguousarray
+        with callers_stream(keys):
+            arrays = contiguous(keys.array), contiguous(values.array)
+            window.append(self._runtime, self.memory, layer, *arrays, host.KIND[keys.kind])
+        self._lengths[layer] = held + tokens
+
+    def attend(self, layer: int, q: Any, scale: float | None = None) -> Any:
+        """Causal attention of q [T, heads, head_dim] float32, the last T tokens appended → context alike."""
+        queries, pages = given(q, "q"), self.memory.pages
+        cupy_backend._check_input(queries, "q", (None, None, pages.head_dim), self._runtime)
+        count, heads, dim = queries.array.shape
+        if queries.kind != "fp32" or heads % pages.kv_heads or not 0 < count <= self._lengths[layer]:
+            raise NearbankError(
+                f"q is {queries.kind}[{count}, {heads}, {dim}] with {pages.kv_heads} KV heads and "
+                f"{self._lengths[layer]} tokens; expected float32, whole groups of heads, at most so many tokens"
+            )
+        factor, start = np.float32(dim**-0.5 if scale is None else scale), self._lengths[layer] - count
+        with callers_stream(queries):
+            array = self._runtime.xp.ascontiguousarray(queries.array)
+            return queries.returned(window.attend_exact(self._runtime, self.memory, layer, start, array, factor))
