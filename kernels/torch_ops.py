@@ -20,6 +20,7 @@ from nearbank.formats import format_named
 from nearbank.kernels.cache import KVCache
 from nearbank.kernels.matmul import Matrix, linear, prepare
 from nearbank.kernels.packed import PackedMatrix
+from nearbank.kernels.window import Channels, WindowedKVCache
 
 # Operators take tensors and numbers only, so prepared weights and caches are known to them by number. The
 # modules own them: when the last module goes, so does the entry.
@@ -114,7 +115,10 @@ class BinaryLinear(QuantizedLinear):
 
 
 class QuantizedKVCache(nn.Module):
-    """A `KVCache` for torch: `forward(layer, q, k, v)` appends, then attends; tensors [T, heads, head_dim]."""
+    """A `KVCache` for torch: `forward(layer, q, k, v)` appends, then attends; tensors [T, heads, head_dim].
+
+    scheme "past" or "kivi", with `channels` or without, makes it a `WindowedKVCache`.
+    """
 
     def __init__(
         self,
@@ -124,9 +128,15 @@ class QuantizedKVCache(nn.Module):
         capacity: int,
         fmt: str = "int4",
         backend: str = "auto",
+        scheme: str | None = None,
+        channels: Channels | None = None,
     ) -> None:
         super().__init__()
-        self.cache = KVCache(layers, kv_heads, head_dim, capacity, fmt, backend)
+        if scheme is None and channels is not None:
+            raise NearbankError("QuantizedKVCache: channels belong to a scheme; expected scheme='past' or 'kivi'")
+        sizes = layers, kv_heads, head_dim, capacity, fmt
+        windowed = scheme and WindowedKVCache(*sizes, scheme, channels, backend)
+        self.cache: KVCache = windowed or KVCache(*sizes, backend)
         self._register()
 
     def _register(self) -> None:

@@ -53,13 +53,40 @@ for name in ("bf16", "int8", "int2"):
 print("every check passed")
 """
 
+WINDOWS = """
+import numpy as np
+from nearbank.kernels import store
+from nearbank.kernels.reference import attention, windowed
+store.PAGE = attention.PAGE = windowed.PAGE = 4
+from nearbank.kernels import window, window_host
+window_host.PAGE = 4
+from nearbank.kernels.numba_cuda import window as device
+
+rng = np.random.default_rng(0)
+kivi, past = window.Scheme("kivi", 2, 3), window.SCHEMES["past"]
+for scheme, name, two_dimensional in ((kivi, "int4", True), (kivi, "int2", False), (past, "int8", True)):
+    k, v = (rng.standard_normal((8, 1, 20)).astype(np.float32) for _ in range(2))
+    q = rng.standard_normal((8, 2, 20)).astype(np.float32)
+    channels = window.Channels.of(k, v) if two_dimensional else None
+    fmt = window.WindowedKVCache(1, 1, 20, 8, name, backend="numpy").format
+    twin, found = (made(fmt, 1, 1, 20, 8, scheme, channels) for made in (windowed.open_window, device.open_window))
+    start = 0
+    for tokens in (5, 1, 2):
+        for one in (twin, found):
+            one.write(0, start, k[start : start + tokens], v[start : start + tokens])
+        start += tokens
+        want, got = (one.read(0, start - 1, q[start - 1 : start], np.float32(0.25)) for one in (twin, found))
+        np.testing.assert_array_equal(got, want, err_msg=f"{scheme} {name}")
+print("every check passed")
+"""
+
 COMPILES = """
 from types import SimpleNamespace
 from numba import cuda, types
 from numba.cuda import dispatcher
 # Numba asks the device at hand for which chip to compile the functions that kernels call.
 dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(9, 0))
-from nearbank.kernels.numba_cuda import cache, product, rounding
+from nearbank.kernels.numba_cuda import cache, product, rounding, window
 
 f32, i32, i64 = types.float32, types.int32, types.int64  # a launch hands Python's integers over as int64
 def array(kind, dims):
@@ -74,6 +101,13 @@ for stored in (f32, types.uint16, types.uint8):
     pages = (array(stored, 5), array(types.uint16, 5))
     attend = (array(f32, 3), *pages, *pages, i64, i64, f32, i64, array(f32, 3), array(f32, 3))
     kernels += [(cache.append_kernel, (array(f32, 3), *pages, i64, i64, i64)), (cache.attend_kernel, attend)]
+pages, many = (array(types.uint8, 5), array(types.uint16, 5)), array(types.uint16, 6)
+exact, bounds = array(f32, 3), array(i64, 2)
+kernels += [
+    (window.round_groups_kernel, (exact, i64, pages[0], many, i64, i64, i64, i64)),
+    (window.scores_kernel, (exact, *pages, many, exact, i64, bounds, i64, i64, i64, f32, i64, exact)),
+    (window.context_kernel, (*pages, exact, i64, bounds, i64, i64, i64, exact, exact)),
+]
 for kernel, signature in kernels:
     ptx, _ = cuda.compile_ptx(kernel.py_func, signature, cc=(9, 0))
     assert ".entry" in ptx, kernel
@@ -96,6 +130,10 @@ def passes(script: str, **environment: str) -> None:
 
 def test_simulated_kernels_have_the_bits_of_the_definition():
     passes(CHECKS, NUMBA_ENABLE_CUDASIM="1")
+
+
+def test_simulated_windows_have_the_bits_of_the_definition():
+    passes(WINDOWS, NUMBA_ENABLE_CUDASIM="1")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="the package numba-cuda is not installed")

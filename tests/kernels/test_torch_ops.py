@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from nearbank.errors import NearbankError
-from nearbank.kernels import KVCache, PackedMatrix, linear, prepare, quantise_rows, supported
+from nearbank.kernels import (
+    Channels,
+    KVCache,
+    PackedMatrix,
+    WindowedKVCache,
+    linear,
+    prepare,
+    quantise_rows,
+    supported,
+)
 from nearbank.kernels.arrays import taken
 
 torch = pytest.importorskip("torch")
@@ -83,6 +92,15 @@ def test_cache_module_equals_the_cache():
     cache.append(0, k, v)
     torch.testing.assert_close(module(0, q, k, v), cache.attend(0, q), rtol=0, atol=0)
     assert module.cache.length(0) == 6
+
+
+def test_cache_module_keeps_a_window():
+    q, k, v = torch.randn(40, 4, 16), torch.randn(40, 2, 16), torch.randn(40, 2, 16)
+    module, cache = ops.QuantizedKVCache(1, 2, 16, 40, scheme="kivi"), WindowedKVCache(1, 2, 16, 40, scheme="kivi")
+    cache.append(0, k, v)
+    torch.testing.assert_close(module(0, q, k, v), cache.attend(0, q), rtol=0, atol=0)
+    with pytest.raises(NearbankError, match="belong to a scheme"):
+        ops.QuantizedKVCache(1, 2, 16, 40, channels=Channels.of(k.numpy(), v.numpy()))
 
 
 def test_supported_answers_before_one_tries():
