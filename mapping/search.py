@@ -20,6 +20,7 @@ from nearbank.mapping.bounds import bounds, matrix_cycles
 from nearbank.mapping.cache_placement import team_sizes
 from nearbank.mapping.choices import MatrixChoice
 from nearbank.mapping.gap import Gap, gap_of
+from nearbank.mapping.least import Least, least
 from nearbank.mapping.matrix_placement import MatrixPlacement, splits
 from nearbank.mapping.pim_gpt import MappingOptions, Plan, plan
 from nearbank.sim.engine import Player
@@ -50,7 +51,8 @@ class Gain:
 class Found:
     """The quickest mapping found, and how: mean times of the sampled steps in nanoseconds.
 
-    `simulated` and `pruned` count candidates. `gap` says what lies between `best_ns` and the bound.
+    `simulated` and `pruned` count candidates. `gap` says what lies between `best_ns` and the bound of rows; `least` is
+    the bound that knows of sums, vectors, writes and dependencies, too.
     """
 
     plan: Plan
@@ -58,6 +60,7 @@ class Found:
     best_ns: float
     gains: tuple[Gain, ...]
     gap: Gap
+    least: Least
     simulated: int
     pruned: int
 
@@ -72,7 +75,12 @@ class Found:
             f"mapper: {self.default_ns / 1e3:.1f} us per token as published, {self.best_ns / 1e3:.1f} us found "
             f"({self.percent:.1f} % less); {self.simulated} mappings simulated, {self.pruned} ruled out by their bound"
         )
-        return [head, *(f"  {g.choice}: {g.percent:.2f} %" for g in self.gains), *self.gap.lines()]
+        return [
+            head,
+            *(f"  {g.choice}: {g.percent:.2f} %" for g in self.gains),
+            *self.gap.lines(),
+            *self.least.lines(self.best_ns, self.default_ns),
+        ]
 
 
 def plan_best(
@@ -90,7 +98,8 @@ def plan_best(
             gains.append(Gain(better.name, best.time_ns, better.time_ns))
             best = better
     gap = gap_of(best.plan, machine, best.result, len(search.steps), search.context)
-    return Found(best.plan, default.time_ns, best.time_ns, tuple(gains), gap, search.simulated, search.pruned)
+    bound = least(best.plan, machine, search.context)
+    return Found(best.plan, default.time_ns, best.time_ns, tuple(gains), gap, bound, search.simulated, search.pruned)
 
 
 def sample(steps: Sequence[Step]) -> tuple[Step, ...]:
