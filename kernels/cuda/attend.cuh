@@ -310,8 +310,8 @@ NB_INLINE float2 join_parts(const float* parts, int count, int stride, float* fa
 }
 
 // q [queries, heads, DIM] at the last `queries` of the lengths[layer] tokens → out alike. grid (splits, KV heads,
-// blocks of 8 queries); 256 threads. RESIDENT blocks share a multiprocessor. parts: [KV head][block][split][8][DIM + 2]; arrived: [KV head][block], zeros.
-// NaN where lengths[layer] exceeds the capacity.
+// blocks of 8 queries); 256 threads; RESIDENT blocks share a multiprocessor. parts: [KV head][block][split][8][DIM + 2];
+// arrived: [KV head][block], zeros. NaN where lengths[layer] exceeds the capacity.
 template <int STORED, int DIM, int RESIDENT>
 __global__ void __launch_bounds__(32 * kAttendWarps, RESIDENT)
 attend(const float* q, const uint8_t* keys, const uint8_t* values, const uint32_t* key_params,

@@ -85,8 +85,9 @@ NB_INLINE void sum_groups(const int8_t* codes, int* sums, int groups, int padded
     }
 }
 
-// Where position `at` of a row "in steps" comes from: within the columns of one block of weights (see gemv.cuh), position 32 i + 16 h + 4 t + byte holds column (columns / 4) t + 8 i + 4 h + byte, so that 32
-// neighbours are what one matrix step multiplies. bits 0: in plain order.
+// Where position `at` of a row "in steps" comes from: within the columns of one block of weights (see gemv.cuh),
+// position 32 i + 16 h + 4 t + byte holds column (columns / 4) t + 8 i + 4 h + byte, so that 32 neighbours are what one
+// matrix step multiplies. bits 0: in plain order.
 NB_INLINE int in_steps(int at, int bits) {
     if (bits == 0) return at;
     const int columns = 256 / bits, inside = at % columns;
