@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
-from nearbank.kernels.activations import Floats, Rows, checked_rows, quantise_rows
+from nearbank.kernels.activations import Floats, Norm, Rows, checked_rows, quantise_rows
 from nearbank.kernels.arrays import on_gpu, taken
 from nearbank.kernels.backends import backend_named, resolve
 from nearbank.kernels.levels import checked_levels
@@ -35,23 +35,38 @@ def prepare(packed: PackedMatrix, backend: str = "auto") -> Matrix:
     return Matrix(packed.format, packed.shape, name, backend_named(name).prepare(packed))
 
 
-def linear(x: Any, matrix: Matrix, activations: str = "auto") -> Any:
+def linear(
+    x: Any,
+    matrix: Matrix,
+    activations: str = "auto",
+    norm: str | None = None,
+    gain: Any = None,
+    bias: Any = None,
+    epsilon: float = 1e-5,
+) -> Any:
     """x [M, K] float → x · Wᵀ [M, N] float32: a torch tensor for a torch tensor, else a NumPy array.
 
     With weights prepared for the backend "cupy", x may lie on the GPU: y stays there, nothing is copied or waited for.
 
     activations: "int8" rounds each row of x to int8 and multiplies integers; "fp32" keeps x.
     "auto" is "int8" for integer weights and "fp32" for float weights.
+
+    norm: "rms" or "layer" normalises each row of x first, with float32 `gain` and `bias` [K] if given; see
+    `nearbank.kernels.reference.norm`.
     """
     chosen = _activations_for(matrix, activations)
+    if norm is None and (gain is not None or bias is not None):
+        raise NearbankError("'gain' and 'bias' belong to a norm; expected norm='rms' or 'layer'")
     if on_gpu(x) and matrix.backend == "cupy":
-        return _linear_on_gpu(x, matrix, chosen)
+        return _linear_on_gpu(x, matrix, chosen, norm, gain, bias, epsilon)
     given, handed_back = taken(x, "x")
     rows = checked_rows(given)
     _check_width(rows.shape, matrix)
+    before = None if norm is None else Norm.checked(norm, gain, bias, epsilon, rows.shape[1])
     if chosen == "fp32":
-        return handed_back(backend_named(matrix.backend).matmul_floats(rows, matrix.state))
-    return handed_back(_multiply(quantise_rows(rows, matrix.backend), matrix))
+        kept = rows if before is None else before.apply(rows)
+        return handed_back(backend_named(matrix.backend).matmul_floats(kept, matrix.state))
+    return handed_back(_multiply(quantise_rows(rows, matrix.backend, before), matrix))
 
 
 def linear_codes(codes: npt.NDArray[np.int8], scales: Floats, matrix: Matrix, levels: str = "int8") -> Floats:
@@ -80,10 +95,12 @@ def linear_codes(codes: npt.NDArray[np.int8], scales: Floats, matrix: Matrix, le
     return y
 
 
-def _linear_on_gpu(x: Any, matrix: Matrix, activations: str) -> Any:
+def _linear_on_gpu(
+    x: Any, matrix: Matrix, activations: str, norm: str | None, gain: Any, bias: Any, epsilon: float
+) -> Any:
     from nearbank.kernels import cupy_backend  # needs CuPy, which these weights show to be there
 
-    return cupy_backend.linear(x, matrix.state, activations=activations)
+    return cupy_backend.linear(x, matrix.state, norm, gain, bias, epsilon, activations=activations)
 
 
 def _multiply(rows: Rows, matrix: Matrix) -> Floats:

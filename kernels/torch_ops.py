@@ -30,14 +30,30 @@ _caches: WeakValueDictionary[int, KVCache] = WeakValueDictionary()
 
 
 @torch.library.custom_op("nearbank::linear", mutates_args=())
-def linear_op(x: Tensor, matrix: int, out_features: int) -> Tensor:
-    """x [M, K] times the registered matrix → [M, out_features] float32."""
-    y: Tensor = linear(x, _matrices[matrix])
+def linear_op(
+    x: Tensor,
+    matrix: int,
+    out_features: int,
+    norm: str = "",
+    gain: Tensor | None = None,
+    shift: Tensor | None = None,
+    epsilon: float = 1e-5,
+) -> Tensor:
+    """x [M, K], after the norm if one is named, times the registered matrix → [M, out_features] float32."""
+    y: Tensor = linear(x, _matrices[matrix], "auto", norm or None, gain, shift, epsilon)
     return y
 
 
 @linear_op.register_fake
-def _linear_shape(x: Tensor, matrix: int, out_features: int) -> Tensor:
+def _linear_shape(
+    x: Tensor,
+    matrix: int,
+    out_features: int,
+    norm: str = "",
+    gain: Tensor | None = None,
+    shift: Tensor | None = None,
+    epsilon: float = 1e-5,
+) -> Tensor:
     return x.new_empty((x.shape[0], out_features), dtype=torch.float32)
 
 
@@ -56,21 +72,40 @@ def _attend_shape(q: Tensor, k: Tensor, v: Tensor, cache: int, layer: int) -> Te
 
 
 class QuantizedLinear(nn.Module):
-    """y = x · Wᵀ + b with packed weights, integer activations per token. Inference only.
+    """y = norm(x) · Wᵀ + b with packed weights, integer activations per token. Inference only.
 
-    x of any leading shape, float32, float16 or bfloat16; y comes back in x's dtype.
+    x of any leading shape, float32, float16 or bfloat16; y comes back in x's dtype. `norm`, an RMSNorm or LayerNorm
+    over the last dimension, is done in the kernel that rounds x.
     """
 
     default_format = "int4"
     bias: Tensor | None
+    norm_gain: Tensor | None
+    norm_bias: Tensor | None
 
-    def __init__(self, packed: PackedMatrix, bias: Tensor | None = None, backend: str = "auto") -> None:
+    def __init__(
+        self,
+        packed: PackedMatrix,
+        bias: Tensor | None = None,
+        backend: str = "auto",
+        norm: nn.RMSNorm | nn.LayerNorm | None = None,
+    ) -> None:
         super().__init__()
+        self._take_norm(norm, packed.shape[1])
         self.out_features, self.in_features = packed.shape
         self.format = packed.format
         self.register_buffer("bias", None if bias is None else bias.detach().float())
         self._matrix = prepare(packed, backend)
         self._register()
+
+    def _take_norm(self, norm: nn.RMSNorm | nn.LayerNorm | None, features: int) -> None:
+        if norm is not None and tuple(norm.normalized_shape) != (features,):
+            raise NearbankError(f"norm over {list(norm.normalized_shape)}; expected [{features}], what the layer takes")
+        self.norm = {nn.RMSNorm: "rms", nn.LayerNorm: "layer"}.get(type(norm), "")
+        epsilon = None if norm is None else norm.eps
+        self.epsilon = float(torch.finfo(torch.float32).eps if epsilon is None else epsilon)
+        for name, vector in (("gain", getattr(norm, "weight", None)), ("bias", getattr(norm, "bias", None))):
+            self.register_buffer(f"norm_{name}", None if vector is None else vector.detach().float())
 
     def _register(self) -> None:
         self._number = next(_numbers)
@@ -82,17 +117,25 @@ class QuantizedLinear(nn.Module):
         self._register()
 
     @classmethod
-    def from_linear(cls, layer: nn.Linear, fmt: str | None = None, backend: str = "auto") -> QuantizedLinear:
-        """Round the weights of a torch layer to the format by its own quantiser."""
+    def from_linear(
+        cls,
+        layer: nn.Linear,
+        fmt: str | None = None,
+        backend: str = "auto",
+        norm: nn.RMSNorm | nn.LayerNorm | None = None,
+    ) -> QuantizedLinear:
+        """Round the weights of a torch layer to the format by its own quantiser; `norm` comes before it."""
         weights = layer.weight.detach().float().numpy()
-        return cls(PackedMatrix.quantise(weights, format_named(fmt or cls.default_format)), layer.bias, backend)
+        packed = PackedMatrix.quantise(weights, format_named(fmt or cls.default_format))
+        return cls(packed, layer.bias, backend, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in_features] → […, out_features]."""
         if x.shape[-1] != self.in_features:
             raise NearbankError(f"'x' has {x.shape[-1]} features; this layer takes {self.in_features}")
         rows = x.reshape(-1, self.in_features)
-        y: Tensor = linear_op(rows, self._number, self.out_features)
+        norm = self.norm, self.norm_gain, self.norm_bias, self.epsilon
+        y: Tensor = linear_op(rows, self._number, self.out_features, *norm)
         if self.bias is not None:
             y = y + self.bias
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)

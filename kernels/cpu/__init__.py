@@ -2,7 +2,7 @@
 
 from nearbank.kernels.cpu.attention import append, attend
 from nearbank.kernels.cpu.matmul import matmul_codes, matmul_floats, matmul_low, prepare
-from nearbank.kernels.cpu.quantise import quantise_rows
+from nearbank.kernels.cpu.quantise import quantise_normed, quantise_rows
 from nearbank.kernels.store import allocate
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "matmul_floats",
     "matmul_low",
     "prepare",
+    "quantise_normed",
     "quantise_rows",
 ]

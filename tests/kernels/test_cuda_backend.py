@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nearbank.errors import NearbankError
-from nearbank.kernels import BACKENDS, KVCache, PackedMatrix, available_backends, linear, prepare
+from nearbank.kernels import BACKENDS, KVCache, PackedMatrix, WindowedKVCache, available_backends, linear, prepare
 from nearbank.kernels.backends import ON_CUDA, problem_of
 
 
@@ -57,6 +57,33 @@ def test_caches_have_the_bits_of_the_definition_on_a_gpu(name, fmt):
         for cache in caches:
             cache.append(0, k, v)
         np.testing.assert_array_equal(*(cache.attend(0, q) for cache in caches))
+
+
+@pytest.mark.parametrize("name", ON_CUDA)
+@pytest.mark.parametrize("scheme", ["past", "kivi"])
+def test_windowed_caches_have_the_bits_of_the_definition_on_a_gpu(name, scheme):
+    if problem_of(name):
+        pytest.skip(f"backend {name}: {problem_of(name)}")
+    rng = np.random.default_rng(4)
+    caches = [WindowedKVCache(1, 2, 64, 600, "int4", scheme, backend=backend) for backend in (name, "numpy")]
+    for tokens in (290, 1, 40):
+        k, v, q = (rng.standard_normal((tokens, heads, 64)).astype(np.float32) for heads in (2, 2, 4))
+        for cache in caches:
+            cache.append(0, k, v)
+        np.testing.assert_array_equal(*(cache.attend(0, q[-8:]) for cache in caches))
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_a_norm_has_the_bits_of_the_definition_on_a_gpu(norm):
+    if problem_of("cupy"):
+        pytest.skip(f"backend cupy: {problem_of('cupy')}")
+    import cupy
+
+    rng = np.random.default_rng(5)
+    packed = PackedMatrix.quantise(rng.standard_normal((130, 1029)).astype(np.float32), "ternary")
+    x, gain = rng.standard_normal((3, 1029)).astype(np.float32), rng.standard_normal(1029).astype(np.float32)
+    y = linear(cupy.asarray(x), prepare(packed, "cupy"), norm=norm, gain=cupy.asarray(gain))
+    np.testing.assert_array_equal(cupy.asnumpy(y), linear(x, prepare(packed, "numpy"), norm=norm, gain=gain))
 
 
 def test_device_arrays_stay_on_the_device():
