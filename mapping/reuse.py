@@ -24,18 +24,19 @@ def best_reuse(
     options: MappingOptions,
     steps: Callable[[], Iterable[Step]],
     together: int,
-) -> MappingOptions:
-    """`options` with the `reuse` that makes the run quickest, among 1, 2, 4 … and the most that fit.
+) -> Plan:
+    """A plan with the `reuse` that makes the run quickest, among 1, 2, 4 … and the most that fit.
 
     `together`: tokens of the prompt or sequences of the batch, whichever are more. What counts is the prompt's step and
     a decode step in the middle, as often as there are such; 1 is among the candidates, so the result is never slower
     than products one by one on those.
     """
+    first = plan(model, machine, options)
     if together == 1:
-        return options
+        return first
     sampled = _sampled(list(steps()))
     plans = _fitting(model, machine, options, min(together, MOST))
-    return min(plans, key=lambda placed: _time_ps(placed, sampled), default=plan(model, machine, options)).options
+    return min(plans, key=lambda placed: _time_ps(placed, sampled), default=first)
 
 
 def _sampled(steps: Sequence[Step]) -> list[tuple[Step, int]]:

@@ -21,8 +21,13 @@
 # which nobody has published for these chips.
 
 # %%
+from dataclasses import asdict
+
 from matplotlib import pyplot as plt
 
+from nearbank.design.crossover import designs, pim_line, roofline_ns
+from nearbank.design.power import power_row
+from nearbank.plot import design as plots
 from nearbank.plot.study import scatter, sweep
 from nearbank.replay import replay
 from nearbank.report.row import MachineRow
@@ -95,6 +100,36 @@ for machine in (base, lanes(16), row(256)):
     print(f"{machine.name:28} {stalls.row.ns_per_token / 1000:6.1f} µs  {held}")
 
 # %% [markdown]
+# ## Batches
+#
+# An open row can be multiplied with a vector of each sequence of a batch. A decode step of n sequences, beside GPUs at
+# their best, which read the weights once for all of them.
+
+# %%
+counts = (1, 4, 16)
+chosen = [design for design in designs() if design.name in ("pim-gpt bf16", "lowbit ternary")]
+lines = [{"machine": d.name, **asdict(point)} for d in chosen for point in pim_line(d, counts)]
+lines += [
+    {"machine": f"{gpu} roofline, bf16", "sequences": n, "ns_per_token": roofline_ns(gpu, n, "bf16")}
+    for gpu in ("t4", "a100", "h100")
+    for n in counts
+]
+fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+plots.crossover(lines, ax)
+ax.set_title("GPT3-XL's shape, 128 tokens of context")
+
+# %% [markdown]
+# ## Power
+#
+# A row lasts some 90 ns. A window of tFAW beyond that keeps rows apart: less power, and less speed.
+
+# %%
+powers = [asdict(power_row("pim-gpt-ternary", "ternary-tensor", tfaw_ns=tfaw)) for tfaw in (12, 96, 192)]
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+plots.power(powers, "tfaw_ns", ax)
+ax.set_title("A decode step of GPT3-XL's shape")
+
+# %% [markdown]
 # ## Together
 #
 # Twice the row, twice the buffer, with and without twice the channels, beside what each costs in energy.
@@ -128,7 +163,8 @@ for name, made in together.items():
 #
 # The unit should be as wide as the column: below that, lanes decide everything. After that a token waits for rows,
 # which are read in an eighth of the clocks but opened as slowly as before: longer rows help a little, more channels
-# most, and a larger buffer next to nothing.
+# most, and a larger buffer next to nothing. Banks are for small batches: they save row openings alone, where a GPU
+# reads the weights once for all.
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")

@@ -113,7 +113,8 @@ def replay(
     weights, kv = weights or load.weights, kv or load.kv
     options = _options(load, weights, kv, 1 if reuse is None else reuse)
     if reuse is None:
-        options = best_reuse(load.model, target, options, load.steps, max(load.prompt_tokens, load.batch))
+        together = max(load.prompt_tokens, load.batch)
+        options = best_reuse(load.model, target, options, load.steps, together).options
     found = plan_best(load.model, target, options, load.steps()) if mapping_named(mapping) == "auto" else None
     placed = found.plan if found else plan(load.model, target, options)
     result = _play(load, target, placed, advance, bins)

@@ -11,6 +11,7 @@ import typer
 from nearbank.cli import (
     bench,
     demo,
+    design,
     doctor,
     importing,
     inspect,
@@ -37,6 +38,7 @@ app.command("trace")(trace.trace)
 app.command("replay")(replay.replay)
 app.command("map")(mapping.map_model)
 app.command("reproduce")(reproduce.reproduce)
+app.command("design")(design.design)
 app.command("validate")(inspect.validate)
 app.command("machines")(inspect.machines)
 app.command("formats")(inspect.formats)

@@ -156,6 +156,10 @@ def _drawings(done: Replay) -> dict[str, Callable[[Axes], Axes]]:
     }
 
 
+def _of(batch: int) -> str:
+    return f", {batch} sequences" if batch > 1 else ""
+
+
 def _show(done: Replay, load: Workload) -> None:
     from nearbank.report.table import table
 
