@@ -140,7 +140,10 @@ def _with_window(cache: CachePlacement, model: ModelDescription, target: Target)
     regions = 1 if cache.joined else cache.slots
     vectors = beside * cache.queries * cache.head_columns * cache.use.values * cache.input_bytes
     sizes = (cache.team, beside, regions, cache.max_context)
-    groups = size_groups(cache.head_dim, cache.record_columns, vectors, *sizes, target)
+    heads = model.heads if cache.joined else heads_at_work(model, target, cache.team)
+    spare = target.asic.sram_bytes - score_bytes(heads, cache.max_context, cache.input_bytes) - vector_bytes(model)
+    holds = spare // group_bytes(model, heads)
+    groups = size_groups(cache.head_dim, cache.record_columns, vectors, *sizes, holds, target)
     key_rows = ceil_div(ceil_div(cache.max_context, groups.tokens), groups.per_row)
     exact = cache_format("bf16").format
     window = _sized(model, exact, KIVI_GROUP, target, KIVI_GROUP, (cache.team, cache.joined, cache.slow_softmax))
@@ -333,6 +336,11 @@ def _softmax_is_slow(model: ModelDescription, use: ColumnUse, max_context: int, 
 def score_bytes(heads: int, max_context: int, input_bytes: int) -> int:
     """ASIC memory for the scores of so many heads; the softmax overwrites them."""
     return heads * max_context * input_bytes
+
+
+def group_bytes(model: ModelDescription, heads: int) -> int:
+    """ASIC memory for a group of keys (KIVI): its queries until they are sent, the next one's scales being read."""
+    return model.head_dim * (heads * value_bytes("bf16") + ceil_div(heads * model.kv_heads, model.heads) * PARAM_BYTES)
 
 
 def vector_bytes(model: ModelDescription, tokens: int = 1) -> int:

@@ -32,7 +32,7 @@ from nearbank.trace import Step
 
 Array = npt.NDArray[np.float32]
 ATTENTION = ("append", "score", "context", "softmax", "flush")
-ATTENTION_JOBS = ("softmax", "quantise kv", "normalise", "newest", "scale q", "round group")
+ATTENTION_JOBS = ("softmax", "quantise kv", "normalise", "newest", "scale q", "round keys", "round values")
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def _multiply_group(
 
 
 def flush(b: Builder, at: Attention, group: int) -> None:
-    """A full group rounded: read from the window, written to the past. Slot after slot, as the ASIC holds one."""
+    """A full group rounded, from the window to the past: keys, then values, slot after slot, as the ASIC holds one."""
     b.add(Wait("asic"))
     b.add(Mark("flush"))
     with b.loop(at.cache.slots - 1) as slot:
@@ -166,17 +166,19 @@ def flush(b: Builder, at: Attention, group: int) -> None:
 
 def _flush_slot(b: Builder, at: Attention, group: int, slot: Address) -> None:
     here = not (isinstance(slot, int) and slot >= at.slots)
-    if here:
-        _read_window_keys(b, at, slot)
-        _read_window_values(b, at, slot)
     heads = at.cache.heads_in_slot(slot if isinstance(slot, int) else 0, at.target.channels)
-    work = asic.quantise_work(2 * heads * at.cache.head_dim * _groups_of(at).tokens)
-    b.add(Start("asic", "round group", at.target.asic.time_ps(work)))
-    b.add(Wait("asic"))
-    if here:
-        _write_keys(b, at, group, slot)
-        _write_values(b, at, group, slot)
-        _write_scales(b, at, group, slot)
+    work = asic.quantise_work(heads * at.cache.head_dim * _groups_of(at).tokens)
+    stages = (
+        ("round keys", _read_window_keys, (_write_keys, _write_key_scales)),
+        ("round values", _read_window_values, (_write_values, _write_value_scales)),
+    )
+    for job, read, writes in stages:
+        if here:
+            read(b, at, slot)
+        b.add(Start("asic", job, at.target.asic.time_ps(work)))
+        b.add(Wait("asic"))
+        for write in writes if here else ():
+            write(b, at, group, slot)
 
 
 def _read_window_keys(b: Builder, at: Attention, slot: Address) -> None:
@@ -247,13 +249,17 @@ def value_scale_bursts(at: Attention, group: int) -> list[tuple[int, int, int, i
     return found
 
 
-def _write_scales(b: Builder, at: Attention, group: int, slot: Address) -> None:
+def _write_key_scales(b: Builder, at: Attention, group: int, slot: Address) -> None:
     groups, cache = _groups_of(at), at.cache
     row, column = _scale_place(at, group, slot)
     begin = column + (slot * groups.columns if cache.joined else 0)
     b.command("ACT16", row=row)
     _scale_bursts(b, "WR", at, row, begin, KEY_SCALES + (slot * _reserved(at) + group) * groups.bursts)
     b.command("PREA")
+
+
+def _write_value_scales(b: Builder, at: Attention, group: int, slot: Address) -> None:
+    groups, cache = _groups_of(at), at.cache
     assert cache.scales is not None
     bursts = value_scale_bursts(at, group)
     size = groups.tokens * cache.scale_bytes // at.target.column_bytes

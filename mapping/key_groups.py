@@ -56,11 +56,12 @@ def group_columns(head_columns: int, team: int, target: Target) -> int:
 
 def size_groups(
     head_dim: int, record_columns: int, vector_bytes: int, team: int, slots: int, regions: int, max_context: int,
-    target: Target,
+    asic_holds: int, target: Target,
 ) -> KeyGroups:  # fmt: skip
     """Sizes, for records of `record_columns` columns of `slots` slots side by side, in `regions` regions.
 
-    `vector_bytes`: the queries of one group. Raises `NearbankError` when they do not fit the buffer.
+    `vector_bytes`: the queries of one group; `asic_holds`: groups that the ASIC has memory for. Raises `NearbankError`
+    when they do not fit the buffer.
     """
     records = KIVI_GROUP // (target.banks * team)
     bursts = ceil_div(target.bursts(PARAM_BYTES * head_dim), team)
@@ -72,7 +73,7 @@ def size_groups(
             f"machine {target.name}: the queries of one group of keys take {vector_bytes} bytes, and the global buffer "
             f"has {target.buffer_bytes}; use a cache with scales per token, such as int4-past"
         )
-    visit = 1 << (most.bit_length() - 1)
+    visit = 1 << (min(most, max(asic_holds, 1)).bit_length() - 1)
     groups = ceil_div(max_context, KIVI_GROUP)
     per_row, scales_per_row = in_row // visit * visit, scales_in_row // visit * visit
     scale_rows = ceil_div(groups, scales_per_row)

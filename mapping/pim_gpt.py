@@ -15,13 +15,12 @@ from functools import partial
 from itertools import pairwise
 from math import ceil
 
-from nearbank.cache_formats import PARAM_BYTES
 from nearbank.errors import NearbankError
 from nearbank.mapping import asic
 from nearbank.mapping.append import append_keys
 from nearbank.mapping.asic import Work
 from nearbank.mapping.attention import attend
-from nearbank.mapping.cache_placement import CachePlacement, heads_at_work, score_bytes, vector_bytes
+from nearbank.mapping.cache_placement import CachePlacement, group_bytes, heads_at_work, score_bytes, vector_bytes
 from nearbank.mapping.choices import Choices
 from nearbank.mapping.grouped_attention import flush
 from nearbank.mapping.matmul import Feed, Follow, Part, Rows, matmul, part_unit
@@ -33,7 +32,6 @@ from nearbank.mapping.together import Together, Turn, one_sequence, sequence_gro
 from nearbank.sim.machine import Machine
 from nearbank.sim.program import Builder, Index, Loop, Mark, Node, Program, Start, Stream, Wait
 from nearbank.trace import Block, ModelDescription, Operation, Step
-from nearbank.units import ceil_div
 
 Nodes = tuple[Node, ...]
 Emit = Callable[[Builder, Address, Rows], None]
@@ -487,15 +485,18 @@ def _check_sram(model: ModelDescription, target: Target, placement: Placement) -
     cache = placement.cache
     heads = model.heads if cache.joined else heads_at_work(model, target, cache.team)
     scales = max((m.scales.data_bytes for m in placement.matrices if m.scales), default=0)
-    grouped = _group_bytes(cache, heads) if cache.groups else 0
+    grouped = cache.groups.visit * group_bytes(model, heads) if cache.groups else 0
+    flushed = _flush_bytes(cache, target.channels) if cache.groups else 0
     reuse = target.choices.reuse
-    need = max(score_bytes(heads, cache.max_context, cache.input_bytes) + grouped, scales) + vector_bytes(model, reuse)
+    need = max(score_bytes(heads, cache.max_context, cache.input_bytes) + grouped, flushed, scales) + vector_bytes(
+        model, reuse
+    )
     vectors = f"vectors of {reuse} tokens" if reuse > 1 else "vectors of one token"
     what = f"{heads} heads' scores at {cache.max_context} tokens and the {vectors}"
     target.asic.check_sram(need, what, "use a shorter context" + (" or reuse rows less" if reuse > 1 else ""))
 
 
-def _group_bytes(cache: CachePlacement, heads: int) -> int:
-    """Scales and offsets of the channels of two visits (KIVI): one being read, one taken into the queries."""
+def _flush_bytes(cache: CachePlacement, channels: int) -> int:
+    """Exact K or V of a full group (KIVI), of all heads of a slot."""
     assert cache.groups is not None
-    return 2 * cache.groups.visit * PARAM_BYTES * cache.head_dim * ceil_div(heads, cache.queries)
+    return cache.groups.tokens * cache.head_dim * cache.heads_in_slot(0, channels) * cache.input_bytes

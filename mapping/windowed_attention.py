@@ -35,7 +35,8 @@ class WindowedAttention(CachedAttention):
         values = cache.window.head_columns * cache.window.use.values
         self._window_keys = np.zeros((cache.kv_heads, self.groups.tokens, values), np.float32)
         self._window_values = np.zeros((cache.kv_heads, self.groups.tokens, cache.head_dim), np.float32)
-        self._group: dict[int, tuple[Rounded, Rounded]] = {}
+        self._rounded_keys: dict[int, Rounded] = {}
+        self._rounded_values: dict[int, Rounded] = {}
         self._rounded_slots = 0
         room = (cache.kv_heads, ceil_div(cache.max_context, self.groups.tokens))
         bytes_each = self.groups.bursts * cache.team * target.column_bytes
@@ -52,7 +53,8 @@ class WindowedAttention(CachedAttention):
         self.near.begin(token % size, q, k, v)
         self._queries.clear()
         self._unscaled.clear()
-        self._group.clear()
+        self._rounded_keys.clear()
+        self._rounded_values.clear()
         self._rounded_slots = 0
 
     def take_values(self, v: Reals) -> None:
@@ -65,8 +67,10 @@ class WindowedAttention(CachedAttention):
     def run(self, job: str) -> None:
         if job == "scale q":
             self._scale_queries()
-        elif job == "round group":
-            self._round_slot(self._rounded_slots)
+        elif job == "round keys":
+            self._round_keys(self._rounded_slots)
+        elif job == "round values":
+            self._round_values(self._rounded_slots)
             self._rounded_slots += 1
         else:
             super().run(job)
@@ -84,11 +88,15 @@ class WindowedAttention(CachedAttention):
             self._dots[head, group] = tree_sum(self.exact_q[head] * (offsets + zero * scales))
         self._unscaled.clear()
 
-    def _round_slot(self, slot: int) -> None:
+    def _round_keys(self, slot: int) -> None:
         size = self.cache.head_dim
         for head in self._heads_of(slot):
-            keys = self.arithmetic.round_token(self.format, np.ascontiguousarray(self._window_keys[head, :, :size].T))
-            self._group[head] = keys, self.arithmetic.round_token(self.format, self._window_values[head])
+            channels = np.ascontiguousarray(self._window_keys[head, :, :size].T)
+            self._rounded_keys[head] = self.arithmetic.round_token(self.format, channels)
+
+    def _round_values(self, slot: int) -> None:
+        for head in self._heads_of(slot):
+            self._rounded_values[head] = self.arithmetic.round_token(self.format, self._window_values[head])
 
     def _softmax(self, slot: int) -> None:
         first, size = self.first, self.groups.tokens
@@ -143,7 +151,7 @@ class WindowedAttention(CachedAttention):
         place, column = divmod(place, cache.head_columns)
         slot, record = divmod(place, self.groups.records)
         token = (record * cache.team + channel % cache.team) * banks + bank
-        codes = self._group[self._head(channel, slot)][0].codes[:, token]
+        codes = self._rounded_keys[self._head(channel, slot)].codes[:, token]
         padded = np.zeros(cache.head_columns * cache.use.values, dtype=codes.dtype)
         padded[: len(codes)] = codes
         return self._burst(self.format.pack(padded[None])[0], column)
@@ -154,7 +162,7 @@ class WindowedAttention(CachedAttention):
         mask[:] = 0
         head, dimension = self._value_place(channel, index)
         if dimension is not None:
-            codes = np.ascontiguousarray(self._group[head][1].codes[:, dimension])
+            codes = np.ascontiguousarray(self._rounded_values[head].codes[:, dimension])
             packed = self.format.pack(codes[None])[0].view(np.uint8)
             group = self.token // self.groups.tokens - 1
             place = group * self.groups.tokens % self.cache.v_block % self.cache.use.values
@@ -166,14 +174,14 @@ class WindowedAttention(CachedAttention):
     def _key_scales(self, channel: int, index: int) -> Masked:
         place, burst = divmod(index, self.groups.bursts)
         slot = place // self._read.shape[1]
-        keys = self._group[self._head(channel, slot)][0]
+        keys = self._rounded_keys[self._head(channel, slot)]
         pairs = to_bf16(np.concatenate([keys.scales, keys.offsets])).view(np.uint8)
         return self._burst(pairs, burst * self.cache.team + channel % self.cache.team)
 
     def _value_scales(self, channel: int, index: int) -> Masked:
         size = self.groups.tokens * self.cache.scale_bytes // self.target.column_bytes
         slot, burst = divmod(index, size)
-        values = self._group[self._head(channel, slot)][1]
+        values = self._rounded_values[self._head(channel, slot)]
         pairs = to_bf16(np.stack([values.scales, values.offsets], axis=1)).reshape(-1).view(np.uint8)
         return self._burst(pairs, burst)
 

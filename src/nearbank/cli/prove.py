@@ -28,7 +28,7 @@ def prove(
     weights: Annotated[
         str | None, typer.Option(help="Weight formats, comma-separated: ternary, bf16, int8, binary, …")
     ] = None,
-    kv: Annotated[str, typer.Option(help="KV caches, comma-separated: bf16, int8, int4, …")] = "bf16",
+    kv: Annotated[str, typer.Option(help="KV caches, comma-separated: bf16, int8, int4-past, int4-kivi, …")] = "bf16",
     machine: Annotated[str, typer.Option(help="A machine's name or YAML file (see `machines`).")] = "pim-gpt-ternary",
     prompt: Prompt = "ROMEO:\n",
     tokens: Tokens = 64,
