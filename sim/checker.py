@@ -61,12 +61,14 @@ class _Checker:
         self.row_bus = frozenset(book.standard.row_bus)
         self.recent: list[Flat] = []
         self.rows: list[int | None] = [None] * book.banks
+        self.mode = book.standard.modes.first if book.standard.modes else ""
         self.horizon = max((limit.delay for limit in book.limits), default=0)
         self.limits = {name: [limit for limit in book.limits if name in limit.later] for name in book.specs}
 
     def step(self, command: Flat) -> Violation | None:
         self._known(command)
-        found = self._bus(command) or self._timing(command) or self._row_state(command)
+        found = self._bus(command) or self._edge(command) or self._timing(command) or self._row_state(command)
+        found = found or self._mode(command)
         self._apply(command)
         return found
 
@@ -88,6 +90,18 @@ class _Checker:
             if command.cycle < before.cycle or (before.command in self.row_bus) == own:
                 rule = "one command a cycle on each bus, in order" if self.row_bus else "one command a cycle, in order"
                 return Violation(rule, command, before, 1, command.cycle - before.cycle)
+        return None
+
+    def _edge(self, command: Flat) -> Violation | None:
+        """In a standard that counts half clocks, most commands start on the first half, the odd cycle."""
+        if command.cycle % 2 == 0 and self.book.is_on_clock(command.command):
+            return Violation("only precharges may issue on the second half of a clock, an even cycle", command)
+        return None
+
+    def _mode(self, command: Flat) -> Violation | None:
+        modes = self.book.standard.modes
+        if modes is not None and not modes.allows(self.mode, command.command):
+            return Violation(modes.refusal(self.mode, command.command), command)
         return None
 
     def _timing(self, command: Flat) -> Violation | None:
@@ -144,5 +158,8 @@ class _Checker:
         if effect is not Effect.NONE:
             for bank in self._banks(command):
                 self.rows[bank] = command.row if effect is Effect.OPENS else None
+        if self.book.standard.modes is not None:
+            bank = self.book.first_bank(command.command, command.bank)
+            self.mode = self.book.standard.modes.after(self.mode, command.command, bank, command.row)
         self.recent = [c for c in self.recent if command.cycle - c.cycle < self.horizon]
         self.recent.append(command)

@@ -36,6 +36,7 @@ from nearbank.sim.layout import (
     written_list,
 )
 from nearbank.sim.machine import Machine
+from nearbank.sim.modes import ModeWalk
 from nearbank.sim.program import Program
 from nearbank.sim.result import ChannelResult, Profile, SimResult
 from nearbank.sim.rules import RuleBook, rulebook
@@ -84,7 +85,9 @@ class Player:
         self._book: RuleBook = rulebook(machine)
         self._layout: Layout = layout(self._book)
         self._compiler = Compiler(self._book)
-        self._skips = int(fast_forward)
+        # where there are half clocks, a round may begin on either half, and every command is played
+        self._skips = int(fast_forward and not self._book.standard.any_edge)
+        self._modes = ModeWalk(self._book)
         self._used: frozenset[str] = _refresh_commands(self._book)
         self._known = (0, 0)
         self._tables = self._make_tables()
@@ -124,6 +127,7 @@ class Player:
 
     def _prepare(self, program: Program) -> Code:
         code = self._compiler.code(program)
+        self._modes.follow(program, code.commands)
         self._regroup(program)
         self._grow()
         used = self._used | code.commands

@@ -5,8 +5,8 @@ each pseudo-channel; lanes of a unit hold partial sums of one output, which the 
 registers of GRF-A, 128 numbers. Even tiles of inputs lie in even banks, odd ones in odd banks, each in two rows.
 Registers are written through a reserved row of the odd banks, the mode through one of the even banks.
 
-Which order and which reserved rows: PIMSimulator's kernels. What a mode change does to the units is not simulated,
-only the commands that make it.
+Which order and which reserved rows: PIMSimulator's kernels. Commands out of their mode are refused; the units' own
+program is not simulated.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from __future__ import annotations
 from nearbank.errors import NearbankError
 from nearbank.sim.machine import Machine
 from nearbank.sim.program import Builder, Index, Program, Stream
+from nearbank.sim.standards.hbm_pim import ALL_BANK_ROW, REGISTER_ROW, SINGLE_BANK_ROW
 from nearbank.units import ceil_div
 
-PARKED, ALL_BANK, SINGLE_BANK, REGISTERS = 0x1000, 0x17FF, 0x1FFF, 0x3FFF
+PARKED, ALL_BANK, SINGLE_BANK, REGISTERS = 0x1000, ALL_BANK_ROW, SINGLE_BANK_ROW, REGISTER_ROW
 _EVEN, _ODD = 0, 8
 _UNITS, _LANES, _VECTORS = 8, 16, 8  # of a pseudo-channel, of a unit, in one register file
 _ROWS_PER_TILE = 2

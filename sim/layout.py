@@ -18,7 +18,7 @@ from nearbank.sim.rules import Limit, RuleBook
 from nearbank.sim.standard import Effect, Row, Scope
 
 NEVER = -(1 << 60)
-FIXED_REASONS = ("refresh", "end of program")
+FIXED_REASONS = ("refresh", "end of program", "clock edge")
 
 Ints = NDArray[np.int64]
 
@@ -215,13 +215,17 @@ def horizons(result: Layout, used: frozenset[str]) -> list[int]:
 
 
 def command_table(result: Layout) -> Ints:
-    """Per command: banks reached, row need (any, closed, open), effect (none, opens, closes), banks as bits."""
+    """Per command: banks reached, row need (any, closed, open), effect (none, opens, closes), banks as bits, on clock.
+
+    A command on clock waits for the first half of a clock, which only machines that count half clocks have.
+    """
     needs = {Row.ANY: 0, Row.CLOSED: 1, Row.OPEN: 2}
     effects = {Effect.NONE: 0, Effect.OPENS: 1, Effect.CLOSES: 2}
     reach = result.book.reach
     bits = {name: -1 if banks == 64 else (1 << banks) - 1 for name, banks in reach.items()}
-    specs = result.book.specs.values()
-    return np.array([(reach[s.name], needs[s.row], effects[s.effect], bits[s.name]) for s in specs], dtype=np.int64)
+    on_clock = result.book.is_on_clock
+    rows = [(needs[s.row], effects[s.effect], s.name) for s in result.book.specs.values()]
+    return np.array([(reach[n], need, effect, bits[n], on_clock(n)) for need, effect, n in rows], dtype=np.int64)
 
 
 def uses_bank(book: RuleBook, name: str) -> bool:

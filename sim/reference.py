@@ -90,12 +90,14 @@ class Channel:
     open_cycles: int = 0
     open_bank_cycles: int = 0
     refreshes: int = 0
+    mode: str = ""
     log: list[Played] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rows = [None] * self.book.banks
         self.touched = [False] * self.book.banks
         self.due = self.book.refresh.interval or 1 << 61
+        self.mode = self.book.standard.modes.first if self.book.standard.modes else ""
 
     @property
     def node(self) -> Node | None:
@@ -120,6 +122,8 @@ class Channel:
             ready = ready_cycle(self.history, limit, self.banks(name, bank)) if name in limit.later else None
             if ready is not None and ready > start:
                 start, reason = ready, limit.name
+        if self.book.is_on_clock(name) and start % 2 == 0:
+            start, reason = start + 1, "clock edge" if reason == "end of program" else reason
         return start, reason
 
     def tick(self, now: int) -> None:
@@ -182,8 +186,18 @@ class Channel:
         if now < earliest:
             return
         self.check_rows(node.name, bank, row)
+        self.check_mode(node.name, bank, row)
         self.issue(now, node.name, node.format, bank, row, column, reason)
         self.at += 1
+
+    def check_mode(self, name: str, bank: int, row: int) -> None:
+        """The mode allows the command; then it is the mode after it. A refresh asks for no mode."""
+        modes = self.book.standard.modes
+        if modes is None:
+            return
+        if not modes.allows(self.mode, name):
+            raise NearbankError(modes.refusal(self.mode, name))
+        self.mode = modes.after(self.mode, name, self.banks(name, bank).start, row)
 
     def check_rows(self, name: str, bank: int, row: int) -> None:
         spec, banks = self.book.specs[name], self.banks(name, bank)

@@ -14,7 +14,7 @@ class ChannelResult:
     `commands` counts by (command, MAC format or ""). A row hit is a column command whose rows were all accessed
     before since they were opened, a row miss any other column command. `open_cycles` are those in which at least one
     row was open. `stalls` has every idle cycle of the command bus under what held the next command: a timing rule by
-    its delay, "refresh", "wait UNIT", or "end of program".
+    its delay, "refresh", "wait UNIT", "clock edge", or "end of program".
 
     Bank hits and misses are the same seen by each bank that a command reaches: a MACAB over 16 banks is 16 accesses.
     `open_bank_cycles` adds up the open banks of every cycle. `group_commands` splits those of `commands` that are told

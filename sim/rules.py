@@ -66,6 +66,10 @@ class RuleBook:
     banks: int
     group: int  # banks in a bank group
 
+    def is_on_clock(self, name: str) -> bool:
+        """Whether the command may issue in odd cycles only, on the first half of a clock."""
+        return bool(self.standard.any_edge) and name not in self.standard.any_edge
+
     def first_bank(self, name: str, bank: int) -> int:
         """The first of the banks that the command reaches when told `bank`."""
         return bank - bank % self.reach[name]

@@ -86,12 +86,53 @@ def _short(names: tuple[str, ...]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """The command, to this row of a bank of this aligned run, takes the memory from one mode to another."""
+
+    mode: str
+    command: str
+    row: int
+    bank: int
+    to: str
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """Modes of a memory: the one after power-up, the commands that only some modes allow, and what changes the mode."""
+
+    first: str
+    only_in: Mapping[str, tuple[str, ...]]
+    changes: tuple[Change, ...]
+
+    @property
+    def commands(self) -> frozenset[str]:
+        """All commands that look at the mode or change it."""
+        return frozenset(self.only_in) | frozenset(change.command for change in self.changes)
+
+    def allows(self, mode: str, command: str) -> bool:
+        """Whether the command may issue in the mode."""
+        return mode in self.only_in.get(command, (mode,))
+
+    def after(self, mode: str, command: str, bank: int, row: int) -> str:
+        """The mode after the command, whose first bank is `bank`."""
+        for change in self.changes:
+            if (change.mode, change.command, change.bank, change.row) == (mode, command, bank, row):
+                return change.to
+        return mode
+
+    def refusal(self, mode: str, command: str) -> str:
+        """Why the command may not issue, in a line."""
+        return f"{command} is for {' or '.join(self.only_in[command])} mode, but the memory is in {mode} mode"
+
+
+@dataclass(frozen=True, slots=True)
 class Standard:
     """Commands and rules by name; `refresh` and `precharge_all` name the commands a controller refreshes with.
 
     `refresh_bank` refreshes one bank at a time, for machines with that refresh policy. Commands in `row_bus` have a
     command bus of their own (HBM), so that one of them and one of the others may issue in the same cycle. In a
-    standard that counts half clocks only the commands in `any_edge` may issue in even cycles.
+    standard that counts half clocks only the commands in `any_edge` may issue in even cycles. `modes` says which
+    commands a mode of the memory allows, where it has modes.
     """
 
     name: str
@@ -102,6 +143,7 @@ class Standard:
     refresh_bank: str = ""
     row_bus: tuple[str, ...] = ()
     any_edge: tuple[str, ...] = ()
+    modes: Modes | None = None
 
     def command(self, name: str) -> CommandSpec:
         """The command of that name; `NearbankError` lists the known ones."""

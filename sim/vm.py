@@ -38,7 +38,7 @@ WIDTH = HIGH + 3
 ACTIVATE_RANK, AGES = 27, 28  # AGES: for every last issue, the age beyond which no command looks at it
 COMMANDS = 29  # the first table: where each command's own pulls and pushes are, it says itself
 
-REACH, NEED, EFFECT, REACHED, SLOT, PULLS, PULLS_END, PUSHES, PUSHES_END, COMMAND_WIDTH = range(10)
+REACH, NEED, EFFECT, REACHED, ON_CLOCK, SLOT, PULLS, PULLS_END, PUSHES, PUSHES_END, COMMAND_WIDTH = range(11)
 PULL_BASE, PULL_DELAY, PULL_BANKED, PULL_REASON, PULL_SHIFT, PULL_FLIP, PULL_STRIDE, PULL_WIDTH = range(8)
 PUSH_BASE, PUSH_SHIFT, PUSH_SPAN, PUSH_SCOPES, PUSH_WIDTH = range(5)
 ROW_ANY, ROW_CLOSED, ROW_OPEN = range(3)
@@ -53,7 +53,7 @@ COUNTER = M_SIZE
 COUNT = COUNTER + MAX_DEPTH
 (ROW_HITS, ROW_MISSES, BANK_MISSES, OPEN_CYCLES, OPEN_BANK_CYCLES, REFRESHES, FIXED_COUNTERS) = range(7)
 SLOTS = COUNT + FIXED_COUNTERS  # how often each command was issued, by bank group if it has a bank
-REFRESH_REASON, END_REASON, UNIT_REASON = range(3)
+REFRESH_REASON, END_REASON, EDGE_REASON, UNIT_REASON = range(4)
 MAX_UNITS = 16
 FINE, CLOSED_ROW, WRONG_ROW, OPEN_ROW, OVERFLOW, STUCK = range(6)
 _MANY_REFRESHES = 200  # in a row without a command in between, and nothing else to wait for
@@ -139,6 +139,9 @@ def _earliest(t, m, command, bank, start, reason):  # type: ignore[no-untyped-de
         if bound > start:
             start = bound
             reason = t[p + PULL_REASON]
+    if t[spec + ON_CLOCK] & (start + 1):
+        start += 1
+        reason = EDGE_REASON if reason == END_REASON else reason
     return start, reason
 
 

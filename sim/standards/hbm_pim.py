@@ -4,17 +4,19 @@ In single-bank mode ACT, PRE, RD and WR reach one bank, as in HBM2. In all-bank 
 as one: ACTAB, PREAB, WRAB. RDAB is a read in PIM mode: it makes every unit run its next instruction on the column that
 its even (or odd) bank reads. WRAB moves a register of every unit to its bank; WRREG writes a register of all units
 from the pins (the input vector in GRF-A, the program in the CRF, the mode): the row of the registers must be open.
-Modes change by ACT and WR to reserved rows (`sim.hbm_pim`), so they take the time of these; that commands fit the mode
-is the program's affair. In all-bank mode all delays are those within a bank group.
+Modes change by ACT and WR to reserved rows (`sim.hbm_pim`), so they take the time of these. A mode says which column
+commands may come; those to rows are free, since a refresh closes and opens rows as they lie. In all-bank mode all
+delays are those within a bank group.
 
-ACT16, MACAB, PREA, WRGB, RDMAC and WRBIAS are what `mapping` writes for every memory with units at its banks. A MACAB
-is the read of the even column and then of the odd one (tCCDAB, two steps of the shared unit).
+ACT16, MACAB, PREA, WRGB, RDMAC and WRBIAS are what `mapping` writes for every memory with units at its banks; they
+stand for work in PIM mode without naming its changes, and no mode refuses them. A MACAB is the read of the even column
+and then of the odd one (tCCDAB, two steps of the shared unit).
 
 A machine numbers the even banks first, then the odd ones, and calls each half a rank: so a half is one run of banks.
 Between halves even different bank groups keep the distance of one bank group, which is never too short.
 """
 
-from nearbank.sim.standard import CommandSpec, Effect, Row, Rule, Scope, Standard
+from nearbank.sim.standard import Change, CommandSpec, Effect, Modes, Row, Rule, Scope, Standard
 
 _BANK, _GROUP, _HALF, _ALL, _CHANNEL = (
     Scope.BANK,
@@ -109,12 +111,35 @@ _REGISTER_RULES = (
     Rule(_CHANNEL, _MACS, ("RDMAC", "WRBIAS"), "tMACRD", optional=True),
 )
 
+ALL_BANK_ROW, SINGLE_BANK_ROW, REGISTER_ROW = 0x17FF, 0x1FFF, 0x3FFF  # reserved, as in PIMSimulator
+SINGLE_BANK, ALL_BANK, PIM = "single-bank", "all-bank", "PIM"
+_EVEN, _ODD, _LAST = 0, 8, 12  # the halves' first banks; the last bank to be written for all-bank mode
+
+MODES = Modes(
+    first=SINGLE_BANK,
+    only_in={
+        "RD": (SINGLE_BANK,),
+        "WR": (SINGLE_BANK,),
+        "MACSB": (SINGLE_BANK,),
+        "WRREG": (ALL_BANK, PIM),
+        "RDAB": (PIM,),
+        "WRAB": (PIM,),
+    },
+    changes=(
+        Change(SINGLE_BANK, "WR", ALL_BANK_ROW, _LAST, ALL_BANK),
+        Change(ALL_BANK, "WRREG", REGISTER_ROW, _EVEN, PIM),
+        Change(PIM, "WRREG", REGISTER_ROW, _EVEN, ALL_BANK),
+        Change(ALL_BANK, "WRREG", SINGLE_BANK_ROW, _ODD, SINGLE_BANK),
+    ),
+)
+
 HBM_PIM = Standard(
     "hbm-pim",
     _COMMANDS,
     _BANK_RULES + _ROW_RULES + _COLUMN_RULES + _REGISTER_RULES,
     precharge_all="PREA",
     refresh="REFab",
+    modes=MODES,
 )
 
 STANDARDS = (HBM_PIM,)

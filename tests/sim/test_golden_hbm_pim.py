@@ -19,6 +19,7 @@ from nearbank.sim.machine import load_machine
 from nearbank.sim.program import Builder, Program, Start, Stream, Wait
 from nearbank.sim.reference import Reference
 from nearbank.sim.requests import Trace, serve
+from nearbank.sim.standards.hbm_pim import ALL_BANK_ROW, REGISTER_ROW, SINGLE_BANK_ROW
 from nearbank.units import ceil_div
 
 DATA = Path(__file__).parent / "data" / "hbm-pim.csv"
@@ -112,13 +113,34 @@ def test_gemv_refuses(machine: str, outputs: int, inputs: int, message: str) -> 
         gemv(load_machine(machine), outputs, inputs)
 
 
+def enter_pim_mode(b: Builder) -> None:
+    """The shortest way from single-bank mode to PIM mode."""
+    b.command("ACT", bank=12, row=ALL_BANK_ROW)
+    b.command("WR", bank=12, row=ALL_BANK_ROW)
+    b.command("PREA")
+    b.command("ACTAB", bank=0, row=REGISTER_ROW)
+    b.command("WRREG", bank=0, row=REGISTER_ROW)
+    b.command("PREA")
+
+
+def leave_pim_mode(b: Builder) -> None:
+    b.command("ACTAB", bank=0, row=REGISTER_ROW)
+    b.command("WRREG", bank=0, row=REGISTER_ROW)
+    b.command("ACTAB", bank=8, row=SINGLE_BANK_ROW)
+    b.command("WRREG", bank=8, row=SINGLE_BANK_ROW)
+    b.command("PREA")
+
+
 @st.composite
 def programs(draw: st.DrawFn) -> Program:
     """Rows opened by halves, banks or all at once, columns in between, halves of unlike rows across refreshes."""
-    b = Builder()
+    b, in_pim_mode = Builder(), False
     for _ in range(draw(st.integers(1, 4))):
+        kind = draw(st.sampled_from(("half", "halves", "all", "single")))
+        if in_pim_mode != (kind != "single"):
+            in_pim_mode = not in_pim_mode
+            enter_pim_mode(b) if in_pim_mode else leave_pim_mode(b)
         with b.loop(draw(st.integers(1, 30))) as i:
-            kind = draw(st.sampled_from(("half", "halves", "all", "single")))
             row = draw(st.integers(0, 9)) + i * draw(st.integers(0, 1))
             first = {"half": 8 * draw(st.integers(0, 1)), "single": draw(st.integers(0, 15))}.get(kind, 0)
             if kind in ("half", "halves"):
@@ -158,10 +180,11 @@ def test_engine_is_the_reference(program: Program, short: int, long: int, room: 
 def test_refresh_reopens_half_by_half() -> None:
     machine = load_machine("hbm-pim")
     b = Builder()
+    enter_pim_mode(b)
     b.command("ACTAB", bank=0, row=1)
     b.command("ACTAB", bank=8, row=2)
     with b.loop(2000):
         b.command("RDAB", bank=8, row=2)
     commands = simulate(machine, Program("p", (Stream((0,), b.body()),))).commands()
     assert commands["REFab", ""] == 2 * machine.organization.channels
-    assert (commands["ACTAB", ""], commands.get(("ACT", ""), 0)) == (2 + 2 * 2, 0)
+    assert (commands["ACTAB", ""], commands.get(("ACT", ""), 0)) == (3 + 2 * 2, 1)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 from tests.sim.strategies import machine_with
 
 from nearbank.errors import NearbankError
+from nearbank.sim import rules
 from nearbank.sim.checker import Flat, check
 from nearbank.sim.engine import Issued, Player
 from nearbank.sim.machine import Machine, load_machine
@@ -15,6 +19,17 @@ from nearbank.sim.standard import Effect, Row, Rule, Scope
 from nearbank.sim.standards import standard_named
 
 CYCLES = 9
+
+
+@pytest.fixture(autouse=True)
+def timing_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without modes: rules between commands that no mode allows side by side are tried all the same."""
+    monkeypatch.setattr(rules, "standard_named", lambda name: replace(standard_named(name), modes=None))
+    rules._rulebook.cache_clear()
+    yield
+    rules._rulebook.cache_clear()
+
+
 MACHINES = ("pim-gpt", "hbm-pim", "attacc-like", "attacc-like-groups", "lpddr5-pim")
 STANDARDS = {standard_named(load_machine(name).standard).name: name for name in MACHINES}
 PAIRS = [
