@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nearbank.mapping.cache_placement import CachePlacement
 from nearbank.mapping.matrix_placement import Chunks, MatrixPlacement
 from nearbank.mapping.pim_gpt import Plan
 from nearbank.mapping.region import Region
@@ -61,8 +62,24 @@ def _cache(plan: Plan) -> list[str]:
         f"{cache.v_dims} dimensions of {cache.v_block} tokens per row",
     ]
     if cache.scales:
-        lines.append(f"scales of K and V, {cache.scale_bytes} bytes per token and head: {_rows(cache.scales)}")
-    return lines
+        whose = "V" if cache.groups else "K and V"
+        lines.append(f"scales of {whose}, {cache.scale_bytes} bytes per token and head: {_rows(cache.scales)}")
+    if cache.newest_exact:
+        lines.append("the newest token's K and V stay exact with the ASIC, which adds what they contribute")
+    return lines + _window(cache)
+
+
+def _window(cache: CachePlacement) -> list[str]:
+    """Groups of keys and the exact tokens, of caches that have them."""
+    groups, window = cache.groups, cache.window
+    if not groups or not window:
+        return []
+    return [
+        f"scales of K's channels, per {groups.tokens} tokens and head: {_rows(groups.scales)}; {groups.visit} groups "
+        "multiplied at a time",
+        f"exact K and V of {window.max_context} tokens in {window.format}, a ring: {_rows(window.keys)} and "
+        f"{_rows(window.values)}",
+    ]
 
 
 def _streams(plan: Plan) -> str:

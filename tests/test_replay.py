@@ -1,11 +1,13 @@
 """Replays of whole generations: against closed forms, against each other, and against the trace itself."""
 
+from pathlib import Path
+
 import pytest
 
 from nearbank.errors import NearbankError
 from nearbank.replay import Replay, replay
 from nearbank.trace import Step
-from nearbank.workload import Workload, sketch_workload
+from nearbank.workload import Workload, sketch_workload, trace_workload, write_sketch
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +75,17 @@ def test_a_machine_without_mac_units_says_what_it_lacks() -> None:
 def test_a_format_without_lanes_lists_those_there_are() -> None:
     with pytest.raises(NearbankError, match="bf16"):
         replay(sketch_workload("gpt2-small", 1, 1), "pim-gpt", weights="fp32")
+
+
+def test_a_cache_with_exact_tokens_goes_from_sketch_to_file_to_replay(tmp_path: Path) -> None:
+    """The trace names it, the file keeps the name, and a recast of a plain trace is the same run."""
+    load = sketch_workload("gpt2-small", 33, 2, kv="int4-kivi")
+    write_sketch(load, tmp_path / "run.parquet", lambda _: None)
+    read = trace_workload(tmp_path / "run.parquet")
+    assert read.kv == "int4-kivi"
+    rows = [replay(read, "pim-gpt").row, replay(sketch_workload("gpt2-small", 33, 2), "pim-gpt", kv="int4-kivi").row]
+    assert rows[0].kv == rows[1].kv == "int4-kivi"
+    assert rows[0].cycles == rows[1].cycles
+    assert rows[0].time_by_part_ns and rows[0].time_by_part_ns["flush"] > 0
+    with pytest.raises(NearbankError, match="unknown KV cache 'int4-window'"):
+        replay(load, "pim-gpt", kv="int4-window")

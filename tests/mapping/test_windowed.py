@@ -12,7 +12,7 @@ from tests.mapping.test_attention import EXACT, ROUNDING, Beside, cache_for
 from nearbank.cache_formats import KIVI_GROUP, cache_format
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named, from_bf16, to_bf16
-from nearbank.mapping import MappingOptions, command_counts, plan
+from nearbank.mapping import MappingOptions, command_counts, describe, plan
 from nearbank.mapping.append import append_keys
 from nearbank.mapping.asic_arithmetic import EXACT as ASIC
 from nearbank.mapping.attention import attend
@@ -161,6 +161,15 @@ def test_regions_do_not_overlap_and_are_all_placed() -> None:
     inside = [r for region in placed.placement.regions if region.stride for n in range(2) for r in region.rows_of(n)]
     assert len(set(inside)) == len(inside)
     assert max(rows) < placed.placement.rows
+
+
+def test_what_was_decided_is_said() -> None:
+    model, machine = gpt("m", 2, 192, 12, context=64), load_machine("pim-gpt")
+    said = {kv: "\n".join(describe(plan(model, machine, MappingOptions(kv=kv)))) for kv in ("int4-kivi", "int4-past")}
+    assert "scales of V, 4 bytes per token and head" in said["int4-kivi"]
+    assert "exact K and V of 32 tokens in bf16, a ring: rows" in said["int4-kivi"]
+    assert "groups multiplied at a time" in said["int4-kivi"]
+    assert "stay exact with the ASIC" in said["int4-past"]
 
 
 def test_a_past_only_cache_hides_its_keys_behind_the_scores() -> None:
