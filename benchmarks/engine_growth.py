@@ -43,6 +43,8 @@ MOST = {
     "ddr4, random": 10**6,
     "gddr6, stream": 10**6,
     "gddr6, random": 10**6,
+    "ddr4-dramsim3, stream": 10**6,
+    "ddr4-dramsim3, random": 10**6,
 }
 
 
