@@ -18,7 +18,7 @@ from numba import njit
 from numba.extending import overload
 
 from nearbank.kernels.cpu import dot_avx2, dot_wide
-from nearbank.kernels.cpu.paths import Avx2, Avx512Vnni, Portable
+from nearbank.kernels.cpu.paths import Avx2, Avx512Vnni, NeonDot, Portable
 
 
 def dot(
@@ -89,6 +89,7 @@ def _choice(make: Callable[[int, int], Any]) -> Callable[..., Any]:
 MAKERS: dict[type, Callable[[int, int], Any]] = {
     Avx512Vnni: partial(dot_wide.make, dot_wide.VNNI),
     Avx2: dot_avx2.make,
+    NeonDot: dot_wide.make_neon,
     Portable: partial(dot_wide.make, dot_wide.PORTABLE),
 }
 MANY = {path: _choice(make) for path, make in MAKERS.items()}

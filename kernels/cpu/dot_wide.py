@@ -1,8 +1,10 @@
 """One tile times 1, 4 or 8 activation rows with sums in int32 all along: no overflow to watch.
 
-Two ways to multiply, one loop:
+Three ways to multiply, one loop:
 
 - `VNNI`: VPDPBUSD, 64 products of u8 × i8 per instruction.
+- `NEON`: SDOT, 16 products of i8 × i8 per instruction. Codes of 8 bits are moved down by 128 to be signed, and
+  128 · Σ x is added by the same instruction.
 - `PORTABLE`: LLVM's own vectors, no instruction named. Products of int16 whose neighbours are added are
   what every vector unit has (VPMADDWD and VPDPWSSD on x86), and LLVM finds it. Bytes are split in even and
   odd ones, and the activations come as int16 in the order 0, 2, 1, 3 of every four.
@@ -25,6 +27,7 @@ from nearbank.kernels.cpu import vectors as v
 LANES = v.vector(v.I32, 16)
 WORDS = v.vector(v.I16, 32)
 LONG = v.vector(v.I32, 32)
+QUARTER, QUARTER_BYTES = v.vector(v.I32, 4), v.vector(v.I8, 16)
 HALVES = 2  # 16 rows each
 ZERO = v.constant(LANES, 0)
 EVEN, ODD = (v.ir.Constant(LANES, list(range(first, 32, 2))) for first in (0, 1))
@@ -56,6 +59,33 @@ def _dot_vnni(builder: Any, total: Any, codes: Any, x: Any) -> Any:
     return v.call(builder, "llvm.x86.avx512.vpdpbusd.512", LANES, [total, codes, x])
 
 
+def _sdot(builder: Any, total: Any, codes: Any, x: Any) -> Any:
+    """Signed bytes, four neighbours added to each lane: quarter vectors, joined again."""
+    quarters = [_quarter(builder, part, i) for i in range(4) for part in (total, codes, x)]
+    done = []
+    for sums, a, b in zip(quarters[::3], quarters[1::3], quarters[2::3], strict=True):
+        arguments = [sums, builder.bitcast(a, QUARTER_BYTES), builder.bitcast(b, QUARTER_BYTES)]
+        done.append(v.call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", QUARTER, arguments))
+    halves = [_joined(builder, a, b) for a, b in (done[:2], done[2:])]
+    return _joined(builder, *halves)
+
+
+def _quarter(builder: Any, whole: Any, index: int) -> Any:
+    lanes = v.ir.Constant(v.vector(v.I32, 4), list(range(4 * index, 4 * index + 4)))
+    return builder.shuffle_vector(whole, whole, lanes)
+
+
+def _joined(builder: Any, a: Any, b: Any) -> Any:
+    count = 2 * a.type.count
+    return builder.shuffle_vector(a, b, v.ir.Constant(v.vector(v.I32, count), list(range(count))))
+
+
+def _sdot_of_bytes(builder: Any, total: Any, codes: Any, x: Any) -> Any:
+    signed = builder.xor(codes, v.constant(LANES, v.repeated_byte(128)))
+    half = v.constant(LANES, v.repeated_byte(64))
+    return _sdot(builder, _sdot(builder, _sdot(builder, total, signed, x), half, x), half, x)
+
+
 def _dot_portable(builder: Any, total: Any, codes: Any, x: Any) -> Any:
     words = builder.and_(codes, v.constant(LANES, 0x00FF00FF))
     a, b = (builder.sext(builder.bitcast(part, WORDS), LONG) for part in (words, x))
@@ -65,6 +95,13 @@ def _dot_portable(builder: Any, total: Any, codes: Any, x: Any) -> Any:
 
 
 VNNI = Way(0, 4, _bytes_as_they_are, _dot_vnni)
+_SMALL = Way(2, 4, _bytes_as_they_are, _sdot)
+NEON: dict[int, Way] = {  # bits → way; values must stay positive where they lie, so the highest class is below bit 7
+    1: _SMALL,
+    2: _SMALL,
+    4: Way(1, 4, _bytes_as_they_are, _sdot),
+    8: Way(1, 4, _bytes_as_they_are, _sdot_of_bytes),
+}
 PORTABLE = Way(2, 8, _even_and_odd_bytes, _dot_portable)
 
 
@@ -116,6 +153,11 @@ def _emit(builder: Any, way: Way, bits: int, rows: list[Any], weights: Any, bloc
                 counted = totals[(m * classes + c) * HALVES + half]
                 total = builder.add(total, builder.ashr(counted, v.constant(LANES, bits * c)))
             v.store(builder, total, v.at(builder, out, 64 * (m * HALVES + half)))
+
+
+def make_neon(rows: int, bits: int) -> Any:
+    """`make` for NEON."""
+    return make(NEON[bits], rows, bits)
 
 
 def make(way: Way, rows: int, bits: int) -> Any:

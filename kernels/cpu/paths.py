@@ -30,19 +30,26 @@ class Avx2(NamedTuple):
     bits: int
 
 
+class NeonDot(NamedTuple):
+    """16 products of i8 × i8 per instruction, summed into 4 int32: SDOT of 64-bit Arm."""
+
+    bits: int
+
+
 class Portable(NamedTuple):
     """LLVM's vectors of int16 and int32, no instruction named; runs on any CPU."""
 
     bits: int
 
 
-Path = Avx512Vnni | Avx2 | Portable
+Path = Avx512Vnni | Avx2 | NeonDot | Portable
 
 # name → (class, what the CPU must report), fastest first
 PATHS: Mapping[str, tuple[type[Path], frozenset[str]]] = MappingProxyType(
     {
         "avx512vnni": (Avx512Vnni, frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"})),
         "avx2": (Avx2, frozenset({"avx2", "f16c"})),
+        "neon": (NeonDot, frozenset({"neon", "dotprod"})),
         "portable": (Portable, frozenset()),
     }
 )
