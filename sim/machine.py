@@ -360,7 +360,7 @@ def _validated(content: dict[str, Any], path: Path) -> Machine:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise NearbankError(f"{path}: {where}: {_complaint(dict(first))}") from error
-    _check_timing(machine, path)
+    check_timing(machine, path)
     return machine
 
 
@@ -372,8 +372,8 @@ def _complaint(error: dict[str, Any]) -> str:
     return known.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
 
 
-def _check_timing(machine: Machine, path: Path) -> None:
-    """Refuse timing that contradicts itself."""
+def check_timing(machine: Machine, path: Path | str) -> None:
+    """Refuse timing that contradicts itself; `path` says in the error where it stands."""
     t = {name: units.TIME.parse(constant.value) for name, constant in machine.timing.items()}
     if {"tRC", "tRAS", "tRP"} <= t.keys() and t["tRC"] < t["tRAS"] + t["tRP"]:
         raise NearbankError(f"{path}: timing.tRC: {t['tRC']} ps is less than tRAS + tRP = {t['tRAS'] + t['tRP']} ps")

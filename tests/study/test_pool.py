@@ -12,9 +12,9 @@ from nearbank.errors import NearbankError
 from nearbank.models.shape import gpt_shape
 from nearbank.sim.machine import load_machine
 from nearbank.study import pool
+from nearbank.study.compute import run_points
 from nearbank.study.point import Outcome, Point, simulate
 from nearbank.study.pool import Dask, Serial, pool_for
-from nearbank.study.run import run_points
 from nearbank.study.store import Parts
 
 BASE = load_machine("pim-gpt")

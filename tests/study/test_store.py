@@ -11,8 +11,8 @@ from nearbank.models.shape import gpt_shape
 from nearbank.replay import replay
 from nearbank.sim.machine import load_machine
 from nearbank.study import knobs, pool
+from nearbank.study.compute import run_points
 from nearbank.study.point import PRODUCTS, Outcome, Point, simulate
-from nearbank.study.run import run_points
 from nearbank.study.store import Parts
 
 TINY = gpt_shape("tiny", 2, 64, 2, 128, 64)

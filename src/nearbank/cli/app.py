@@ -20,6 +20,7 @@ from nearbank.cli import (
     quality,
     replay,
     reproduce,
+    study,
     trace,
     train,
 )
@@ -39,6 +40,7 @@ app.command("replay")(replay.replay)
 app.command("map")(mapping.map_model)
 app.command("reproduce")(reproduce.reproduce)
 app.command("design")(design.design)
+app.add_typer(study.study, name="study")
 app.command("validate")(inspect.validate)
 app.command("machines")(inspect.machines)
 app.command("formats")(inspect.formats)

@@ -15,7 +15,7 @@ from nearbank.report.table import HEADINGS, cells, ratio_cells, ratio_headings
 if TYPE_CHECKING:
     from nearbank.report.report import Report, Section
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
@@ -40,11 +40,11 @@ def page(report: Report, figures: Mapping[tuple[int, str], Path]) -> str:
     body = [f"<h1>{escape(report.title)}</h1>", _text(report)]
     for index, section in enumerate(report.sections):
         body.append(_section(section, {name: p for (i, name), p in figures.items() if i == index}))
-    body.append(_configuration(report.configuration))
+    body.append(configuration_section(report.configuration))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+        f"<title>{escape(report.title)}</title><style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
     )
 
 
@@ -56,7 +56,7 @@ def _text(report: Report) -> str:
 
 def _section(section: Section, figures: Mapping[str, Path]) -> str:
     remarks = "".join(f"<p>{escape(remark)}</p>" for remark in section.remarks)
-    drawings = "".join(f"<div>{_inline_svg(path, name)}</div>" for name, path in figures.items())
+    drawings = "".join(f"<div>{inline_svg(path, name)}</div>" for name, path in figures.items())
     return (
         f"<h2>{escape(section.title)}</h2>{_table(section)}{remarks}"
         f'<div class="figures">{drawings}</div>{_notes(section)}'
@@ -80,7 +80,7 @@ def _notes(section: Section) -> str:
     return "".join(f'<p class="small">{escape(note)}</p>' for note in notes)
 
 
-def _inline_svg(path: Path, prefix: str) -> str:
+def inline_svg(path: Path, prefix: str) -> str:
     """The drawing without its XML preamble; ids are made unique, as a page holds many drawings."""
     svg = path.read_text(encoding="utf-8")
     svg = svg[svg.index("<svg") :]
@@ -89,6 +89,6 @@ def _inline_svg(path: Path, prefix: str) -> str:
     return re.sub(r'((?:xlink:)?href="|url\()#', rf"\1#{unique}", svg)
 
 
-def _configuration(configuration: Mapping[str, Any]) -> str:
+def configuration_section(configuration: Mapping[str, Any]) -> str:
     text = json.dumps(dict(configuration), indent=1, default=str)
     return f"<h2>Configuration</h2><pre>{escape(text)}</pre>"

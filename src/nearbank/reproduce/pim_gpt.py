@@ -25,9 +25,9 @@ from nearbank.reproduce.reads import OTHER_READS, energy_by_reads
 from nearbank.reproduce.results import Results
 from nearbank.sim.machine import Machine, load_machine
 from nearbank.study import knobs
+from nearbank.study.compute import Ran, Stage, run_points
 from nearbank.study.point import Outcome, Point, source_digest
 from nearbank.study.pool import Pool
-from nearbank.study.run import Ran, Stage, run_points
 from nearbank.study.store import Parts
 
 MACHINE, GPU, CPU, FRAMEWORK = "pim-gpt", "t4", "xeon-6154", "gpt2-eager"

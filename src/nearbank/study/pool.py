@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -156,7 +157,14 @@ def _started(workers: int) -> list[Any]:
     cluster = _distributed().LocalCluster(
         n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL
     )
-    return [_distributed().Client(cluster), cluster]
+    client = _distributed().Client(cluster)
+    client.run(_ignore_ctrl_c)
+    return [client, cluster]
+
+
+def _ignore_ctrl_c() -> None:
+    """A terminal's Ctrl-C reaches every process; a worker leaves it to the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _connected(address: str) -> list[Any]:
