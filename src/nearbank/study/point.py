@@ -29,8 +29,8 @@ from nearbank.workload import Workload, shape_workload
 
 # The parts of the package that an outcome depends on.
 _SOURCES = (
-    "formats.py", "units.py", "replay.py", "workload.py", "trace", "mapping", "sim", "sim/standards",
-    "models/sketch.py", "models/operations.py", "models/llama.py", "study/point.py",
+    "formats.py", "cache_formats.py", "units.py", "compiled.py", "replay.py", "workload.py", "trace", "mapping", "sim",
+    "sim/standards", "models/sketch.py", "models/operations.py", "models/llama.py", "study/point.py",
 )  # fmt: skip
 
 # Parts of the time in which the banks multiply; norms, activations, sampling and writing K and V are the others.
@@ -55,6 +55,7 @@ class Point:
     batch: int = 1
     beams: int = 1
     mapping: MappingName = "pim-gpt"
+    reuse: int | None = None
     skip: int = 0
     stride: int = 1
     also: tuple[Machine, ...] = ()
@@ -134,7 +135,7 @@ class Outcome:
 def simulate(point: Point, advance: Callable[[int], None]) -> Outcome:
     """Play a point; `NearbankError` when it does not fit its machine."""
     begin = time.perf_counter()
-    done = replay(point.workload(), point.machine, mapping=point.mapping, advance=advance)
+    done = replay(point.workload(), point.machine, mapping=point.mapping, reuse=point.reuse, advance=advance)
     return Outcome(**_values(point, done), seconds=round(time.perf_counter() - begin, 2))
 
 
@@ -147,7 +148,7 @@ def _values(point: Point, done: Replay) -> dict[str, Any]:
         "model": point.shape.name,
         "machine": point.machine.name,
         "machine_digest": point.machine.digest,
-        "tokens": row.tokens * point.batch,
+        "tokens": row.tokens,
         "time_ns": row.time_ns,
         "cycles": row.cycles,
         "energy_by_component_pj": dict(row.energy_by_component_pj or {}),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from nearbank.cache_formats import cache_format
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.models.shape import Shape
@@ -31,6 +32,11 @@ def _count(value: Scalar) -> int:
     return value
 
 
+def _cache(value: Scalar) -> str:
+    cache_format(str(value))
+    return str(value)
+
+
 def _format(value: Scalar) -> str:
     format_named(str(value))
     return str(value)
@@ -42,8 +48,9 @@ FIELDS: Mapping[str, tuple[Callable[[Any], Any], Scalar | None]] = MappingProxyT
         "model": (find_shape, None),
         "machine": (load_machine, "pim-gpt"),
         "weights": (_format, "bf16"),
-        "kv": (_format, "bf16"),
+        "kv": (_cache, "bf16"),
         "mapping": (mapping_named, "pim-gpt"),
+        "reuse": (_count, None),
         "prompt": (_count, 1),
         "context": (_count, None),
         "tokens": (_count, 32),
@@ -117,6 +124,7 @@ def point_of(settings: Settings) -> Point:
         batch=read["batch"],
         beams=read["beams"],
         mapping=read["mapping"],
+        reuse=read.get("reuse"),
         stride=read["tokens"] // steps,
         **begun,
     )

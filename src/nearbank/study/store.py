@@ -28,8 +28,8 @@ _COUNTS, _SHARES = pa.map_(pa.string(), pa.int64()), pa.map_(pa.string(), pa.flo
 # What was asked, then what came out.
 _ASKED = (
     ("key", pa.string()), ("weights", pa.string()), ("kv", pa.string()), ("mapping", pa.string()),
-    ("prompt", pa.int64()), ("run_tokens", pa.int64()), ("batch", pa.int64()), ("beams", pa.int64()),
-    ("skip", pa.int64()), ("stride", pa.int64()), ("error", pa.string()),
+    ("reuse", pa.int64()), ("prompt", pa.int64()), ("run_tokens", pa.int64()), ("batch", pa.int64()),
+    ("beams", pa.int64()), ("skip", pa.int64()), ("stride", pa.int64()), ("error", pa.string()),
 )  # fmt: skip
 _OUTCOME = (
     ("model", pa.string()), ("machine", pa.string()), ("machine_digest", pa.string()), ("tokens", pa.int64()),
