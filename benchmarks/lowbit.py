@@ -13,6 +13,7 @@ from itertools import islice
 
 from nearbank.formats import FORMATS
 from nearbank.mapping import MappingOptions, plan
+from nearbank.mapping.search import plan_best
 from nearbank.sim.engine import Player
 from nearbank.sim.mac_unit import Process, UnitDesign, unit_costs, unit_formats
 from nearbank.sim.machine import Constant, Machine, load_machine
@@ -25,13 +26,18 @@ MODEL, CONTEXT = "gpt3-xl", 128
 
 @dataclass(frozen=True)
 class Case:
-    """A machine, the format of the block matrices and of the LM head; another budget per channel or accumulators."""
+    """A machine, the format of the block matrices and of the LM head; another budget per channel or accumulators.
+
+    `inputs` of the blocks' integer weights; `auto`: by the automatic mapper.
+    """
 
     machine: str
     weights: str
     head: str
     budget: str = ""
     accumulators: int | None = None
+    inputs: str | None = None
+    auto: bool = False
 
 
 SPEED = (
@@ -43,7 +49,11 @@ SPEED = (
     Case("pim-gpt-ternary", "ternary-tensor", "int8-tensor"),
     Case("pim-gpt-ternary", "ternary-tensor", "ternary-tensor"),
     Case("pim-gpt-lowbit", "ternary-tensor", "bf16"),
+    Case("pim-gpt-lowbit", "ternary-tensor", "bf16", auto=True),
     Case("pim-gpt-lowbit", "ternary-tensor", "int8-tensor"),
+    Case("pim-gpt-lowbit", "ternary-tensor", "int8-tensor", auto=True),
+    Case("pim-gpt-lowbit", "ternary", "int8"),
+    Case("pim-gpt-lowbit", "ternary-tensor", "int8-tensor", inputs="ternary"),
     Case("pim-gpt-lowbit", "ternary-tensor", "ternary-tensor"),
     Case("pim-gpt-lowbit", "ternary-b3-tensor", "int8-tensor"),
     Case("pim-gpt-lowbit", "int8-tensor", "int8-tensor"),
@@ -98,8 +108,9 @@ def step(case: Case) -> SimResult:
     """One decode step whose token attends `CONTEXT` positions."""
     machine = machine_of(case)
     load = sketch_workload(MODEL, CONTEXT - 2, 2, case.weights)
-    options = MappingOptions(weights=case.weights, head=case.head, max_context=CONTEXT)
-    placed, player = plan(load.model, machine, options), Player(machine)
+    options = MappingOptions(weights=case.weights, head=case.head, inputs=case.inputs, max_context=CONTEXT)
+    found = plan_best(load.model, machine, options, load.steps()).plan if case.auto else None
+    placed, player = found or plan(load.model, machine, options), Player(machine)
     for work in islice(load.steps(), 1, None):
         player.play(placed.lower(work))
     return player.result()
@@ -148,6 +159,7 @@ def speed_table() -> None:
         idle = shares(dict(result.stalls()), cycles_of_channels(result), 4)
         time = f"{result.time_ps / 1e6:.1f} | {base / result.time_ps:.2f} × | {100 * macs:.0f} %"
         name = case.machine + (f", {case.accumulators} accumulator" if case.accumulators else "")
+        name += (", auto" if case.auto else "") + (f", {case.inputs} inputs" if case.inputs else "")
         print(f"| {name} | {case.weights} | {case.head} | {time} | {parts} | {idle} |")
 
 

@@ -189,7 +189,8 @@ class MappedDecoder:
                     self._vector = self._vector * self.weights.context_scales[moment.layer]
                 self._attending = False
             self._sums = self._product(matrix)
-            self._sums.scale_bytes, self._scales = self._scales, {}
+        self._sums.scale_bytes.update(self._scales)  # of all outputs, or part by part
+        self._scales = {}
         return self._sums
 
     def _product(self, matrix: MatrixPlacement) -> MatrixSums:

@@ -73,10 +73,15 @@ def matmul(
     with `part`, only some of the outputs are computed. Several `vectors` are multiplied with each open row, one after
     the other, in the arithmetic of as many products; `follow` is work for all of them.
     """
+    parts = scale_parts(matrix, target) if part is None and feed is None else ()
+    if len(parts) > 1:
+        for each in parts:
+            matmul(b, matrix, target, channel, rows, follow, part=each, vectors=vectors)
+        return matrix.n
     label = label_of(matrix.name)
     if matrix.scales:
         b.add(Mark("scales"))
-        _read_scales(b, matrix, target, rows)
+        _read_scales(b, matrix, target, rows, part)
         b.add(Mark(label))
     outputs = _Outputs.of(matrix, target, channel, part, vectors)
     waits = part is None or part.first == 0
@@ -132,12 +137,45 @@ def part_unit(matrix: MatrixPlacement) -> int:
     return lcm(*(chunks.packing.period[0] for chunks in matrix.chunks))
 
 
-def _read_scales(b: Builder, matrix: MatrixPlacement, target: Target, rows: Rows) -> None:
-    """Read the scales of all outputs over the pins, while the ASIC may still be busy."""
+def _scale_bytes(matrix: MatrixPlacement) -> int:
+    """Bytes of one output's scale, 0 where rows have none."""
+    return matrix.scales.data_bytes // matrix.n if matrix.scales else 0
+
+
+def scale_parts(matrix: MatrixPlacement, target: Target) -> tuple[Part, ...]:
+    """All outputs, in parts whose scales per row take about a quarter of the ASIC's memory at most.
+
+    Parts begin where rows of weights do and where whole columns of scales do.
+    """
+    outputs, each = target.outputs_of(0, matrix.n), target.banks * _scale_bytes(matrix)
+    if not each:
+        return (Part(0, outputs),)
+    column = target.banks * target.column_bytes
+    unit = lcm(part_unit(matrix), column // gcd(each, column))
+    size = max(target.asic.sram_bytes // 4 // (each * target.channels) // unit, 1) * unit
+    return tuple(Part(first, min(first + size, outputs)) for first in range(0, outputs, size))
+
+
+def held_scale_bytes(matrix: MatrixPlacement, target: Target) -> int:
+    """Bytes of scales per row that the ASIC holds at once."""
+    most = max(part.end - part.first for part in scale_parts(matrix, target))
+    return most * target.banks * target.channels * _scale_bytes(matrix)
+
+
+def _read_scales(b: Builder, matrix: MatrixPlacement, target: Target, rows: Rows, part: Part | None) -> None:
+    """Read the scales of all outputs, or a part of them, over the pins, while the ASIC may still be busy."""
     assert matrix.scales is not None
-    scale_bytes = matrix.scales.data_bytes // matrix.n
-    bursts = target.bursts(target.outputs_of(0, matrix.n) * target.banks * scale_bytes)
-    read_rows(b, target, rows(matrix.scales.first_row), bursts, READ)
+    part = part or Part(0, target.outputs_of(0, matrix.n))
+    each, first_row = target.banks * _scale_bytes(matrix), rows(matrix.scales.first_row)
+    if part.first == 0:
+        read_rows(b, target, first_row, target.bursts(part.end * each), READ)
+        return
+    column = target.banks * target.column_bytes
+    begin, end = part.first * each // column, ceil_div(part.end * each, column)
+    for row in range(begin // target.columns, ceil_div(end, target.columns)):
+        first, last = max(begin - row * target.columns, 0), min(end - row * target.columns, target.columns)
+        data = READ + (row * target.columns + first) * target.banks
+        _read_columns(b, target, first_row + row, last - first, data, first)
 
 
 def read_rows(b: Builder, target: Target, row: Address, bursts: int, data: Address) -> None:
@@ -150,10 +188,10 @@ def read_rows(b: Builder, target: Target, row: Address, bursts: int, data: Addre
         _read_columns(b, target, row + full, rest, data + full * target.columns * target.banks)
 
 
-def _read_columns(b: Builder, target: Target, row: Address, columns: int, data: Address) -> None:
+def _read_columns(b: Builder, target: Target, row: Address, columns: int, data: Address, first: int = 0) -> None:
     b.command("ACT16", row=row)
     with b.loop(columns) as c, b.loop(target.banks) as bank:
-        b.command("RD", bank=bank, row=row, column=c, data=data + c * target.banks + bank)
+        b.command("RD", bank=bank, row=row, column=c + first, data=data + c * target.banks + bank)
     b.command("PREA")
 
 

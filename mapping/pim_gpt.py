@@ -23,7 +23,7 @@ from nearbank.mapping.attention import attend
 from nearbank.mapping.cache_placement import CachePlacement, group_bytes, heads_at_work, score_bytes, vector_bytes
 from nearbank.mapping.choices import Choices
 from nearbank.mapping.grouped_attention import flush
-from nearbank.mapping.matmul import Feed, Follow, Part, Rows, matmul, part_unit
+from nearbank.mapping.matmul import Feed, Follow, Part, Rows, held_scale_bytes, matmul, part_unit
 from nearbank.mapping.placement import Placement, place
 from nearbank.mapping.reach import Attention, Reach
 from nearbank.mapping.sweep import Address
@@ -484,7 +484,7 @@ def _check_sram(model: ModelDescription, target: Target, placement: Placement) -
     """Vectors of one token, and the scores of the heads that are in work at once, must fit the ASIC's memory."""
     cache = placement.cache
     heads = model.heads if cache.joined else heads_at_work(model, target, cache.team)
-    scales = max((m.scales.data_bytes for m in placement.matrices if m.scales), default=0)
+    scales = max((held_scale_bytes(m, target) for m in placement.matrices), default=0)
     grouped = cache.groups.visit * group_bytes(model, heads) if cache.groups else 0
     flushed = _flush_bytes(cache, target.channels) if cache.groups else 0
     reuse = target.choices.reuse

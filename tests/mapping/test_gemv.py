@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import lcm
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from nearbank.mapping.bank_arithmetic import tree_sum
 from nearbank.mapping.choices import Choices, MatrixChoice
 from nearbank.mapping.functional import BankMemory, execute
 from nearbank.mapping.gemv import run_gemv
+from nearbank.mapping.matmul import part_unit, scale_parts
 from nearbank.mapping.matrix_placement import MatrixPlacement
-from nearbank.mapping.pim_gpt import plan
+from nearbank.mapping.pim_gpt import MappingOptions, plan
 from nearbank.mapping.placement import place
 from nearbank.mapping.target import MacLanes, Target, target_of
+from nearbank.sim.engine import simulate
 from nearbank.sim.machine import load_machine
 from nearbank.sim.program import Command, Index, Program, Stream
 from nearbank.trace import Matrix, ModelDescription
@@ -160,3 +163,26 @@ def test_every_choice_gives_the_same_product(
     choices = Choices(early_rows=early, pieces=3).with_matrix("w", MatrixChoice(split, chunk, crossing))
     chosen = replace(EXACT, choices=choices)
     assert relative_error(n, k, "int8-tensor" if seed % 2 else "bf16", chosen, seed) < 1e-5
+
+
+@given(fmt=st.sampled_from(["int8", "ternary", "binary"]), early=st.booleans(), **SHAPES)
+@settings(max_examples=12, deadline=None)
+def test_outputs_in_parts_give_the_same_product(fmt: str, early: bool, n: int, k: int, seed: int) -> None:
+    """An ASIC that holds the scales of a few outputs per bank only, on one channel, so that there are many parts."""
+    asic = replace(EXACT.asic, sram_bytes=4 * 16 * 4 * 8)
+    small = replace(EXACT, channels=1, asic=asic, choices=Choices(early_rows=early))
+    matrix = placed(n, k, fmt, small)
+    assert len(scale_parts(matrix, small)) == -(-small.outputs_of(0, n) // lcm(part_unit(matrix), 8))
+    assert relative_error(n, k, fmt, small, seed) < 1e-6
+
+
+@pytest.mark.parametrize("machine", ["pim-gpt", "pim-gpt-lowbit"])
+def test_a_head_with_a_scale_per_row_fits_the_asic(machine: str) -> None:
+    """50,257 scales are 200 KB, the ASIC's memory 128: it reads and multiplies a part of the outputs at a time."""
+    from tests.mapping.shapes import gpt, steps
+
+    model = gpt("m", 1, 2048, 16)
+    pim, step = load_machine(machine), next(steps(model, 1, 1))
+    plans = [plan(model, pim, MappingOptions(head=head, max_context=64)) for head in ("int8-tensor", "int8")]
+    one, rows = (simulate(pim, [placed.lower(step)]) for placed in plans)
+    assert one.time_ps < rows.time_ps < 1.15 * one.time_ps
