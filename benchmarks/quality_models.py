@@ -49,7 +49,7 @@ STUDENTS = (
 RESTORER = "restore-fp"
 RESTORER_CONTROL = "restore-fp-control"
 SMALL_RESTORER = replace(
-    SMALL, name=RESTORER, task="restore", layers=2, context=60, batch=24, twin_steps=1000, student_steps=800
+    SMALL, name=RESTORER, task="restore", layers=2, context=60, batch=24, twin_steps=600, student_steps=400
 )
 RESTORERS = ((RESTORER_CONTROL, "fp", 2e-3), ("restore-2-2-8", "2-2-8", 2e-3), ("restore-1-1-8", "1-1-8", 2e-3))
 DISTILLED = {"hidden_weight": 1.0, "attention_weight": 0.1}  # the baselines learn from the text alone

@@ -219,7 +219,9 @@ smaller models above have fewer weights than the text could teach, so that terna
 RESTORING = """## An encoder and decoder that restore damaged text
 
 BART's shape: layers in each half. In windows of 60 characters about 30 % of the spans of five are damaged, half of them
-masked, half shuffled; the decoder writes the window again. "2-2-8" rounds the looked-up embeddings too. Damaged
+masked, half shuffled; the decoder writes the window again. "2-2-8" rounds the looked-up embeddings too. They train
+for few steps, so that a busy CPU core is done with each within minutes (`python benchmarks/quality_models.py TEXT
+--only restore-fp restore-fp-control restore-2-2-8 restore-1-1-8`); longer training would lower all four. Damaged
 characters are the masked ones and those that shuffling changed; the others can be copied.
 """
 ROUNDED = """## Rounded after training
@@ -238,6 +240,11 @@ TRAINING = """## Training one
 A killed run resumes where its last state was saved, to the same bits on one machine. `--precision` is one of fp, 2-8,
 1-8, 2-2, 1-1, twn-2, bwn-1 and, with `--task restore`, 2-2-8 and 1-1-8. Without `--teacher` the teacher is trained
 first. The folder then holds the checkpoint, its card, the logs and the loss as a plot.
+
+Matrix products of training are done in bfloat16 where the machine multiplies it and in float32 elsewhere; the card says
+which. With `--device cuda` batches, learning rates and losses lie on the GPU and a step is one CUDA graph.
+`benchmarks/quality_gpu.py` trains larger models (4 layers of 256, and 2 + 2 for the restorers) side by side on one GPU
+within a given time. It has been tried with tiny models on a CPU; **it has not run on a GPU yet**.
 
 Learned scales start where the first batch is rounded with the least square error; the authors' code starts at a
 multiple of the mean. Rounded weights settle only while the learning rate falls, so students' rates fall over nearly all

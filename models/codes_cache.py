@@ -13,54 +13,38 @@ from typing import Any
 
 import numpy as np
 
-from nearbank.errors import NearbankError
 from nearbank.formats import Format, format_named
 from nearbank.models.rounding import AttentionRounding, Floats, Rounding
+from nearbank.models.sequence_cache import SequenceCache
 
 
-class CodesCache:
+class CodesCache(SequenceCache):
     """Keys and values of one sequence; `rounding` has one entry per layer."""
 
+    memory = ("_keys", "_values", "_key_scales", "_value_scales")
+
     def __init__(self, rounding: Sequence[AttentionRounding], kv_heads: int, head_dim: int, capacity: int) -> None:
-        self.kv_heads, self.head_dim, self.capacity = kv_heads, head_dim, capacity
+        super().__init__(len(rounding), kv_heads, head_dim, capacity)
         self._rounding = tuple(rounding)
         self.format: Format = format_named(self._rounding[0].k.format)
         shape = (len(self._rounding), kv_heads, capacity)
         self._keys, self._values = np.zeros((*shape, head_dim), np.float32), np.zeros((*shape, head_dim), np.float32)
         self._key_scales, self._value_scales = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        self._lengths = [0] * len(self._rounding)
 
     @property
     def kind(self) -> str:
         """The format of its codes."""
         return self.format.name
 
-    def length(self, layer: int = 0) -> int:
-        """Tokens held in a layer."""
-        return self._lengths[layer]
-
-    def clear(self) -> None:
-        """Forget all tokens."""
-        self._lengths = [0] * len(self._lengths)
-
-    def copy_from(self, other: CodesCache) -> None:
-        """Hold what `other`, a cache of the same sizes, holds now."""
-        for name in ("_keys", "_values", "_key_scales", "_value_scales"):
-            getattr(self, name)[:] = getattr(other, name)
-        self._lengths = list(other._lengths)
-
     def append(self, layer: int, k: Any, v: Any) -> None:
         """Round and add k, v [T, kv_heads, head_dim]."""
-        start, end = self.length(layer), self.length(layer) + len(k)
-        if end > self.capacity:
-            raise NearbankError(f"KV cache: {end} tokens exceed its capacity of {self.capacity}")
+        start, end = self._grown(layer, len(k))
         rounding = self._rounding[layer]
         for x, rule, codes, scales in (
             (k, rounding.k, self._keys, self._key_scales),
             (v, rounding.v, self._values, self._value_scales),
         ):
             codes[layer, :, start:end], scales[layer, :, start:end] = _rounded(np.swapaxes(x, 0, 1), rule)
-        self._lengths[layer] = end
 
     def attend(self, layer: int, q: Any, scale: float | None = None) -> Floats:
         """Causal attention of q [T, heads, head_dim], the queries of the last T tokens appended."""

@@ -14,10 +14,13 @@ import numpy as np
 from nearbank.errors import NearbankError
 from nearbank.models.execution import Floats
 from nearbank.models.kv import KIVI_GROUP, ChannelFit, KvScheme
+from nearbank.models.sequence_cache import SequenceCache
 
 
-class PlainCache:
+class PlainCache(SequenceCache):
     """Keys and values of one sequence. windows: per layer, repeated; softcap: cap · tanh(score / cap)."""
+
+    memory = ("_keys", "_values", "_rounded_keys", "_rounded_values")
 
     def __init__(
         self,
@@ -36,44 +39,26 @@ class PlainCache:
             )
         self.scheme, self.format = scheme, scheme.format
         self._fit = fit if scheme.needs_fit else None
-        self.kv_heads, self.head_dim, self.capacity = kv_heads, head_dim, capacity
+        super().__init__(layers, kv_heads, head_dim, capacity)
         self._windows = windows
         self._softcap = None if softcap is None else np.float32(softcap)
         shape = (layers, kv_heads, capacity, head_dim)
         self._keys, self._values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self._rounded_keys, self._rounded_values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        self._lengths = [0] * layers
 
     @property
     def kind(self) -> str:
         """The cache's name in `nearbank.cache_formats`."""
         return self.scheme.name
 
-    def length(self, layer: int = 0) -> int:
-        """Tokens held in a layer."""
-        return self._lengths[layer]
-
-    def clear(self) -> None:
-        """Forget all tokens."""
-        self._lengths = [0] * len(self._lengths)
-
-    def copy_from(self, other: PlainCache) -> None:
-        """Hold what `other`, a cache of the same sizes, holds now."""
-        for name in ("_keys", "_values", "_rounded_keys", "_rounded_values"):
-            getattr(self, name)[:] = getattr(other, name)
-        self._lengths = list(other._lengths)
-
     def append(self, layer: int, k: Any, v: Any) -> None:
         """Add k, v [T, kv_heads, head_dim], exact and as stored."""
-        start, end = self.length(layer), self.length(layer) + len(k)
-        if end > self.capacity:
-            raise NearbankError(f"KV cache: {end} tokens exceed its capacity of {self.capacity}")
+        start, end = self._grown(layer, len(k))
         keys, values = self._keys[layer], self._values[layer]  # [G, capacity, E]
         keys[:, start:end], values[:, start:end] = np.swapaxes(k, 0, 1), np.swapaxes(v, 0, 1)
         first, last = self._closed(start), self._closed(end)
         self._rounded_keys[layer, :, first:last] = self._as_stored(layer, keys[:, first:last], "keys")
         self._rounded_values[layer, :, start:end] = self._as_stored(layer, values[:, start:end], "values")
-        self._lengths[layer] = end
 
     def held(self, layer: int) -> tuple[Floats, Floats]:
         """The exact keys and values [kv_heads, tokens, head_dim] of a layer."""

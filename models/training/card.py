@@ -7,6 +7,7 @@ from dataclasses import asdict
 from nearbank.models.checkpoint import Checkpoint
 from nearbank.models.config import ModelConfig
 from nearbank.models.training.data import Corpus
+from nearbank.models.training.optimiser import working_dtype
 from nearbank.models.training.options import TrainOptions
 
 ACTIVATIONS = {
@@ -43,7 +44,8 @@ the first 90 % ({len(corpus.train):,} characters) trained.
 
 {_training(options)}
 {options.batch * options.context:,} characters per step, Muon for the block matrices and AdamW for the rest,
-bfloat16 autocast, warm-up {options.warmup_steps} steps, linear fall to zero over the last {options.decay_percent} %,
+matrix products in {_products(options)}, warm-up {options.warmup_steps} steps, linear fall to zero over the last
+{options.decay_percent} %,
 learning rates {options.twin_lr:g} and {options.student_lr:g}, dropout {options.dropout:g} (twin only),
 seed {options.seed}.
 {training_time_s / 60:.0f} minutes of steps on {_machine(options)}, torch {origin.torch_version}, {origin.date}.
@@ -86,6 +88,10 @@ def _training(options: TrainOptions) -> str:
 the loss is the mean of the text's cross-entropy and the Kullback-Leibler divergence from the twin's probabilities,
 plus {options.hidden_weight:g} × the relative squared distance of the hidden states and {options.attention_weight:g} ×
 that of the attention scores."""
+
+
+def _products(options: TrainOptions) -> str:
+    return str(working_dtype(options.device)).removeprefix("torch.")
 
 
 def _machine(options: TrainOptions) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from nearbank.models.training.distill import attention_loss, hidden_loss, student_loss, task_loss
 from nearbank.models.training.network import Learner, States
-from nearbank.models.training.optimiser import schedule, set_learning_rate
+from nearbank.models.training.optimiser import schedule, set_learning_rate, working_dtype
 from nearbank.models.training.options import TrainOptions
 from nearbank.models.training.tasks import Batch, Task
 
@@ -59,7 +59,8 @@ class Learning:
         inputs, targets = batch
         for optimiser in self.optimisers:
             optimiser.zero_grad()
-        with torch.autocast(self.options.device, torch.bfloat16):
+        dtype = working_dtype(self.options.device)
+        with torch.autocast(self.options.device, torch.bfloat16, enabled=dtype == torch.bfloat16):
             states = self.network.states(inputs)
             wanted = None if self.teacher is None else self.teacher.states(inputs)
         loss = _loss(states, wanted, targets, self.options)

@@ -8,7 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from nearbank.models.training import TrainOptions  # noqa: E402
+from nearbank.models.training import (  # noqa: E402
+    TrainOptions,
+    optimiser,
+)
 from nearbank.models.training.data import read_corpus  # noqa: E402
 from nearbank.models.training.network import EXACT  # noqa: E402
 from nearbank.models.training.optimiser import Muon, build_optimisers  # noqa: E402
@@ -59,7 +62,9 @@ def test_device_steps_are_host_steps(options: TrainOptions, precision: str, task
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_muon_is_torchs(decay: float) -> None:
+def test_muon_is_torchs(decay: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, which torch's always takes."""
+    monkeypatch.setattr(optimiser, "working_dtype", lambda _: torch.bfloat16)
     torch.manual_seed(0)
     start = [torch.randn(size) * 0.02 for size in SIZES * 2]
     ours, theirs = ([torch.nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
@@ -71,8 +76,22 @@ def test_muon_is_torchs(decay: float) -> None:
         for one, other in zip(ours, theirs, strict=True):
             one.grad = torch.randn(one.shape)
             other.grad = one.grad.clone()
-        for optimiser in optimisers:
-            optimiser.step()
+        for each in optimisers:
+            each.step()
     for one, other, first in zip(ours, theirs, start, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
         assert (one - first).abs().max() > 1e-4
+
+
+def test_float32_directions_are_those_of_bfloat16_up_to_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five rounds of Newton-Schulz in either precision; singular values end between 0.6 and 1.3."""
+    matrices = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(optimiser, "working_dtype", lambda _, dtype=dtype: dtype)
+        found[dtype] = optimiser.orthogonal(matrices)
+        assert found[dtype].dtype == dtype
+        sizes = torch.linalg.svdvals(found[dtype].float())
+        assert sizes.min() > 0.6
+        assert sizes.max() < 1.3
+    assert (found[torch.float32] - found[torch.bfloat16].float()).abs().max() < 0.05
