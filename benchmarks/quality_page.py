@@ -219,10 +219,11 @@ smaller models above have fewer weights than the text could teach, so that terna
 RESTORING = """## An encoder and decoder that restore damaged text
 
 BART's shape: layers in each half. In windows of 60 characters about 30 % of the spans of five are damaged, half of them
-masked, half shuffled; the decoder writes the window again. "2-2-8" rounds the looked-up embeddings too. They train
-for few steps, so that a busy CPU core is done with each within minutes (`python benchmarks/quality_models.py TEXT
---only restore-fp restore-fp-control restore-2-2-8 restore-1-1-8`); longer training would lower all four. Damaged
-characters are the masked ones and those that shuffling changed; the others can be copied.
+masked, half shuffled; the decoder writes the window again. "2-2-8" rounds the looked-up embeddings too. Damaged
+characters are the masked ones and those that shuffling changed; the others can be copied. So few steps let a busy CPU
+core finish each run within minutes; more were not tried. These runs alone, with `TEXT` the text:
+
+    python benchmarks/quality_models.py TEXT --only restore-fp restore-fp-control restore-2-2-8 restore-1-1-8
 """
 ROUNDED = """## Rounded after training
 

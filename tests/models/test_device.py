@@ -33,7 +33,7 @@ CONFIG = {"rope_theta": 10000.0, "rms_norm_eps": 1e-5}
 KERNELS = (
     *sources.decoding_kernels(),
     *(sources.quantise(norm, 0) for norm in (0, 1, 2)),
-    *(sources.gemv_one(bits, 3 * norm) for bits in (2, 8) for norm in (0, 1, 2)),
+    *(sources.gemv_one(bits, 3 * norm, False) for bits in (2, 8) for norm in (0, 1, 2)),
     *(sources.gemv_stream(bits, 1) for bits in (2, 8)),
     *(sources.gemv_rows(bits, 1, tiling) for bits in (2, 8) for tiling in sources.GEMV_TILINGS),
     *(sources.floats_by_floats(0), sources.floats_by_floats(2)),
