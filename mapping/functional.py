@@ -176,7 +176,7 @@ class _Run:
             if isinstance(node, Loop):
                 if self.at_once and self._macs(node, counters):
                     continue
-                for i in range(node.count):
+                for i in node.rounds:
                     yield from self.nodes(node.body, (*counters, i))
             elif isinstance(node, Command):
                 self._command(node, counters)
@@ -271,11 +271,12 @@ class _Run:
 
     def _macs(self, loop: Loop, counters: Counters) -> bool:
         """Execute a nest of loops around one MAC command of one row; False, and nothing done, where it is not that."""
-        counts, node = [], loop
+        counts, begun, node = [], 0, loop
         while isinstance(node, Loop) and len(node.body) == 1:
             counts.append(node.count)
+            begun |= node.first
             node = node.body[0]  # type: ignore[assignment]
-        if not isinstance(node, Command) or node.name != "MACAB":
+        if begun or not isinstance(node, Command) or node.name != "MACAB":
             return False
         depth = len(counters)
         if any(node.row.strides[depth:]) or any(node.register.strides[depth:]):

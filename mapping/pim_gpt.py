@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from math import ceil
+from operator import attrgetter
 
 from nearbank.errors import NearbankError
 from nearbank.mapping import asic
@@ -50,6 +51,8 @@ _STREAMED_WORK = _WORK | {
     "norm": asic.finish_norm_work,
     "residual": lambda n: asic.add_work(n).streamed + asic.statistics_work(n),
 }
+# What of an operation a program depends on, beside the positions it attends.
+_SHAPE = attrgetter("op", "name", "m", "n", "k", "heads", "kv_heads", "weights", "inputs", "kv")
 # Element-wise work that can begin with part of a matrix product's outputs.
 _FOLLOWS = ("activation", "residual", "sample")
 _ATTENTION = ("score", "softmax", "context")
@@ -78,10 +81,11 @@ class MappingOptions:
 
 @dataclass(frozen=True)
 class _Position:
-    """`count` tokens from `token` on that share a program."""
+    """`count` tokens from `token` on that share a program. It is that of token `run`, begun some rounds later."""
 
     token: int
     count: int
+    run: int
 
 
 @dataclass(frozen=True)
@@ -113,15 +117,32 @@ class Plan:
     machine: Machine
     _parts: dict[object, Nodes] = field(default_factory=dict, compare=False, repr=False)
     _groups: list[tuple[int, ...]] = field(default_factory=list, compare=False, repr=False)
+    _last: list[tuple[object, Program]] = field(default_factory=list, compare=False, repr=False)
 
     def lower(self, step: Step) -> Program:
         """The program of one step: commands, jobs of the ASIC, and what waits for what."""
         step, sequences = one_sequence(step)
         tokens, end = _tokens(step)
         self._check(step, end, sequences)
+        positions = list(self._positions(end - tokens, end))
+        return self._of_run(step, sequences, positions[0]) if tokens == 1 else self._program(step, sequences, positions)
+
+    def _of_run(self, step: Step, sequences: int, position: _Position) -> Program:
+        """The program of one token: that of the first token of its run, begun later."""
+        cache, operations = self.placement.cache, [b.operations for b in step.blocks]
+        if not cache.newest_exact and not cache.groups:
+            position = replace(position, run=position.token // self._run * self._run)
+        shapes = tuple((b.first, b.count, tuple(map(_SHAPE, b.operations))) for b in step.blocks)
+        reaches = tuple(self._reach(o, position) for o in operations if any(each.op == "score" for each in o))
+        key = sequences, shapes, position.run, reaches
+        if not self._last or self._last[0][0] != key:
+            self._last[:] = [(key, self._program(step, sequences, [position]))]
+        return _begun_later(self._last[0][1], f"{step.phase} {step.index}", position.token - position.run)
+
+    def _program(self, step: Step, sequences: int, positions: list[_Position]) -> Program:
+        tokens = sum(p.count for p in positions)
         inside = [b for b in step.blocks if _size(b) == tokens]
         after = [b for b in step.blocks if _size(b) != tokens]
-        positions = list(self._positions(end - tokens, end))
         streamed = _norms_stream(step)
         ways = [(c, _Lowering(c[0], self._like(c[0]), streamed)) for c in self.channel_groups]
         streams = tuple(Stream(c, self._body(way, inside, after, positions, sequences)) for c, way in ways)
@@ -152,13 +173,17 @@ class Plan:
 
     def _positions(self, begin: int, end: int) -> Iterator[_Position]:
         """Tokens [begin, end) in runs with the same addresses but for the bank of K."""
+        while begin < end:
+            count = 1 if self._stands_alone(begin) else min(end, (begin // self._run + 1) * self._run) - begin
+            yield _Position(begin, count, begin)
+            begin += count
+
+    @property
+    def _run(self) -> int:
+        """So many tokens have the same addresses, but for the bank of K."""
         cache = self.placement.cache
         bursts = cache.scales is not None and not cache.groups  # scales of each token
-        unit = self.target.column_bytes // cache.scale_bytes if bursts else self.target.banks
-        while begin < end:
-            count = 1 if self._stands_alone(begin) else min(end, (begin // unit + 1) * unit) - begin
-            yield _Position(begin, count)
-            begin += count
+        return self.target.column_bytes // cache.scale_bytes if bursts else self.target.banks
 
     def _stands_alone(self, token: int) -> bool:
         """True where the tokens after this one attend more rows of the past, or a group was full before it."""
@@ -313,18 +338,20 @@ class Plan:
         keys: Nodes = ()
         if appends:
             yield from self._flushed(way, layer, position.token)
-            emit = partial(self._keys, way, position.token)
-            keys = self._part(("K", layer, way.channel, position.token, way.together), emit)
+            emit = partial(self._keys, way, position.run)
+            keys = self._part(("K", layer, way.channel, position.run, way.together), emit)
         if not cache.newest_exact:
             yield from keys
         if operations[-1].op in _ATTENTION:
-            first, last = _attended(operations, position)
-            span = Reach.of(cache, first, last, self.target.banks)
+            span = self._reach(operations, position)
             token = self._same_addresses(position.token) if appends else None
             emit = partial(self._attend, way, span, token, values)
             yield from self._part(("attend", layer, way.like, span, token, values is None, way.together), emit)
         if cache.newest_exact:
             yield from keys
+
+    def _reach(self, operations: tuple[Operation, ...], position: _Position) -> Reach:
+        return Reach.of(self.placement.cache, *_attended(operations, position), self.target.banks)
 
     def _flushed(self, way: _Lowering, layer: int, token: int) -> Nodes:
         """The group that was full before `token`, rounded; nothing in caches without groups."""
@@ -378,6 +405,16 @@ class Plan:
                 f"step {step.index} has {sequences} sequences, but there are caches for {self.options.batch}; "
                 f"plan the mapping with batch={sequences}"
             )
+
+
+def _begun_later(program: Program, name: str, rounds: int) -> Program:
+    """The program of one token with its loop over tokens, the first node, begun some rounds later."""
+    streams = []
+    for stream in program.streams:
+        tokens, *rest = stream.body
+        assert isinstance(tokens, Loop)
+        streams.append(Stream(stream.channels, (replace(tokens, first=rounds), *rest)))
+    return Program(name, tuple(streams))
 
 
 def _row_in_layer(offset: Index, row: int) -> Index:

@@ -25,6 +25,8 @@ from nearbank.sim.standard import Effect, Row
 _K = TypeVar("_K")
 _KEPT_ROWS = 40_000
 _RUN = 16
+_MOST = 4000  # stretches that are known; numbers are never given again
+_LEAST = 4  # rows of a stretch that is worth keeping: a loop with two commands
 _FAR = 1 << 58
 _WIDEST = 1 << 28
 
@@ -86,6 +88,80 @@ class Code:
     commands: frozenset[str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Outermost:
+    """An outermost loop in the code: its first and last row, and the rows between whose addresses its counter moves."""
+
+    stream: int
+    node: int
+    begin: int
+    end: int
+    moved: Ints
+    strides: Ints
+
+
+@dataclass
+class _Laid:
+    """The last program, what of it holds for others, and where its outermost loops are."""
+
+    program: Program
+    shape: tuple[object, ...]
+    code: Code
+    loops: list[_Outermost]
+
+    def moved(self, program: Program, least: Ints) -> bool:
+        """Make the code that of `program`; False, and the code is of no more use, where it cannot be."""
+        if _shape(program) != self.shape:
+            return False
+        for loop in self.loops:
+            before, after = (p.streams[loop.stream].body[loop.node] for p in (self.program, program))
+            assert isinstance(before, Loop)
+            assert isinstance(after, Loop)
+            if before.first != after.first and not self._move(loop, after, after.first - before.first, least):
+                return False
+        self.program = program
+        return True
+
+    def _move(self, loop: _Outermost, node: Loop, rounds: int, least: Ints) -> bool:
+        rows, end = self.code.rows, node.first + node.count
+        if not rows[loop.begin, vm.MEETS] or not isinstance(node.first, int) or node.first < 0 or end >= 1 << 32:
+            return False
+        rows[loop.begin, vm.A], rows[loop.begin, vm.B], rows[loop.end, vm.A] = end, node.first, end
+        rows[loop.moved, vm.LOW : vm.HIGH] += rounds * loop.strides
+        rows[loop.moved, vm.HIGH : vm.STRETCH] += rounds * loop.strides
+        moved = rows[loop.moved, vm.LOW : vm.STRETCH]
+        return bool((moved[:, :3] >= 0).all() and (moved[:, 3:] < least).all())
+
+
+def _shape(program: Program) -> tuple[object, ...]:
+    """What two programs have in common whose code differs only in where outermost loops begin."""
+    return tuple(
+        (s.channels, *((id(n.body), n.count) if isinstance(n, Loop) else id(n) for n in s.body))
+        for s in program.streams
+    )
+
+
+def _outermost(program: Program, code: Code) -> list[_Outermost]:
+    found = []
+    for number, stream in enumerate(program.streams):
+        at = code.entries[number]
+        for place, node in enumerate(stream.body):
+            if isinstance(node, Loop):
+                begin, at = at, at + _length(code.rows, at)
+                strides = code.rows[begin:at, vm.BANK_STRIDES : vm.LOW : vm.MAX_DEPTH]
+                moved = begin + np.flatnonzero(strides.any(axis=1))
+                found.append(_Outermost(number, place, begin, at - 1, moved, strides[moved - begin]))
+            else:
+                at += 1
+    return found
+
+
+def _length(rows: Ints, begin: int) -> int:
+    """Rows of the outermost loop that begins there: up to the next end of a loop of its depth."""
+    ends = (rows[begin:, vm.OP] == vm.END) & (rows[begin:, vm.DEPTH] == rows[begin, vm.DEPTH])
+    return int(np.argmax(ends)) + 1
+
+
 @dataclass
 class Compiler:
     """Encodes programs for one machine, and numbers what they name: units, jobs, labels, sets of commands."""
@@ -97,11 +173,14 @@ class Compiler:
     bodies: dict[frozenset[tuple[str, str]], int] = field(default_factory=dict)
     slots: dict[tuple[str, str], int] = field(default_factory=dict)
     slot_count: int = 0
+    stretches: Stretches = field(init=False)
     _kept: _Kept = field(default_factory=_Kept)
+    _last: _Laid | None = None
     _room: Ints = field(default_factory=lambda: np.zeros((0, vm.WIDTH), dtype=np.int64))
 
     def __post_init__(self) -> None:
         self._numbers = {name: i for i, name in enumerate(self.book.specs)}
+        self.stretches = Stretches(self)
         unit = self.book.machine.mac_unit
         for name, spec in self.book.specs.items():
             for number_format in ("", *(unit.formats if unit and spec.macs else ())):
@@ -116,14 +195,32 @@ class Compiler:
         return self.book.banks // self.book.group if uses_bank(self.book, name) else 1
 
     def code(self, program: Program) -> Code:
-        """The program's tables; `NearbankError` names program, stream and node of the first fault."""
+        """The program's tables; `NearbankError` names program, stream and node of the first fault.
+
+        A program that differs from the last one only in where outermost loops begin takes over that one's tables.
+        """
+        if self._last and self._last.moved(program, self._least):
+            return self._last.code
+        self._last = None
+        code = self._encoded(program)
+        self._last = _Laid(program, _shape(program), code, _outermost(program, code))
+        return code
+
+    def _encoded(self, program: Program) -> Code:
         streams = [self._stream_pieces(program, number) for number in range(len(program.streams))]
         rows = self._laid([block for pieces in streams for block in (*(p.rows for p in pieces), _HALT)])
         ends = np.cumsum([sum(len(p.rows) for p in pieces) + 1 for pieces in streams])
         entries = np.array([0, *ends[:-1]])
         _check_meetings(program, np.split(rows, ends[:-1]))
+        self.stretches.mark(rows)
         commands = frozenset(name for pieces in streams for piece in pieces for name, _ in piece.commands)
         return Code(rows, tuple(entries.tolist()), commands)
+
+    def body_of(self, commands: Ints) -> int:
+        """The number of the set of commands in some rows and of those of a refresh that may come between them."""
+        names = {slot: key for key, slot in self.slots.items()}
+        refresh = {(name, "") for name in self.book.refresh.commands}
+        return _number(self.bodies, frozenset(names[slot] for slot in commands[:, vm.B].tolist()) | refresh)
 
     def _laid(self, blocks: list[Ints]) -> Ints:
         """All blocks end to end, in room that the next program takes over: fresh memory is what would cost time."""
@@ -204,7 +301,7 @@ class Compiler:
             _put(row, vm.ROW, vm.ROW_STRIDES, node.row, depth, f"{node.name} row")
         _put(row, vm.COLUMN, vm.COLUMN_STRIDES, node.column, depth, f"{node.name} column")
         depths = frozenset(d for d, stride in enumerate(node.bank.strides) if stride) if banked else frozenset()
-        row[0, vm.LOW : vm.HIGH] = row[0, vm.HIGH :] = row[0, vm.BANK : vm.BANK_STRIDES]
+        row[0, vm.LOW : vm.HIGH] = row[0, vm.HIGH : vm.STRETCH] = row[0, vm.BANK : vm.BANK_STRIDES]
         return Piece(node, row, frozenset([(node.name, node.format)]), False, spec.effect is not Effect.NONE, depths)
 
     def _check_alignment(self, node: Command) -> None:
@@ -217,15 +314,20 @@ class Compiler:
             raise _FaultError(f"loops are nested deeper than {vm.MAX_DEPTH}")
         if not isinstance(node.count, int) or not 0 < node.count < 1 << 62:
             raise _FaultError(f"loop of {node.count} rounds; expected 1 to 2^62 - 1")
+        if not isinstance(node.first, int) or not 0 <= node.first < (1 << 62) - node.count:
+            raise _FaultError(
+                f"loop whose counter begins at {node.first}; expected 0 or more, up to 2^62 with its rounds"
+            )
         if not node.body:
             raise _FaultError("loop with an empty body")
         inside = self._body(node.body, depth + 1)
         body = -1 if depth in inside.bank_depths else _number(self.bodies, inside.commands)
         rows = np.concatenate([_blank(depth), inside.rows, _blank(depth)])
         flags = (depth, int(inside.meets), int(inside.moves_rows))
-        rows[0, : vm.HAS_BANK] = vm.LOOP, node.count, 0, 0, *flags
-        rows[-1, : vm.HAS_BANK] = vm.END, node.count, len(rows) - 2, body, *flags
-        _widen(rows[1:-1], depth, node.count - 1)
+        end = node.first + node.count
+        rows[0, : vm.HAS_BANK] = vm.LOOP, end, node.first, 0, *flags
+        rows[-1, : vm.HAS_BANK] = vm.END, end, len(rows) - 2, body, *flags
+        _widen(rows[1:-1], depth, node.first, end - 1)
         return replace(inside, node=node, rows=rows)
 
     def _check_channels(self, program: Program, number: int, channels: tuple[int, ...]) -> None:
@@ -243,7 +345,7 @@ class Compiler:
     def _check_addresses(self, program: Program, number: int, pieces: list[Piece]) -> None:
         """The last of the stream's pieces so far: all its addresses exist."""
         rows = pieces[-1].rows
-        if rows[:, vm.LOW : vm.HIGH].min() >= 0 and (rows[:, vm.HIGH :].max(axis=0) < self._least).all():
+        if rows[:, vm.LOW : vm.HIGH].min() >= 0 and (rows[:, vm.HIGH : vm.STRETCH].max(axis=0) < self._least).all():
             return
         organization = self.book.machine.organization
         sizes = (("bank", self.book.banks), ("row", organization.rows), ("column", organization.columns))
@@ -277,16 +379,81 @@ def _blank(depth: int) -> Ints:
     return row
 
 
-def _widen(rows: Ints, depth: int, last: int) -> None:
-    """Let the lowest and highest addresses take in a loop around the rows whose counter goes up to `last`."""
+def _widen(rows: Ints, depth: int, first: int, last: int) -> None:
+    """Let the lowest and highest addresses take in a loop around the rows whose counter goes from `first` to `last`."""
     if not last:
         return
     strides = rows[:, vm.BANK_STRIDES + depth : vm.LOW : vm.MAX_DEPTH]
     if last >= 1 << 32 and last * int(np.abs(strides).max(initial=0)) >= _FAR:
-        raise _FaultError(f"an address moves over more than 2^58 in a loop of {last + 1} rounds")
-    moved = strides * last
-    rows[:, vm.LOW : vm.HIGH] += np.minimum(moved, 0)
-    rows[:, vm.HIGH :] += np.maximum(moved, 0)
+        raise _FaultError(f"an address moves over more than 2^58 in a loop up to round {last + 1}")
+    begun, ended = strides * first, strides * last
+    rows[:, vm.LOW : vm.HIGH] += np.minimum(begun, ended)
+    rows[:, vm.HIGH : vm.STRETCH] += np.maximum(begun, ended)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Where a stretch's first command is, counted from its first row, and what that row says of it."""
+
+    at: int
+    fields: tuple[int, int, int, int, int]
+
+
+@dataclass
+class Stretches:
+    """Numbers the stretches of code between meetings: those that do the same, on whatever rows, have one number.
+
+    Of a stretch that is not worth keeping, or whose banks depend on loops around it, or whose rows do in several ways,
+    it is known that it has none.
+    """
+
+    compiler: Compiler
+    known: dict[bytes, _Stretch | None] = field(default_factory=dict)
+    count: int = 0
+
+    def mark(self, rows: Ints) -> None:
+        """Write what is known of every stretch to its first command."""
+        rows[:, vm.STRETCH :] = 0
+        op = rows[:, vm.OP]
+        stops = np.flatnonzero((op >= vm.START) | ((rows[:, vm.MEETS] != 0) & (op != vm.COMMAND)))
+        begins = np.concatenate([[0], stops[:-1] + 1])
+        long = stops - begins >= _LEAST
+        begins, stops = begins[long], stops[long]
+        texts = self._texts(rows, begins, stops)
+        for begin, stop, text in zip(begins.tolist(), stops.tolist(), texts, strict=True):
+            if text not in self.known:
+                if len(self.known) > _MOST:
+                    self.known.clear()
+                self.known[text] = self._stretch(rows[begin : stop + 1])
+            if found := self.known[text]:
+                rows[begin + found.at, vm.STRETCH :] = found.fields
+
+    def _texts(self, rows: Ints, begins: Ints, stops: Ints) -> list[bytes]:
+        """All that a stretch's time depends on: its rows without columns, addresses counted from its first."""
+        said = rows[:, : vm.COLUMN_STRIDES].copy()
+        said[:, vm.COLUMN] = 0
+        texts = []
+        for begin, stop in zip(begins.tolist(), stops.tolist(), strict=True):
+            own = said[begin:stop]
+            rowed = own[:, vm.HAS_ROW] != 0
+            own[rowed, vm.ROW] -= own[np.argmax(rowed), vm.ROW]
+            texts.append(own.tobytes() + bytes([int(rows[stop, vm.DEPTH] + (rows[stop, vm.OP] == vm.END))]))
+        return texts
+
+    def _stretch(self, rows: Ints) -> _Stretch | None:
+        """Of a stretch's rows and the meeting behind it."""
+        own, stop = rows[:-1], rows[-1]
+        depth = int(stop[vm.DEPTH] + (stop[vm.OP] == vm.END))
+        commands, rowed = own[:, vm.OP] == vm.COMMAND, own[:, vm.HAS_ROW] != 0
+        around = own[:, vm.ROW_STRIDES : vm.ROW_STRIDES + depth][rowed]
+        banks = own[:, vm.BANK_STRIDES : vm.BANK_STRIDES + depth]
+        if not commands.any() or banks.any() or (around != around[:1]).any():
+            return None
+        at = int(np.argmax(commands))
+        self.count += 1
+        body = self.compiler.body_of(own[commands])
+        first = int(np.argmax(rowed)) - at if rowed.any() else -1
+        return _Stretch(at, (self.count, body, len(own) - at, first, depth))
 
 
 _HALT = _blank(0)
@@ -328,8 +495,7 @@ def _check_meetings(program: Program, parts: list[Ints]) -> None:
 
 def _skeleton(rows: Ints) -> Ints:
     meetings: Ints = rows[:, [vm.OP, vm.DEPTH, vm.A, vm.B, vm.C]][rows[:, vm.MEETS] == 1]
-    loops = (meetings[:, 0] == vm.LOOP) | (meetings[:, 0] == vm.END)
-    meetings[loops, 3:] = 0  # how long the bodies are is each stream's own matter
+    meetings[meetings[:, 0] == vm.END, 3:] = 0  # how long the bodies are is each stream's own matter
     return meetings
 
 

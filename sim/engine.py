@@ -11,8 +11,8 @@ before it has ended. Channels that a program treats alike and that have the same
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from nearbank.sim.layout import (
     lists,
     pull_lists,
     push_lists,
+    seen_list,
     written_list,
 )
 from nearbank.sim.machine import Machine
@@ -42,6 +43,7 @@ from nearbank.sim.result import ChannelResult, Profile, SimResult
 from nearbank.sim.rules import RuleBook, rulebook
 
 _NO_DUE = 1 << 61
+_KEPT = 1 << 14  # stretches whose outcome is kept: some 45 MB
 FINEST = 64  # cycles a bin, where a profile begins
 _PROBLEMS = {
     vm.CLOSED_ROW: "needs an open row, but one of its banks has none",
@@ -88,8 +90,10 @@ class Player:
         # where there are half clocks, a round may begin on either half, and every command is played
         self._skips = int(fast_forward and not self._book.standard.any_edge)
         self._modes = ModeWalk(self._book)
-        self._used: frozenset[str] = _refresh_commands(self._book)
+        self._used: frozenset[str] = self._book.refresh.commands
         self._known = (0, 0)
+        self._kept = np.zeros(0, dtype=np.int64)
+        self._twins: tuple[Code, Ints, Ints] | None = None
         self._tables = self._make_tables()
         self._lanes: tuple[tuple[int, ...], ...] = (tuple(range(machine.organization.channels)),)
         self._grouped: tuple[tuple[int, ...], ...] = ()
@@ -118,6 +122,30 @@ class Player:
         self._run(program, code, record)
         return [issued for lane in range(lanes) for issued in self._issued(record, lane)]
 
+    def stream(self, program: Program, first: int, last: int, *, chunk: int = 1 << 13) -> Iterator[list[Issued]]:
+        """Play one more program and list the commands of every channel in the cycles `first` to `last - 1`.
+
+        They come in order of issue, `chunk` cycles at a time, however long the program is: it is played again for
+        each. Take all of them before the next program.
+        """
+        begin = max(first, self.cycle)
+        done = False
+        while not done:
+            before = self._memory.copy(), self._shared.copy(), self._lanes, self._grouped
+            modes = self._modes.copy()
+            issued = self.record(program, begin, min(begin + chunk, last))
+            begin += chunk
+            done = begin >= min(last, self.cycle)
+            yield sorted(self._for_every_channel(issued), key=lambda i: (i.cycle, i.channel))
+            if not done:
+                self._memory, self._shared, self._lanes, self._grouped = before
+                self._modes = modes
+                self._ends.pop()
+
+    def _for_every_channel(self, issued: list[Issued]) -> Iterator[Issued]:
+        lanes = {lane[0]: lane for lane in self._lanes}
+        return (replace(i, channel=channel) for i in issued for channel in lanes[i.channel])
+
     def _issued(self, record: Ints, lane: int) -> Iterable[Issued]:
         names = {slot: key for key, slot in self._compiler.slots.items()}
         channel = self._lanes[lane][0]
@@ -133,18 +161,27 @@ class Player:
         used = self._used | code.commands
         known = (len(self._compiler.bodies), len(self._compiler.units))
         if used != self._used or known != self._known:
+            counted = (used, known[1]) == (self._used, self._known[1])
             self._used, self._known = used, known
             self._tables = self._make_tables()
+            self._make_room(counted)
         return code
 
     def _run(self, program: Program, code: Code, record: Ints) -> int:
         streams = self._streams(program)
         entries = np.array([code.entries[s] for s in streams], dtype=np.int64)
-        end = int(vm.play(self._tables, self._memory, self._shared, entries, code.rows, record))
+        twin = self._twins_of(code, entries)
+        end = int(vm.play(self._tables, self._memory, self._shared, entries, code.rows, twin, record, self._kept))
         if end < 0:
             self._fail(program, code, streams, -1 - end)
         self._ends.append(end)
         return end
+
+    def _twins_of(self, code: Code, entries: Ints) -> Ints:
+        """The same rows of the lanes' streams, worked out once for programs that share their code."""
+        if self._twins is None or self._twins[0] is not code or not np.array_equal(self._twins[1], entries):
+            self._twins = code, entries, vm.twins(code.rows, entries) if len(entries) > 1 else entries
+        return self._twins[2]
 
     def _streams(self, program: Program) -> list[int]:
         """The stream that each of the first lanes plays; lanes without a stream come last."""
@@ -182,9 +219,16 @@ class Player:
             _busy(self._shared)[: old[vm.G_JOBS]] = _busy(old)
             _label_cycles(self._shared)[: old[vm.G_LABELS]] = _label_cycles(old)
 
+    def _make_room(self, counted: bool) -> None:
+        """Room for what stretches do; what is kept holds as long as the same is `counted`, in entries as long."""
+        count = _KEPT if self._skips and not self._bins else 0
+        size = count * int(self._tables[vm.KEPT_WIDTH])
+        if size != len(self._kept) or not counted:
+            self._kept = np.zeros(max(size, 1), dtype=np.int64)
+
     def _make_tables(self) -> Ints:
         """All tables behind their header, those of the commands first; see the constants in `sim.vm`."""
-        written, fixed, counted = self._body_lists()
+        written, fixed, counted, seen = self._body_lists()
         latency = self._book.latency
         data = [(self._layout.channel_entry[n], latency[n]) for n in sorted(self._used) if latency[n]]
         tables = {
@@ -194,10 +238,14 @@ class Player:
             vm.FIXED: fixed.rows,
             vm.COUNTED_START: counted.start,
             vm.COUNTED: counted.rows,
+            vm.SEEN_START: seen.start,
+            vm.SEEN: seen.rows,
             vm.DATA: np.array(data, dtype=np.int64),
             vm.AGES: np.array(horizons(self._layout, frozenset(self._layout.names)), dtype=np.int64),
         }
         header = self._header(len(data))
+        longest = sum(int(np.diff(part.start).max(initial=0)) for part in (written, counted, seen))
+        header[vm.KEPT_WIDTH] = vm.K_SIZE + vm.D_SIZE + 2 * self._book.banks + longest
         parts = [header, *self._command_tables(header)]
         at = sum(part.size for part in parts)
         for slot, table in tables.items():
@@ -239,6 +287,7 @@ class Player:
         header[vm.HORIZON] = (1 << 62) // self.machine.tck_ps
         header[vm.SKIPS] = self._skips
         header[vm.DATA_COUNT] = data_count
+        header[vm.KEPT] = _KEPT if self._skips and not self._bins else 0
         self._place_memory(header)
         return header
 
@@ -253,20 +302,23 @@ class Player:
         header[vm.ROWS] = header[vm.LAST] + self._layout.size
         header[vm.SNAP] = header[vm.ROWS] + book.banks
         header[vm.SNAP_STRIDE] = vm.S_SIZE + counters + book.banks + self._layout.size
-        header[vm.PROFILE] = header[vm.SNAP] + vm.MAX_DEPTH * header[vm.SNAP_STRIDE]
+        header[vm.KEY] = header[vm.SNAP] + vm.MAX_DEPTH * header[vm.SNAP_STRIDE]
+        header[vm.WAS] = header[vm.KEY] + vm.K_SIZE + book.banks + self._layout.size
+        header[vm.PROFILE] = header[vm.WAS] + header[vm.ROWS]
         header[vm.ROOM] = self._bins
         header[vm.GROUP_SHIFT] = book.group.bit_length() - 1
 
-    def _body_lists(self) -> tuple[Lists, Lists, Lists]:
-        """Per loop body: entries it writes, entries it only reads, counters it moves."""
+    def _body_lists(self) -> tuple[Lists, Lists, Lists, Lists]:
+        """Per set of commands: entries they write, entries they only read, counters they move, all they depend on."""
         bodies = [(body, frozenset(name for name, _ in body)) for body in self._compiler.bodies]
         written = [written_list(self._layout, self._used, names) for _, names in bodies]
         fixed = [fixed_list(self._layout, self._used, names) for _, names in bodies]
         counted = [self._counted(body, names) for body, names in bodies]
-        return lists(written, 2), lists(fixed, 2), lists(counted, 1)
+        seen = [seen_list(self._layout, names) for _, names in bodies]
+        return lists(written, 2), lists(fixed, 2), lists(counted, 1), lists(seen, 2)
 
     def _counted(self, body: frozenset[tuple[str, str]], names: frozenset[str]) -> list[tuple[int]]:
-        """Counters that a round without a refresh may move; in such a round, waits are those for known units."""
+        """Counters that the commands may move; those of a refresh only where it is among them."""
         compiler, reasons = self._compiler, vm.FIXED_COUNTERS + self._compiler.slot_count
         moved = [*range(vm.REFRESHES), reasons + vm.END_REASON]
         for name, weights in sorted(body):
@@ -275,6 +327,7 @@ class Player:
         moved += [reasons + vm.UNIT_REASON + unit for unit in compiler.units.values()]
         limits = binding_limits(self._layout, self._used, names)
         moved += [reasons + vm.UNIT_REASON + vm.MAX_UNITS + limit for limit in limits]
+        moved += [vm.REFRESHES, reasons + vm.REFRESH_REASON] if self._book.refresh.refresh in names else []
         return [(index,) for index in moved]
 
     def _first_memory(self) -> Ints:
@@ -343,14 +396,6 @@ class Player:
     def _bin(self, meaning: Meaning, counts: Ints, cycles: int) -> tuple[ChannelResult, ...]:
         lanes = zip(counts, self._lanes, strict=True)
         return tuple(meaning.channel_result(count, channels, cycles) for count, channels in lanes)
-
-
-def _refresh_commands(book: RuleBook) -> frozenset[str]:
-    plan = book.refresh
-    names = (
-        (plan.precharge, plan.refresh, plan.activate, plan.activate_all, plan.activate_rank) if plan.interval else ()
-    )
-    return frozenset(name for name in names if name)
 
 
 def _shared(jobs: int, labels: int) -> Ints:

@@ -196,6 +196,21 @@ def fixed_list(result: Layout, used: frozenset[str], body: frozenset[str]) -> li
     return sorted(ages.items())
 
 
+def seen_list(result: Layout, body: frozenset[str]) -> list[tuple[int, int]]:
+    """Entries on which it may depend what the body does, with the age beyond which it does not."""
+    ages: dict[int, int] = {}
+    forgotten = horizons(result, frozenset(result.names))
+    for name in body:
+        for pull in result.pulls[name]:
+            for index in pull.reads:
+                ages[index] = max(ages.get(index, 0), pull.delay)
+        for push in result.pushes[name]:
+            if push.width > 1:  # what leaves one place of a window enters the next one
+                scopes = max(result.book.banks >> push.shift, 1)
+                ages |= {i: forgotten[i] for i in range(push.base, push.base + scopes * push.width)}
+    return sorted(ages.items())
+
+
 def binding_limits(result: Layout, used: frozenset[str], body: frozenset[str]) -> list[int]:
     """The rules that may hold a command of the body up."""
     pulls = (pull for name in body for pull in result.pulls[name])

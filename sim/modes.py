@@ -21,6 +21,12 @@ class ModeWalk:
         self._book = book
         self._mode: dict[int, str] = {}
 
+    def copy(self) -> ModeWalk:
+        """The same, to go on from here again."""
+        other = ModeWalk(self._book)
+        other._mode.update(self._mode)
+        return other
+
     def follow(self, program: Program, commands: frozenset[str]) -> None:
         """Walk one more program, which has these commands; `NearbankError` names the first that is out of its mode."""
         modes = self._book.standard.modes
@@ -62,7 +68,7 @@ class _Walk:
         if key not in self.known:
             seen = [mode]
             while len(seen) <= node.count:
-                seen.append(self.body(node.body, seen[-1], (*counts, node.count)))
+                seen.append(self.body(node.body, seen[-1], (*counts, node.first + node.count)))
                 if seen[-1] in seen[:-1]:
                     break
             self.known[key] = _continued(seen, node.count)

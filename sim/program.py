@@ -69,10 +69,16 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """`body`, `count` times."""
+    """`body`, `count` times; the counter goes from `first` up."""
 
     count: int
     body: tuple[Node, ...]
+    first: int = 0
+
+    @property
+    def rounds(self) -> range:
+        """The counter's values."""
+        return range(self.first, self.first + self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +165,7 @@ def unrolled(body: tuple[Node, ...], counters: tuple[int, ...] = ()) -> Iterator
     """The nodes in the order of execution, loops unrolled, each with the loop counters it runs under."""
     for node in body:
         if isinstance(node, Loop):
-            for i in range(node.count):
+            for i in node.rounds:
                 yield from unrolled(node.body, (*counters, i))
         else:
             yield node, counters
@@ -200,8 +206,8 @@ class Builder:
         self._open[-1].append(node)
 
     @contextmanager
-    def loop(self, count: int) -> Iterator[Index]:
-        """Repeat what is added inside `count` times; yields the counter, to use in addresses.
+    def loop(self, count: int, first: int = 0) -> Iterator[Index]:
+        """Repeat what is added inside `count` times; yields the counter, which begins at `first`, for addresses.
 
         A loop of zero rounds adds nothing; a loop of one round is kept, so that depths do not depend on sizes.
         """
@@ -212,7 +218,7 @@ class Builder:
         yield Index(0, (0,) * depth + (1,))
         body = tuple(self._open.pop())
         if count and body:
-            self.add(Loop(count, body))
+            self.add(Loop(count, body, first))
 
     def body(self) -> tuple[Node, ...]:
         """The finished stream body."""

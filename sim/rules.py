@@ -51,6 +51,12 @@ class RefreshPlan:
     activate_all: str
     activate_rank: str = ""
 
+    @property
+    def commands(self) -> frozenset[str]:
+        """All commands of a refresh."""
+        names = (self.precharge, self.refresh, self.activate, self.activate_all, self.activate_rank)
+        return frozenset(name for name in names if name and self.interval)
+
 
 @dataclass(frozen=True, slots=True)
 class RuleBook:

@@ -11,8 +11,8 @@
       start asic softmax 20000 ps
       wait asic
 
-`i0` is the counter of the outermost loop of the stream, `i1` that of the next one inside, and so on. Names that hold
-spaces stand in double quotes. `#` begins a comment.
+`i0` is the counter of the outermost loop of the stream, `i1` that of the next one inside, and so on. A counter begins
+at 0, or at 5 in `loop 500 from 5`. Names that hold spaces stand in double quotes. `#` begins a comment.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _program_lines(program: Program) -> Iterator[str]:
 def _node_lines(node: Node, level: int) -> Iterator[str]:
     pad = "  " * level
     if isinstance(node, Loop):
-        yield f"{pad}loop {node.count}"
+        yield f"{pad}loop {node.count}" + (f" from {node.first}" if node.first else "")
         for child in node.body:
             yield from _node_lines(child, level + 1)
     elif isinstance(node, Start):
@@ -131,6 +131,8 @@ class _Parser:
         match words:
             case ["loop", count] if count.isdigit():
                 return Loop(int(count), self._body(level + 1))
+            case ["loop", count, "from", first] if count.isdigit() and first.isdigit():
+                return Loop(int(count), self._body(level + 1), int(first))
             case ["start", unit, job, duration, "ps"] if duration.isdigit():
                 return Start(unit, job, int(duration))
             case ["wait", unit]:
@@ -138,7 +140,9 @@ class _Parser:
             case ["mark", label]:
                 return Mark(label)
             case ["loop" | "start" | "wait" | "mark", *_]:
-                raise self._fail(number, "'loop COUNT', 'start UNIT JOB DURATION ps', 'wait UNIT' or 'mark LABEL'")
+                raise self._fail(
+                    number, "'loop COUNT [from FIRST]', 'start UNIT JOB DURATION ps', 'wait UNIT' or 'mark LABEL'"
+                )
         return self._command(number, words)
 
     def _command(self, number: int, words: list[str]) -> Command:

@@ -3,14 +3,15 @@
 A lane steps through its code to the next meeting (`START`, `WAIT`, `MARK`, the end of a loop that holds one, or the
 end of the program); `play` handles the meetings of all lanes. At the end of every loop round a lane's state is
 compared, relative to now, with the round before. When they are equal, what the next rounds do is known: they are
-added up at once, as far as the next refresh or the loop's end. Lanes that have come to the same state and read the
-same code up to the next meeting follow the first of them, which alone is played. `sim.reference` is the slow twin of
-it all.
+added up at once, as far as the next refresh or the loop's end. What a stretch between two meetings did is kept by
+its code and the state it began in, and added up when both come again. Lanes that have come to the same state and
+read the same code up to the next meeting follow the first of them, which alone is played. `sim.reference` is the slow
+twin of it all.
 
 Everything is int64, and everything of one kind lies in one flat array, which keeps the compiled code small:
-`t` the tables, `m` one lane's memory (a row of `memory`), `g` what all lanes share, `code` a program's rows, `record`
-issued commands. The constants below say what lies where; `sim.engine` fills it. This is one file on purpose: the
-cache of compiled functions looks at the file that calls, not at what is called.
+`t` the tables, `m` one lane's memory (a row of `memory`), `g` what all lanes share, `code` a program's rows, `kept`
+what stretches did, `record` issued commands. The constants below say what lies where; `sim.engine` fills it. This is
+one file on purpose: the cache of compiled functions looks at the file that calls, not at what is called.
 """
 
 from typing import Any
@@ -29,14 +30,22 @@ ROW_STRIDES = BANK_STRIDES + MAX_DEPTH
 COLUMN_STRIDES = ROW_STRIDES + MAX_DEPTH
 LOW = COLUMN_STRIDES + MAX_DEPTH  # least and greatest bank, row and column over the loops around
 HIGH = LOW + 3
-WIDTH = HIGH + 3
+# At the first command of a stretch: its number or 0, its set of commands, rows to its end and to its first command that
+# names a row (or -1), and how many loops are around it. A stretch is what lies between two meetings, or between one and
+# a loop that holds one.
+STRETCH = HIGH + 3
+STRETCH_BODY, STRETCH_ROWS, STRETCH_ROWED, STRETCH_DEPTH = range(STRETCH + 1, STRETCH + 5)
+WIDTH = STRETCH + 5
 
 # --- t: scalars, then offsets of tables in t, then offsets in a lane's memory -----------------------------------------
 (BANKS, TCK_PS, INTERVAL, REGION, PRECHARGE, REFRESH, ACTIVATE, ACTIVATE_ALL, HORIZON, SKIPS) = range(10)
 (WRITTEN_START, WRITTEN, FIXED_START, FIXED, COUNTED_START, COUNTED, DATA, DATA_COUNT) = range(10, 18)
 (LAST, ROWS, COUNT_SIZE, REASONS, SNAP, SNAP_STRIDE, PROFILE, ROOM, GROUP_SHIFT) = range(18, 27)
 ACTIVATE_RANK, AGES = 27, 28  # AGES: for every last issue, the age beyond which no command looks at it
-COMMANDS = 29  # the first table: where each command's own pulls and pushes are, it says itself
+# KEPT: for how many stretches there is room (a power of two, or 0); KEY, WAS: where a lane has the key of the stretch
+# it is in, and what it was when that began
+(SEEN_START, SEEN, KEPT, KEPT_WIDTH, KEY, WAS) = range(29, 35)
+COMMANDS = 35  # the first table: where each command's own pulls and pushes are, it says itself
 
 REACH, NEED, EFFECT, REACHED, ON_CLOCK, SLOT, PULLS, PULLS_END, PUSHES, PUSHES_END, COMMAND_WIDTH = range(11)
 PULL_BASE, PULL_DELAY, PULL_BANKED, PULL_REASON, PULL_SHIFT, PULL_FLIP, PULL_STRIDE, PULL_WIDTH = range(8)
@@ -58,8 +67,16 @@ MAX_UNITS = 16
 FINE, CLOSED_ROW, WRONG_ROW, OPEN_ROW, OVERFLOW, STUCK = range(6)
 _MANY_REFRESHES = 200  # in a row without a command in between, and nothing else to wait for
 
-# A loop's memory of the end of its last round: these, then ages of last issues, open rows, counters
-(S_STORED, S_NOW, S_GAP, S_DUE, S_OPEN, S_TOUCHED, S_UNIT, S_LABEL, S_SIZE) = range(9)
+# A loop's memory of the end of its last round: these, then ages of last issues, open rows, counters. BEGAN is when the
+# round began, kept by the first lane for loops in which lanes meet.
+(S_STORED, S_NOW, S_GAP, S_DUE, S_OPEN, S_TOUCHED, S_UNIT, S_LABEL, S_BEGAN, S_SIZE) = range(10)
+
+# A stretch's key, followed by rows of open banks and ages of the last issues that its commands look at; PHASE is how
+# soon the refresh was due, where one came. Then what it did, followed by open rows, last issues and counters.
+(K_STRETCH, K_PHASE, K_REGION, K_OPEN, K_TOUCHED, K_SIZE) = range(6)
+(D_CYCLES, D_DUE, D_REGION, D_OPEN, D_TOUCHED, D_SAME_ROW, D_SIZE) = range(7)
+ANY_PHASE, UNCHANGED = -1, 1 << 60
+_MIX, _SPREAD = 0x5851F42D, 0x5851F42D4C957F2D
 
 RECORD_WIDTH = (
     6  # cycle, command, bank, row, column, slot; the first row of a record is its window, first and last cycle
@@ -471,9 +488,142 @@ def _skip(t, m, record, code, pc, left):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _run(t, m, record, code):  # type: ignore[no-untyped-def]
+def _count(t, starts, body):  # type: ignore[no-untyped-def]
+    """How many entries the body has in a list, given where the lists' starts are."""
+    return t[t[starts] + body + 1] - t[t[starts] + body]
+
+
+@njit(cache=True)
+def _origin(code, first, m):  # type: ignore[no-untyped-def]
+    """What a stretch's rows are counted from: where its first one lies in this round of the loops around it."""
+    rowed = code[first * WIDTH + STRETCH_ROWED]
+    if rowed < 0:
+        return np.int64(0)
+    at = (first + rowed) * WIDTH
+    origin = code[at + ROW]
+    for d in range(code[first * WIDTH + STRETCH_DEPTH]):
+        origin += code[at + ROW_STRIDES + d] * m[COUNTER + d]
+    return origin
+
+
+@njit(cache=True)
+def _put_key(t, m, stretch, body, origin):  # type: ignore[no-untyped-def]
+    """Write the key, for no phase yet, of a stretch whose first command was issued just now; returns its hash."""
+    k = t[KEY]
+    m[k + K_STRETCH] = stretch
+    m[k + K_PHASE] = ANY_PHASE
+    m[k + K_REGION] = 0
+    m[k + K_OPEN] = m[OPEN]
+    m[k + K_TOUCHED] = m[TOUCHED]
+    h = stretch * _SPREAD + m[OPEN] * _MIX + m[TOUCHED]
+    k += K_SIZE
+    for b in range(t[BANKS]):
+        m[k + b] = (m[t[ROWS] + b] - origin) if (m[OPEN] >> b) & 1 else np.int64(0)
+        h += m[k + b] * (_SPREAD ^ (b * _MIX))
+    k += t[BANKS]
+    s = t[SEEN] + 2 * t[t[SEEN_START] + body]
+    for i in range(_count(t, SEEN_START, body)):
+        m[k + i] = min(m[PREVIOUS] - m[t[LAST] + t[s + 2 * i]], t[s + 2 * i + 1])
+        h += m[k + i] * (_SPREAD ^ ((i + 64) * _MIX))
+    return h
+
+
+@njit(cache=True)
+def _place(t, h, phase):  # type: ignore[no-untyped-def]
+    """Where what has this hash and phase is kept."""
+    h = (h + phase) * _SPREAD
+    return ((h ^ (h >> 29) ^ (h >> 47)) & (t[KEPT] - 1)) * t[KEPT_WIDTH]
+
+
+@njit(cache=True)
+def _is_kept(t, m, kept, place, size):  # type: ignore[no-untyped-def]
+    different = np.int64(0)
+    for i in range(size):
+        different |= kept[place + i] ^ m[t[KEY] + i]
+    return different == 0
+
+
+@njit(cache=True)
+def _find(t, m, kept, h, size):  # type: ignore[no-untyped-def]
+    """Where it is kept what the stretch does from here on, or -1.
+
+    That is what it did without a refresh, if none is due before that would have ended; or what it did when the next
+    refresh was due just as soon.
+    """
+    place = _place(t, h, np.int64(ANY_PHASE))
+    if _is_kept(t, m, kept, place, size) and m[PREVIOUS] + kept[place + size + D_CYCLES] < m[DUE]:
+        return place
+    m[t[KEY] + K_PHASE] = m[DUE] - m[PREVIOUS]
+    m[t[KEY] + K_REGION] = m[NEXT_REGION]
+    place = _place(t, h, m[DUE] - m[PREVIOUS])
+    return place if _is_kept(t, m, kept, place, size) else np.int64(-1)
+
+
+@njit(cache=True)
+def _do_again(t, m, kept, k, body, origin):  # type: ignore[no-untyped-def]
+    """Add up what a stretch did, which is kept from `k` on."""
+    began = m[PREVIOUS]
+    m[PREVIOUS] += kept[k + D_CYCLES]
+    m[OPEN] = kept[k + D_OPEN]
+    m[OPEN_BANKS] = _popcount(m[OPEN])
+    m[TOUCHED] = kept[k + D_TOUCHED]
+    if kept[k + D_DUE]:
+        m[DUE] += kept[k + D_DUE]
+        m[NEXT_REGION] = kept[k + D_REGION]
+    if m[OPEN] != 0:
+        m[SAME_ROW] = -1 if kept[k + D_SAME_ROW] == UNCHANGED else kept[k + D_SAME_ROW] + origin
+    k += D_SIZE
+    for b in range(t[BANKS]):
+        if (m[OPEN] >> b) & 1:
+            m[t[ROWS] + b] = kept[k + b] + origin
+    k += t[BANKS]
+    w = t[WRITTEN] + 2 * t[t[WRITTEN_START] + body]
+    for i in range(_count(t, WRITTEN_START, body)):
+        if kept[k + i] != UNCHANGED:
+            m[t[LAST] + t[w + 2 * i]] = began + kept[k + i]
+    k += _count(t, WRITTEN_START, body)
+    c = t[COUNTED] + t[t[COUNTED_START] + body]
+    for i in range(_count(t, COUNTED_START, body)):
+        m[COUNT + t[c + i]] += kept[k + i]
+
+
+@njit(cache=True)
+def _keep(t, m, kept, h, body, origin):  # type: ignore[no-untyped-def]
+    """Keep what a stretch did since its key was written."""
+    was, size = t[WAS], K_SIZE + t[BANKS] + _count(t, SEEN_START, body)
+    if m[DUE] == m[was + DUE]:
+        m[t[KEY] + K_PHASE] = ANY_PHASE
+        m[t[KEY] + K_REGION] = 0
+    k = _place(t, h, m[t[KEY] + K_PHASE])
+    for i in range(size):
+        kept[k + i] = m[t[KEY] + i]
+    k += size
+    kept[k + D_CYCLES] = m[PREVIOUS] - m[was + PREVIOUS]
+    kept[k + D_DUE] = m[DUE] - m[was + DUE]
+    kept[k + D_REGION] = m[NEXT_REGION]
+    kept[k + D_OPEN] = m[OPEN]
+    kept[k + D_TOUCHED] = m[TOUCHED]
+    kept[k + D_SAME_ROW] = m[SAME_ROW] - origin if m[SAME_ROW] >= 0 else UNCHANGED
+    k += D_SIZE
+    for b in range(t[BANKS]):
+        kept[k + b] = m[t[ROWS] + b] - origin
+    k += t[BANKS]
+    w = t[WRITTEN] + 2 * t[t[WRITTEN_START] + body]
+    for i in range(_count(t, WRITTEN_START, body)):
+        entry = t[LAST] + t[w + 2 * i]
+        kept[k + i] = UNCHANGED if m[entry] == m[was + entry] else m[entry] - m[was + PREVIOUS]
+    k += _count(t, WRITTEN_START, body)
+    c = t[COUNTED] + t[t[COUNTED_START] + body]
+    for i in range(_count(t, COUNTED_START, body)):
+        kept[k + i] = m[COUNT + t[c + i]] - m[was + COUNT + t[c + i]]
+
+
+@njit(cache=True)
+def _run(t, m, record, code, kept, keeps):  # type: ignore[no-untyped-def]
     """Step one lane to its next meeting; the lane's PC is left on it."""
     pc = m[PC]
+    fresh = keeps
+    new, h, origin = np.int64(-1), np.int64(0), np.int64(0)  # the stretch that will be kept: its first row, hash, rows
     while True:
         op = code[pc * WIDTH + OP]
         if op == COMMAND:
@@ -481,9 +631,29 @@ def _run(t, m, record, code):  # type: ignore[no-untyped-def]
             if status != FINE:
                 m[STATUS] = status
                 break
+            if fresh and code[pc * WIDTH + STRETCH]:
+                body = code[pc * WIDTH + STRETCH_BODY]
+                origin = _origin(code, pc, m)
+                h = _put_key(t, m, code[pc * WIDTH + STRETCH], body, origin)
+                size = K_SIZE + t[BANKS] + _count(t, SEEN_START, body)
+                place = _find(t, m, kept, h, size)
+                if place >= 0:
+                    _do_again(t, m, kept, place + size, body, origin)
+                    pc += code[pc * WIDTH + STRETCH_ROWS] - 1
+                else:
+                    new = pc
+                    for i in range(t[ROWS]):
+                        m[t[WAS] + i] = m[i]
+            fresh = False
             pc += 1
         elif op == LOOP:
-            m[COUNTER + code[pc * WIDTH + DEPTH]] = 0
+            if code[pc * WIDTH + MEETS]:
+                if new >= 0:
+                    _keep(t, m, kept, h, code[new * WIDTH + STRETCH_BODY], origin)
+                    new = np.int64(-1)
+                fresh = keeps
+                m[t[SNAP] + code[pc * WIDTH + DEPTH] * t[SNAP_STRIDE] + S_BEGAN] = _now(m)
+            m[COUNTER + code[pc * WIDTH + DEPTH]] = code[pc * WIDTH + B]
             m[t[SNAP] + code[pc * WIDTH + DEPTH] * t[SNAP_STRIDE] + S_STORED] = 0
             pc += 1
         elif op == END and not code[pc * WIDTH + MEETS]:
@@ -497,6 +667,8 @@ def _run(t, m, record, code):  # type: ignore[no-untyped-def]
             pc = pc - code[pc * WIDTH + B] if left > 0 else pc + 1
         else:
             break
+    if new >= 0 and m[STATUS] == FINE:
+        _keep(t, m, kept, h, code[new * WIDTH + STRETCH_BODY], origin)
     m[PC] = pc
 
 
@@ -545,15 +717,55 @@ def _wait_for(t, memory, g, active, unit):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _loop_end(t, memory, g, active, code, record):  # type: ignore[no-untyped-def]
+def _part(t, a, b, counts):  # type: ignore[no-untyped-def]
+    """Lane `b` becomes what it would be, had it been played like `a` since it followed that."""
+    b[FOLLOWS] = 0
+    for i in range(TOUCHED + 1):
+        b[i] = a[i]
+    b[SAME_ROW] = a[SAME_ROW]
+    b[NEXT_REGION] = a[NEXT_REGION]
+    b[OPEN_BANKS] = a[OPEN_BANKS]
+    for depth in range(MAX_DEPTH):
+        b[COUNTER + depth] = a[COUNTER + depth]
+        stored = t[SNAP] + depth * t[SNAP_STRIDE] + S_STORED
+        b[stored] = min(b[stored], a[stored])
+    for i in range(t[COUNT_SIZE]):
+        b[COUNT + i] += a[COUNT + i] - counts[i]
+    for i in range(t[LAST], t[SNAP]):
+        b[i] = a[i]
+
+
+@njit(cache=True)
+def _part_all(t, memory, active, counts):  # type: ignore[no-untyped-def]
+    for lane in range(active):
+        if memory[lane, FOLLOWS]:
+            _part(t, _pointer(memory, memory[lane, FOLLOWS] - 1), _pointer(memory, lane), _pointer(counts, lane))
+
+
+@njit(cache=True)
+def _is_long(t, m, depth):  # type: ignore[no-untyped-def]
+    """Whether the round took so long that two and one more between two refreshes are out of the question."""
+    began = t[SNAP] + depth * t[SNAP_STRIDE] + S_BEGAN
+    now = _now(m)
+    length = now - m[began]
+    m[began] = now
+    return t[INTERVAL] > 0 and 2 * length > t[INTERVAL]
+
+
+@njit(cache=True)
+def _loop_end(t, memory, g, active, code, record, counts):  # type: ignore[no-untyped-def]
     """All lanes stand at the end of the same loop: go round again, skip ahead, or leave it."""
     depth = code[memory[0, PC], DEPTH]
     done = memory[0, COUNTER + depth] + 1
     left = code[memory[0, PC], A] - done
-    regular = left > 0 and t[SKIPS] != 0
+    regular = not _is_long(t, _pointer(memory, 0), depth) and left > 0 and t[SKIPS] != 0
     for lane in range(active):
         regular = regular and code[memory[lane, PC], C] >= 0
-    if regular:
+    if not regular:
+        for lane in range(active):
+            memory[lane, t[SNAP] + depth * t[SNAP_STRIDE] + S_STORED] = 0
+    else:
+        _part_all(t, memory, active, counts)
         skipped = _joint_skip(t, memory, g, active, code, record, depth, left)
         done += skipped
         left -= skipped
@@ -661,11 +873,11 @@ def _finish(t, memory, g, record):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _meet(t, memory, g, active, code, record):  # type: ignore[no-untyped-def]
+def _meet(t, memory, g, active, code, record, counts):  # type: ignore[no-untyped-def]
     """What happens at the row on which all lanes stand."""
     row = code[memory[0, PC]]
     if row[OP] == END:
-        _loop_end(t, memory, g, active, code, record)
+        _loop_end(t, memory, g, active, code, record, counts)
         return
     if row[OP] == START:
         _start_job(t, memory, g, active, row[A], row[B], row[C])
@@ -694,7 +906,7 @@ def _alike(code, a, b):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _twins(code, entry):  # type: ignore[no-untyped-def]
+def twins(code, entry):  # type: ignore[no-untyped-def]
     """For every row the first lane's row from which on all is the same up to the next meeting."""
     twin = np.arange(code.shape[0])
     lanes = entry.shape[0]
@@ -765,32 +977,6 @@ def _follow(t, a, b, leader, counts):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _part(t, a, b, counts):  # type: ignore[no-untyped-def]
-    """Lane `b` becomes what it would be, had it been played like `a` since it followed that."""
-    b[FOLLOWS] = 0
-    for i in range(TOUCHED + 1):
-        b[i] = a[i]
-    b[SAME_ROW] = a[SAME_ROW]
-    b[NEXT_REGION] = a[NEXT_REGION]
-    b[OPEN_BANKS] = a[OPEN_BANKS]
-    for depth in range(MAX_DEPTH):
-        b[COUNTER + depth] = a[COUNTER + depth]
-        stored = t[SNAP] + depth * t[SNAP_STRIDE] + S_STORED
-        b[stored] = min(b[stored], a[stored])
-    for i in range(t[COUNT_SIZE]):
-        b[COUNT + i] += a[COUNT + i] - counts[i]
-    for i in range(t[LAST], t[SNAP]):
-        b[i] = a[i]
-
-
-@njit(cache=True)
-def _part_all(t, memory, active, counts):  # type: ignore[no-untyped-def]
-    for lane in range(active):
-        if memory[lane, FOLLOWS]:
-            _part(t, _pointer(memory, memory[lane, FOLLOWS] - 1), _pointer(memory, lane), _pointer(counts, lane))
-
-
-@njit(cache=True)
 def _pair(t, memory, active, twin, counts, ahead):  # type: ignore[no-untyped-def]
     """Before lanes step on: who follows whom, and how far ahead in the code it stands."""
     for lane in range(1, active):
@@ -810,8 +996,10 @@ def _pair(t, memory, active, twin, counts, ahead):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True)
-def play(tables, memory, g, entry, code, record):  # type: ignore[no-untyped-def]
+def play(tables, memory, g, entry, code, twin, record, kept):  # type: ignore[no-untyped-def]
     """Play one program, lane i running the code from row entry[i] on; returns the end cycle, or -1 - lane.
+
+    `twin` is what `twins` says of the code.
 
     Lanes without an entry are channels that the program leaves alone: they are only refreshed. A negative result
     means that this lane stopped on an error, with its STATUS and PC saying which and where.
@@ -821,8 +1009,9 @@ def play(tables, memory, g, entry, code, record):  # type: ignore[no-untyped-def
     for lane in range(active):
         memory[lane, PC] = entry[lane]
     g[G_LABEL] = 0
-    pairs = active > 1 and t[SKIPS] and not t[ROOM] and record.shape[1] == 1
-    twin = _twins(code, entry) if pairs else entry
+    whole = t[SKIPS] != 0 and not t[ROOM] and record.shape[1] == 1
+    pairs = whole and active > 1
+    keeps = whole and t[KEPT] > 0
     counts = np.empty((active, t[COUNT_SIZE]), dtype=np.int64)
     ahead = np.empty(active, dtype=np.int64)
     while active > 0:
@@ -832,15 +1021,13 @@ def play(tables, memory, g, entry, code, record):  # type: ignore[no-untyped-def
             if memory[lane, FOLLOWS]:
                 memory[lane, PC] = memory[memory[lane, FOLLOWS] - 1, PC] + ahead[lane]
                 continue
-            _run(t, _pointer(memory, lane), _pointer(record, lane), _pointer(code, 0))
+            _run(t, _pointer(memory, lane), _pointer(record, lane), _pointer(code, 0), _pointer(kept, 0), keeps)
             if memory[lane, STATUS] != FINE:
                 return np.int64(-1 - lane)
-        op = code[memory[0, PC], OP]
-        if op in (HALT, END):
+        if code[memory[0, PC], OP] == HALT:
             _part_all(t, memory, active, counts)
-        if op == HALT:
             break
-        _meet(t, memory, g, active, code, record)
+        _meet(t, memory, g, active, code, record, counts)
     if _wall(memory, memory.shape[0]) >= t[HORIZON]:
         memory[0, STATUS] = OVERFLOW
         return np.int64(-1)

@@ -7,14 +7,18 @@ empty. Lines of one channel are in order of issue.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nearbank.errors import NearbankError
 from nearbank.sim.checker import Flat
+from nearbank.sim.engine import Issued
+from nearbank.sim.layout import uses_bank
 from nearbank.sim.machine import Machine
 from nearbank.sim.readers.text import bad_line, integer, lines
 from nearbank.sim.requests.controller import Commands
+from nearbank.sim.rules import RuleBook, rulebook
+from nearbank.sim.standard import Effect, Row
 from nearbank.sim.standards import standard_named
 
 COLUMNS = ("cycle", "channel", "command", "bank", "row", "column")
@@ -32,6 +36,31 @@ def write_commands(path: Path, issued: Commands) -> None:
                 out.writerows(_rows(issued, slice(start, start + _CHUNK)))
     except OSError as error:
         raise NearbankError(f"{path}: cannot be written ({error.strerror}); expected a place for a CSV file") from error
+
+
+def write_issued(path: Path, machine: Machine, issued: Iterable[Issued]) -> int:
+    """Write what `Player.stream` lists as CSV, as it comes; returns the lines. `NearbankError` as `write_commands`."""
+    book, count = rulebook(machine), 0
+    parts = {name: _places(book, name) for name in book.specs}
+    try:
+        with path.open("w", encoding="ascii", newline="") as file:
+            out = csv.writer(file, lineterminator="\n")
+            out.writerow(COLUMNS)
+            for i in issued:
+                bank, row, column = parts[i.command]
+                places = (i.bank if bank else "", i.row if row else "", i.column if column else "")
+                out.writerow((i.cycle, i.channel, i.command, *places))
+                count += 1
+    except OSError as error:
+        raise NearbankError(f"{path}: cannot be written ({error.strerror}); expected a place for a CSV file") from error
+    return count
+
+
+def _places(book: RuleBook, name: str) -> tuple[bool, bool, bool]:
+    """Whether a command has a bank, a row and a column."""
+    spec = book.specs[name]
+    accesses = spec.row is Row.OPEN
+    return uses_bank(book, name), accesses or spec.effect is Effect.OPENS, accesses or name == "WRGB"
 
 
 def _rows(issued: Commands, part: slice) -> Iterator[tuple[int | str, ...]]:

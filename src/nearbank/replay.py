@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -17,8 +17,9 @@ from nearbank.mapping.reuse import best_reuse
 from nearbank.mapping.search import Found, plan_best
 from nearbank.report import MachineRow
 from nearbank.sim.energy import energy
-from nearbank.sim.engine import Player
+from nearbank.sim.engine import Issued, Player
 from nearbank.sim.machine import Machine, load_machine
+from nearbank.sim.readers.commands import write_issued
 from nearbank.sim.result import SimResult
 from nearbank.sim.rules import rulebook
 from nearbank.sim.throttle import explain_budget
@@ -208,6 +209,27 @@ def record_timeline(
         for command in player.record(placed.lower(step), 0, TIMELINE_CYCLES)
     ]
     write_timeline(path, issued, rulebook(target), target.tck_ps)
+
+
+def record_commands(done: Replay, path: Path, first: int, last: int) -> int:
+    """Play the run again and write every command issued in cycles `first` to `last - 1` as CSV; returns how many.
+
+    `nearbank.sim.readers.read_commands` reads it, for `nearbank.sim.checker`. Lines are written as they come.
+    """
+    if not 0 <= first < last:
+        raise NearbankError(
+            f"window {first}:{last}: expected FIRST:LAST in cycles, 0 or more, the first below the last"
+        )
+    return write_issued(path, done.machine, _issued(done, first, last))
+
+
+def _issued(done: Replay, first: int, last: int) -> Iterator[Issued]:
+    player = Player(done.machine)
+    for step in done.load.steps():
+        if player.cycle >= last:
+            return
+        for batch in player.stream(done.plan.lower(step), first, last):
+            yield from batch
 
 
 def plan_of(load: Workload, machine: str | Machine, *, weights: str | None = None, kv: str | None = None) -> Plan:

@@ -177,7 +177,8 @@ def _part(draw: st.DrawFn, blocks: Blocks, builders: list[Builder], loops: list[
         _meeting(draw, builders)
     else:
         count = draw(counts)
-        nests = [b.loop(count) for b in builders]
+        first = draw(st.integers(0, 9 - count))
+        nests = [b.loop(count, first) for b in builders]
         counters = [nest.__enter__() for nest in nests]
         inner = [[*around, counter] for around, counter in zip(loops, counters, strict=True)]
         for _ in range(draw(st.integers(1, 2))):

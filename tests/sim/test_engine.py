@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +13,7 @@ from nearbank.sim.checker import Flat, check
 from nearbank.sim.engine import Issued, Player, simulate
 from nearbank.sim.layout import uses_bank
 from nearbank.sim.machine import Machine
-from nearbank.sim.program import Program
+from nearbank.sim.program import Command, Loop, Node, Program, Stream
 from nearbank.sim.reference import Channel, Reference
 from nearbank.sim.result import ChannelResult
 
@@ -24,7 +25,20 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], list[Program]]:
     """What is changed of the machine, and a program to be played once or twice."""
     changed = draw(changes())
     program = draw(programs(machine_with(**changed)))
-    return changed, [program] * draw(st.integers(1, 2))
+    return changed, [program, *draw(st.sampled_from([(), (program,), (begun_later(program, 2),)]))]
+
+
+def begun_later(program: Program, rounds: int) -> Program:
+    """The same with outermost loops that begin later, where addresses have room for it: the same nodes inside."""
+
+    def later(node: Node) -> Node:
+        if not isinstance(node, Loop) or node.first + node.count + rounds > 9:
+            return node
+        begins = node.body[0]  # with a MACAB, it goes on with the row that was opened for its first round
+        carries = isinstance(begins, Command) and begins.name == "MACAB"
+        return node if carries else replace(node, first=node.first + rounds)
+
+    return Program("later", tuple(Stream(s.channels, tuple(map(later, s.body))) for s in program.streams))
 
 
 def reference_of(machine: Machine, played: list[Program]) -> Reference:

@@ -42,6 +42,11 @@ CASES: list[tuple[tuple, str]] = [  # type: ignore[type-arg]
     ((Loop(2**63, (Command("PREA"),)),), "node 0: loop of 9223372036854775808 rounds; expected 1 to 2^62 - 1"),
     ((Loop(0, (Command("PREA"),)),), "node 0: loop of 0 rounds"),
     ((Loop(2, ()),), "node 0: loop with an empty body"),
+    ((Loop(1, (Command("PREA"),), -1),), "node 0: loop whose counter begins at -1; expected 0 or more"),
+    (
+        (Loop(2, (Command("ACT", bank=Index(0, (1,))), Command("PREA")), 15),),
+        "node 0.0: ACT bank 16; the machine has banks 0 to 15",
+    ),
     ((nested(9),), "node 0: loops are nested deeper than 8"),
     ((Start("asic", "x", -1),), "node 0: job 'x' on 'asic' takes -1 ps; expected 0 to 2^60 - 1"),
     ((Command("MACAB", format="fp64"),), "node 0: MACAB in format 'fp64'"),
@@ -118,3 +123,11 @@ def test_a_node_object_used_twice_and_after_others_have_gone() -> None:
         player.play(Program("p", (Stream((0,), (shared, Loop(2, (shared, Command("WRGB", column=Index(i)))))),)))
     counts = player.result().command_counts()
     assert (counts["ACT16"], counts["WRGB"]) == (50 * 9, 100)
+
+
+def test_a_loop_that_begins_later_than_in_the_program_before_is_checked_anew() -> None:
+    body = (Command("ACT", bank=Index(0, (1,))), Command("PREA"))
+    player = Player(machine_with())
+    player.play(Program("p", (Stream((0,), (Loop(2, body),)),)))
+    with pytest.raises(NearbankError, match=r"node 0\.0: ACT bank 16; the machine has banks 0 to 15"):
+        player.play(Program("p", (Stream((0,), (Loop(2, body, 15),)),)))

@@ -28,7 +28,10 @@ leaves: st.SearchStrategy[Node] = (
     commands | st.builds(Start, names, names, st.integers(0, 2**50)) | st.builds(Wait, names) | st.builds(Mark, names)
 )
 nodes = st.recursive(
-    leaves, lambda inner: st.builds(Loop, st.integers(1, 2**61), st.lists(inner, min_size=1, max_size=3).map(tuple))
+    leaves,
+    lambda inner: st.builds(
+        Loop, st.integers(1, 2**61), st.lists(inner, min_size=1, max_size=3).map(tuple), st.integers(0, 2**60)
+    ),
 )
 streams = st.builds(
     Stream, st.lists(st.integers(0, 31), max_size=4, unique=True).map(tuple), st.lists(nodes, max_size=4).map(tuple)
@@ -61,7 +64,7 @@ def test_text_reads_like_the_loop_nest() -> None:
         ("", "p.txt:1: expected 'program NAME'"),
         ("program a\nstrm 0\n", "p.txt:2: expected 'stream CHANNEL"),
         ("program a\nstream 0\n   ACT\n", "p.txt:3: expected 2 spaces"),
-        ("program a\nstream 0\n  loop x\n", "p.txt:3: expected 'loop COUNT'"),
+        ("program a\nstream 0\n  loop x\n", "p.txt:3: expected 'loop COUNT [from FIRST]'"),
         ("program a\nstream 0\n  ACT row=1*j0\n", "p.txt:3: expected a sum such as 100"),
         ("program a\nstream 0\n  ACT rwo=1\n", "p.txt:3: expected fields such as row="),
         ('program a\nstream 0\n  mark "a\n', "p.txt:3: No closing quotation"),

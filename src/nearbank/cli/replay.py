@@ -44,18 +44,24 @@ def replay(
         list[str] | None,
         typer.Option(help="Of --format: dramsim3, ramulator, KEY=VALUE such as row_policy=closed, refresh=none."),
     ] = None,
-    commands: Annotated[Path | None, typer.Option(help="Of --format: write the issued commands here, as CSV.")] = None,
+    commands: Annotated[Path | None, typer.Option(help="Write the issued commands here, as CSV.")] = None,
+    window: Annotated[
+        str | None, typer.Option(help="Of --commands: the cycles FIRST:LAST of a mapped run; 0:200000 if left out.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write a report with its figures into this folder.")] = None,
     as_json: Json = False,
 ) -> None:
     """Replay a trace, a shape's workload or another simulator's trace file on a machine: time, energy, row hits."""
     if file is not None and (file_format is not None or _is_foreign(file)):
-        _refuse({"--out": out}, "belongs to this package's own traces")
+        _refuse({"--out": out, "--window": window}, "belongs to this package's own traces")
         _replay_foreign(file, machine, file_format, policy or (), commands, as_json)
         return
-    _refuse({"--policy": policy, "--commands": commands}, "belongs to other tools' trace files")
+    _refuse({"--policy": policy}, "belongs to other tools' trace files")
+    _refuse({"--window": window} if commands is None else {}, "belongs to --commands")
+    from nearbank.replay import record_commands
     from nearbank.replay import replay as run
 
+    cycles = _cycles(window or "0:200000")
     load = _workload(file, model, prompt, tokens, batch)
     with progress(f"replaying {load.model.name} on {machine}", load.tokens) as advance:
         done = run(
@@ -68,12 +74,21 @@ def replay(
             advance=advance,
             bins=0 if out is None else PROFILE_BINS,
         )
+    if commands is not None:
+        record_commands(done, commands, *cycles)
     if out is not None:
         _report(load, done).save(output_folder(out))
     if as_json:
         print_json(done.row.as_json())
     else:
         _show(done, load)
+
+
+def _cycles(window: str) -> tuple[int, int]:
+    first, _, last = window.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last) < 1 << 60):
+        raise NearbankError(f"--window {window!r}: expected FIRST:LAST in cycles, such as 0:200000")
+    return int(first), int(last)
 
 
 def _mapping(name: str) -> MappingName:
