@@ -18,19 +18,13 @@ from nearbank.sim.readers.commands import read_commands, write_issued
 MACHINE = machine_with(tREFI=900)
 
 
-def whole(program: Program) -> list[Issued]:
-    """All commands of the first channel of every group, as one window lists them."""
-    length = Player(MACHINE).play(program)
-    return Player(MACHINE).record(program, 0, length)
-
-
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(programs(MACHINE), st.integers(1, 700), st.integers(0, 2000), st.integers(1, 4000))
 def test_chunks_hold_what_one_window_holds(program: Program, chunk: int, first: int, length: int) -> None:
-    firsts = {i.channel for i in whole(program)}
     player = Player(MACHINE)
     twice = [*player.stream(program, first, first + length, chunk=chunk)]
     twice += player.stream(program, first, first + length, chunk=chunk)
+    firsts = {group.channels[0] for group in player.result().channels}
     got = [i for part in twice for i in part if i.channel in firsts]
     other = Player(MACHINE)
     expected = [i for _ in range(2) for i in other.record(program, first, first + length)]
