@@ -3,9 +3,9 @@
     python benchmarks/engine_growth.py
 
 A GEMV program on `pim-gpt` with refresh on; the sizes are commands of one channel, and all channels do the same.
-Requests are reads in sequence and at random. Writes `benchmarks/results/engine.json` and the table in
-`docs/simulator.md`. Compiled code is loaded before anything is measured; times are CPU seconds, the best of three
-where they are short.
+Requests are reads in sequence and at random; whole generations are those of `generations.py`. Writes
+`benchmarks/results/engine.json` and the tables in `docs/simulator.md`. Compiled code is loaded before anything is
+measured; times are CPU seconds, the best of three where they are short.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import generations
 import numpy as np
 
 from nearbank.sim.engine import Player
@@ -140,7 +141,9 @@ def write_page(result: dict[str, Any]) -> None:
     """Put the table where the page has its marks."""
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     where = f"{result['machine']}, one core, {result['date']}."
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table(result)}\n\n{where}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    whole = "Whole generations of GPT3-XL on `pim-gpt`, refresh on, every command of every channel accounted for:"
+    parts = (BEGIN, table(result), whole, generations.table(result["generations"]), where, END)
+    PAGE.write_text(before + "\n\n".join(parts) + rest.split(END)[1], encoding="utf-8")
 
 
 def cpu_name() -> str:
@@ -151,7 +154,7 @@ def cpu_name() -> str:
 
 def main() -> None:
     date = datetime.now(UTC).strftime("%Y-%m-%d")
-    result = {"machine": cpu_name(), "date": date, "rows": list(rows())}
+    result = {"machine": cpu_name(), "date": date, "rows": list(rows()), "generations": list(generations.rows())}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     write_page(result)
 
