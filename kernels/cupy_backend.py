@@ -24,8 +24,9 @@ from nearbank.formats import Format
 from nearbank.kernels.cuda import cache as device_cache
 from nearbank.kernels.cuda import cubin, early, host, layout
 from nearbank.kernels.cuda.cache import AttendScratch, DevicePages
+from nearbank.kernels.cuda.callers_cache import CallersCache
 from nearbank.kernels.cuda.device import device_problem
-from nearbank.kernels.cuda.given import Given, callers_stream, given
+from nearbank.kernels.cuda.given import callers_stream, check_given, given
 from nearbank.kernels.cuda.host import FloatRows, StagedRows, Tiles
 from nearbank.kernels.cuda.sources import Kernel
 from nearbank.kernels.levels import Levels
@@ -256,7 +257,7 @@ def linear(
     rows = given(x, "x")
     cols = weights.shape[1] if isinstance(weights, FloatRows) else weights.shape.cols
     runtime = _runtime_of(weights)
-    _check_input(rows, "x", (None, cols), runtime)
+    check_given(rows, "x", (None, cols), runtime.device)
     if norm not in NORMS:
         raise NearbankError(f"unknown norm '{norm}'; supported: rms, layer or None")
     target = None if out is None else given(out, "out").array
@@ -282,25 +283,13 @@ def make_workspace(weights: Tiles, tokens: int) -> StagedRows:
 
 def _vector(vector: Any, cols: int, runtime: CupyRuntime) -> Any:
     one = given(vector, "gain or bias")
-    _check_input(one, "gain or bias", (cols,), runtime)
+    check_given(one, "gain or bias", (cols,), runtime.device)
     if one.kind != "fp32":
         raise NearbankError(f"gain and bias must be float32, not {one.kind}")
     return runtime.xp.ascontiguousarray(one.array)
 
 
-def _check_input(one: Given, name: str, shape: tuple[int | None, ...], runtime: CupyRuntime) -> None:
-    real = one.array.shape
-    fits = len(real) == len(shape) and all(want in (None, have) for want, have in zip(shape, real, strict=False))
-    if not fits or one.kind == "int8":
-        wanted = [size if size is not None else "any" for size in shape]
-        raise NearbankError(f"'{name}' is {one.kind}{list(real)}; expected floats {wanted}")
-    if int(one.array.device.id) != runtime.device:
-        raise NearbankError(
-            f"'{name}' is on device {one.array.device.id}, the weights or cache on device {runtime.device}; move one"
-        )
-
-
-class DeviceCache:
+class DeviceCache(CallersCache):
     """A quantised KV cache in GPU memory. Lengths live on the device too, so a captured decode step can be replayed.
 
     `append` quantises once; `attend` is the fast attention where the format and head dimension have one. An append
@@ -315,10 +304,9 @@ class DeviceCache:
         capacity: int,
         format: Format | str = "int4",  # noqa: A002
     ) -> None:
-        self._runtime = current_runtime()
-        chosen = as_format(format).for_cache()
-        self.pages = device_cache.allocate(self._runtime, chosen, layers, kv_heads, head_dim, capacity)
-        self._lengths = [0] * layers
+        runtime, chosen = current_runtime(), as_format(format).for_cache()
+        self.pages = device_cache.allocate(runtime, chosen, layers, kv_heads, head_dim, capacity)
+        super().__init__(runtime, self.pages)
         self._scratch: dict[tuple[int, int], AttendScratch] = {}
 
     @property
@@ -327,46 +315,13 @@ class DeviceCache:
         scratch = sum(int(one.parts.nbytes + one.arrived.nbytes) for one in self._scratch.values())
         return self.pages.nbytes + scratch
 
-    def length(self, layer: int) -> int:
-        """Tokens appended by calls (replays of a graph do not count here)."""
-        return self._lengths[layer]
-
-    def clear(self) -> None:
-        """Forget all tokens; the memory stays."""
-        self._lengths = [0] * self.pages.layers
-        self.pages.lengths.fill(0)
-
-    def append(self, layer: int, k: Any, v: Any) -> None:
-        """Add k, v [T, kv_heads, head_dim] (fp32, fp16 or bf16, alike) on the caller's stream."""
-        keys, values = given(k, "k"), given(v, "v")
-        shape = (None, self.pages.kv_heads, self.pages.head_dim)
-        _check_input(keys, "k", shape, self._runtime)
-        _check_input(values, "v", shape, self._runtime)
-        if keys.array.shape != values.array.shape or keys.kind != values.kind:
-            raise NearbankError(
-                f"k is {keys.kind}{list(keys.array.shape)} but v is {values.kind}{list(values.array.shape)}"
-            )
-        tokens, held = keys.array.shape[0], self._lengths[layer]
-        if held + tokens > self.pages.capacity:
-            raise NearbankError(
-                f"layer {layer} holds {held} tokens and {tokens} more exceed the capacity of {self.pages.capacity}"
-            )
-        contiguous = self._runtime.xp.ascontiguousarray
-        with callers_stream(keys):
-            arrays = contiguous(keys.array), contiguous(values.array)
-            device_cache.append(self._runtime, self.pages, layer, *arrays, host.KIND[keys.kind])
-        self._lengths[layer] = held + tokens
+    def _append(self, layer: int, k: Any, v: Any, kind: int) -> None:
+        device_cache.append(self._runtime, self.pages, layer, k, v, kind)
 
     def attend(self, layer: int, q: Any, scale: float | None = None, out: Any = None) -> Any:
         """Causal attention of q [T, heads, head_dim] float32, the last T tokens appended → context alike."""
-        queries = given(q, "q")
-        _check_input(queries, "q", (None, None, self.pages.head_dim), self._runtime)
+        queries = self._queries(layer, q)
         count, heads, dim = queries.array.shape
-        if queries.kind != "fp32" or heads % self.pages.kv_heads or not 0 < count <= self._lengths[layer]:
-            raise NearbankError(
-                f"q is {queries.kind}[{count}, {heads}, {dim}] with {self.pages.kv_heads} KV heads and "
-                f"{self._lengths[layer]} tokens; expected float32, whole groups of heads, at most so many tokens"
-            )
         factor = dim**-0.5 if scale is None else scale
         target = None if out is None else given(out, "out").array
         with callers_stream(queries):

@@ -15,7 +15,8 @@ from nearbank.formats import Format
 from nearbank.kernels import cupy_backend
 from nearbank.kernels.cache import copy_pages
 from nearbank.kernels.cuda import host, window
-from nearbank.kernels.cuda.given import callers_stream, given
+from nearbank.kernels.cuda.callers_cache import CallersCache
+from nearbank.kernels.cuda.given import callers_stream
 from nearbank.kernels.packed import as_format
 from nearbank.kernels.window import SCHEMES, Channels, Scheme
 
@@ -69,7 +70,7 @@ def open_window(
     return DeviceWindow(runtime, window.allocate(runtime, *sizes, scheme, channels))
 
 
-class WindowedDeviceCache:
+class WindowedDeviceCache(CallersCache):
     """A windowed KV cache for arrays on the GPU: CuPy, torch CUDA tensors, or anything with `__cuda_array_interface__`.
 
     Runs on the caller's stream and waits for nothing. Everything is rounded once, sums have the order of the
@@ -88,55 +89,23 @@ class WindowedDeviceCache:
     ) -> None:
         if scheme not in SCHEMES:
             raise NearbankError(f"unknown cache scheme '{scheme}'; known: {', '.join(SCHEMES)}")
-        self._runtime = cupy_backend.current_runtime()
+        runtime = cupy_backend.current_runtime()
         sizes = as_format(format).for_cache(), layers, kv_heads, head_dim, capacity
-        self.memory = window.allocate(self._runtime, *sizes, SCHEMES[scheme], channels)
-        self._lengths = [0] * layers
+        self.memory = window.allocate(runtime, *sizes, SCHEMES[scheme], channels)
+        super().__init__(runtime, self.memory.pages)
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated, the exact tokens of this moment included."""
         return self.memory.nbytes
 
-    def length(self, layer: int) -> int:
-        """Tokens appended."""
-        return self._lengths[layer]
-
-    def clear(self) -> None:
-        """Forget all tokens; the memory stays."""
-        self._lengths = [0] * len(self._lengths)
-        self.memory.pages.lengths.fill(0)
-
-    def append(self, layer: int, k: Any, v: Any) -> None:
-        """Add k, v [T, kv_heads, head_dim] (fp32, fp16 or bf16 alike). Raises when the capacity is exceeded."""
-        pages = self.memory.pages
-        keys, values = given(k, "k"), given(v, "v")
-        for name, one in (("k", keys), ("v", values)):
-            cupy_backend._check_input(one, name, (None, pages.kv_heads, pages.head_dim), self._runtime)
-        if keys.array.shape != values.array.shape or keys.kind != values.kind:
-            shapes = f"k is {keys.kind}{list(keys.array.shape)} but v is {values.kind}{list(values.array.shape)}"
-            raise NearbankError(shapes)
-        tokens, held = keys.array.shape[0], self._lengths[layer]
-        if held + tokens > pages.capacity:
-            raise NearbankError(
-                f"layer {layer} holds {held} tokens and {tokens} more exceed the capacity of {pages.capacity}"
-            )
-        contiguous = self._runtime.xp.ascontiguousarray
-        with callers_stream(keys):
-            arrays = contiguous(keys.array), contiguous(values.array)
-            window.append(self._runtime, self.memory, layer, *arrays, host.KIND[keys.kind])
-        self._lengths[layer] = held + tokens
+    def _append(self, layer: int, k: Any, v: Any, kind: int) -> None:
+        window.append(self._runtime, self.memory, layer, k, v, kind)
 
     def attend(self, layer: int, q: Any, scale: float | None = None) -> Any:
         """Causal attention of q [T, heads, head_dim] float32, the last T tokens appended → context alike."""
-        queries, pages = given(q, "q"), self.memory.pages
-        cupy_backend._check_input(queries, "q", (None, None, pages.head_dim), self._runtime)
-        count, heads, dim = queries.array.shape
-        if queries.kind != "fp32" or heads % pages.kv_heads or not 0 < count <= self._lengths[layer]:
-            raise NearbankError(
-                f"q is {queries.kind}[{count}, {heads}, {dim}] with {pages.kv_heads} KV heads and "
-                f"{self._lengths[layer]} tokens; expected float32, whole groups of heads, at most so many tokens"
-            )
+        queries = self._queries(layer, q)
+        count, _, dim = queries.array.shape
         factor, start = np.float32(dim**-0.5 if scale is None else scale), self._lengths[layer] - count
         with callers_stream(queries):
             array = self._runtime.xp.ascontiguousarray(queries.array)

@@ -45,6 +45,19 @@ def given(x: Any, name: str) -> Given:
     return Given(array, kinds[str(array.dtype)], is_torch)
 
 
+def check_given(one: Given, name: str, shape: tuple[int | None, ...], device: int) -> None:
+    """`NearbankError` unless it is floats of that shape (None: any) on GPU number `device`."""
+    real = one.array.shape
+    fits = len(real) == len(shape) and all(want in (None, have) for want, have in zip(shape, real, strict=False))
+    if not fits or one.kind == "int8":
+        wanted = [size if size is not None else "any" for size in shape]
+        raise NearbankError(f"'{name}' is {one.kind}{list(real)}; expected floats {wanted}")
+    if int(one.array.device.id) != device:
+        raise NearbankError(
+            f"'{name}' is on device {one.array.device.id}, the weights or cache on device {device}; move one"
+        )
+
+
 def _torch_int16() -> Any:
     import torch
 

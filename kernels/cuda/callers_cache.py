@@ -1,0 +1,62 @@
+"""What every KV cache for arrays on the GPU has alike: lengths, checks of the caller's arrays, the caller's stream."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from nearbank.errors import NearbankError
+from nearbank.kernels.cuda import host
+from nearbank.kernels.cuda.cache import DevicePages
+from nearbank.kernels.cuda.given import Given, callers_stream, check_given, given
+
+
+class CallersCache(ABC):
+    """Appends and attends on the caller's stream, waits for nothing. `held` is the memory of all layers."""
+
+    def __init__(self, runtime: Any, held: DevicePages) -> None:
+        self._runtime, self._held = runtime, held
+        self._lengths = [0] * held.layers
+
+    def length(self, layer: int) -> int:
+        """Tokens appended by calls (replays of a graph do not count here)."""
+        return self._lengths[layer]
+
+    def clear(self) -> None:
+        """Forget all tokens; the memory stays."""
+        self._lengths = [0] * self._held.layers
+        self._held.lengths.fill(0)
+
+    def append(self, layer: int, k: Any, v: Any) -> None:
+        """Add k, v [T, kv_heads, head_dim] (fp32, fp16 or bf16, alike). Raises when the capacity is exceeded."""
+        keys, values = given(k, "k"), given(v, "v")
+        for one, name in ((keys, "k"), (values, "v")):
+            check_given(one, name, (None, self._held.kv_heads, self._held.head_dim), self._runtime.device)
+        if keys.array.shape != values.array.shape or keys.kind != values.kind:
+            raise NearbankError(
+                f"k is {keys.kind}{list(keys.array.shape)} but v is {values.kind}{list(values.array.shape)}"
+            )
+        tokens, before = keys.array.shape[0], self._lengths[layer]
+        if before + tokens > self._held.capacity:
+            raise NearbankError(
+                f"layer {layer} holds {before} tokens and {tokens} more exceed the capacity of {self._held.capacity}"
+            )
+        contiguous = self._runtime.xp.ascontiguousarray
+        with callers_stream(keys):
+            self._append(layer, contiguous(keys.array), contiguous(values.array), host.KIND[keys.kind])
+        self._lengths[layer] = before + tokens
+
+    @abstractmethod
+    def _append(self, layer: int, k: Any, v: Any, kind: int) -> None: ...
+
+    def _queries(self, layer: int, q: Any) -> Given:
+        """q [T, heads, head_dim] as it must be to attend the last T tokens appended."""
+        queries = given(q, "q")
+        check_given(queries, "q", (None, None, self._held.head_dim), self._runtime.device)
+        count, heads, dim = queries.array.shape
+        if queries.kind != "fp32" or heads % self._held.kv_heads or not 0 < count <= self._lengths[layer]:
+            raise NearbankError(
+                f"q is {queries.kind}[{count}, {heads}, {dim}] with {self._held.kv_heads} KV heads and "
+                f"{self._lengths[layer]} tokens; expected float32, whole groups of heads, at most so many tokens"
+            )
+        return queries
