@@ -18,7 +18,7 @@ from nearbank.kernels.bench.run import machine, row_of, versions
 from nearbank.kernels.bench.timing import PERCENTILE
 from nearbank.kernels.threads import usable_cores
 
-RESULTS = Path(__file__).parent / "results" / "cpu.json"
+RESULTS = Path(__file__).parent / "results"
 ROWS: list[dict[str, object]] = []
 
 
@@ -58,10 +58,11 @@ def timed(benchmark: object, limit: float) -> Callable[[Case], dict[str, object]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write what this run measured, with what made it."""
+    """Write what this run measured, with what made it: a file for each kind of CPU, by its best path."""
     if not ROWS:
         return
-    RESULTS.parent.mkdir(exist_ok=True)
-    date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    result = {"machine": machine(), "versions": versions(), "date": date, "rows": ROWS}
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    date, here = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), machine()
+    result = {"machine": here, "versions": versions(), "date": date, "rows": ROWS}
+    path = RESULTS / f"cpu-{here['paths'][0]}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from nearbank.plot.kernels import kernel_roofline
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
-ROOFLINE = ROOT / "docs" / "figures" / "kernel_roofline.svg"
+FIGURES = ROOT / "docs" / "figures"
 Row = Mapping[str, Any]
 
 INTRO = """# Performance
@@ -26,25 +26,33 @@ measured in the same run. GPU results, below, are from `make bench-gpu` and `ben
 """
 
 
-def page(result: Mapping[str, Any]) -> str:
-    """The whole page."""
+def page(cpus: Mapping[str, Row], gpus: Iterable[Path]) -> str:
+    """The whole page: a section for each CPU, by the name of its best path, then one for each GPU."""
+    sections = [line for path, result in cpus.items() for line in cpu_section(path, result)]
+    return "\n".join([INTRO, *sections, *(line for path in gpus for line in gpu_section(path))])
+
+
+def cpu_section(path: str, result: Row) -> list[str]:
+    """One CPU's results: who it is, its roofline and its tables."""
     rows: Sequence[Row] = result["rows"]
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     machine = result["machine"]
-    where = f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['paths'])}; {versions}; {result['date']}."
-    return "\n".join(
-        [
-            INTRO,
-            where,
-            "",
-            f"![Matrix products under the roofline of one thread](figures/{ROOFLINE.name})",
-            "",
-            *_table("Matrix times vector, int8 activations, cold weights", _picked(rows, "gemv", 1)),
-            *_table("Matrix product, 128 tokens", [r for r in _picked(rows, "gemm", 128) if r["m"] == 128]),
-            *_table("Decode attention over n tokens, 8 KV heads of 128, cold cache", _picked(rows, "attend", 1)),
-            *(line for path in sorted(RESULTS.parent.glob("gpu-*.json")) for line in gpu_section(path)),
-        ]
-    )
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return [
+        f"## {machine['cpu']} with {path}",
+        "",
+        f"{machine['cores']} cores, paths {', '.join(machine['paths'])}; {versions}; {result['date']}.",
+        "",
+        f"![Matrix products under the roofline of one thread](figures/{roofline_of(path).name})",
+        "",
+        *_table("Matrix times vector, int8 activations, cold weights", _picked(rows, "gemv", 1)),
+        *_table("Matrix product, 128 tokens", [r for r in _picked(rows, "gemm", 128) if r["m"] == 128]),
+        *_table("Decode attention over n tokens, 8 KV heads of 128, cold cache", _picked(rows, "attend", 1)),
+    ]
+
+
+def roofline_of(path: str) -> Path:
+    """Where the picture of a CPU's results is."""
+    return FIGURES / f"kernel_roofline_{path}.svg"
 
 
 def gpu_section(path: Path) -> list[str]:
@@ -99,7 +107,7 @@ def _picked(rows: Sequence[Row], kernel: str, m: int) -> list[Row]:
 
 def _table(title: str, rows: Iterable[Row]) -> list[str]:
     head = ["| backend | threads | n | k | format | µs | GB/s | share of the limit | Gop/s |", "|---|" + "---:|" * 8]
-    return [f"## {title}", "", *head, *(_line(row) for row in rows), ""]
+    return [f"### {title}", "", *head, *(_line(row) for row in rows), ""]
 
 
 def _line(row: Row) -> str:
@@ -118,8 +126,15 @@ def draw(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
-if __name__ == "__main__":
-    measured = json.loads(RESULTS.read_text(encoding="utf-8"))
-    PAGE.write_text(page(measured), encoding="utf-8")
+def main() -> None:
+    """The command."""
+    files = sorted(RESULTS.glob("cpu-*.json"))
+    cpus = {file.stem.removeprefix("cpu-"): json.loads(file.read_text(encoding="utf-8")) for file in files}
+    PAGE.write_text(page(cpus, sorted(RESULTS.glob("gpu-*.json"))), encoding="utf-8")
     rcParams["svg.hashsalt"] = "nearbank"  # equal results, equal bytes
-    draw(measured).savefig(ROOFLINE, metadata={"Date": None})
+    for path, result in cpus.items():
+        draw(result).savefig(roofline_of(path), metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
