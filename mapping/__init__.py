@@ -8,8 +8,8 @@ print("\\n".join(describe(placed)))
 from nearbank.mapping.account import bytes_off_chip, command_counts, mac_operations
 from nearbank.mapping.bounds import Bounds, bounds
 from nearbank.mapping.describe import describe
-from nearbank.mapping.pim_gpt import MappingOptions, Plan, plan
 from nearbank.mapping.placement import Placement
+from nearbank.mapping.plan import MappingOptions, Plan, plan
 
 __all__ = [
     "Bounds",

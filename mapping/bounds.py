@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nearbank.formats import format_named
 from nearbank.mapping.matrix_placement import MatrixPlacement
-from nearbank.mapping.pim_gpt import Plan
+from nearbank.mapping.plan import Plan
 from nearbank.mapping.target import Target
 from nearbank.sim.machine import Machine
 from nearbank.sim.standard import delay_cycles

@@ -25,7 +25,7 @@ from nearbank.mapping.gemv import MatrixSums, vector_bytes_of
 from nearbank.mapping.loading import load_matrix
 from nearbank.mapping.matmul import label_of
 from nearbank.mapping.matrix_placement import MatrixPlacement
-from nearbank.mapping.pim_gpt import Plan
+from nearbank.mapping.plan import Plan
 from nearbank.mapping.sweep import READ
 from nearbank.mapping.windowed_attention import attention_for
 from nearbank.trace import Step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nearbank.mapping.cache_placement import CachePlacement
 from nearbank.mapping.matrix_placement import Chunks, MatrixPlacement
-from nearbank.mapping.pim_gpt import Plan
+from nearbank.mapping.plan import Plan
 from nearbank.mapping.region import Region
 from nearbank.mapping.target import Target
 

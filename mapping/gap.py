@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nearbank.mapping.bounds import bounds, refresh_share
-from nearbank.mapping.pim_gpt import Plan
+from nearbank.mapping.plan import Plan
 from nearbank.sim.machine import Machine
 from nearbank.sim.result import SimResult
 

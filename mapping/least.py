@@ -26,7 +26,7 @@ from nearbank.mapping import asic
 from nearbank.mapping.bounds import refresh_share
 from nearbank.mapping.cache_placement import team_sizes
 from nearbank.mapping.matrix_placement import MatrixPlacement, splits
-from nearbank.mapping.pim_gpt import Plan
+from nearbank.mapping.plan import Plan
 from nearbank.mapping.target import Target
 from nearbank.sim.machine import Machine
 from nearbank.sim.standard import delay_cycles

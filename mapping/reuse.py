@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from nearbank.errors import NearbankError
-from nearbank.mapping.pim_gpt import MappingOptions, Plan, plan
+from nearbank.mapping.plan import MappingOptions, Plan, plan
 from nearbank.sim.engine import Player
 from nearbank.sim.machine import Machine
 from nearbank.trace import ModelDescription, Step

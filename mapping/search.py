@@ -22,7 +22,7 @@ from nearbank.mapping.choices import MatrixChoice
 from nearbank.mapping.gap import Gap, gap_of
 from nearbank.mapping.least import Least, least
 from nearbank.mapping.matrix_placement import MatrixPlacement, splits
-from nearbank.mapping.pim_gpt import MappingOptions, Plan, plan
+from nearbank.mapping.plan import MappingOptions, Plan, plan
 from nearbank.sim.engine import Player
 from nearbank.sim.machine import Machine
 from nearbank.sim.result import SimResult

@@ -18,8 +18,8 @@ from nearbank.mapping.functional import BankMemory, execute
 from nearbank.mapping.gemv import run_gemv
 from nearbank.mapping.matmul import part_unit, scale_parts
 from nearbank.mapping.matrix_placement import MatrixPlacement
-from nearbank.mapping.pim_gpt import MappingOptions, plan
 from nearbank.mapping.placement import place
+from nearbank.mapping.plan import MappingOptions, plan
 from nearbank.mapping.target import MacLanes, Target, target_of
 from nearbank.sim.engine import simulate
 from nearbank.sim.machine import load_machine
