@@ -18,7 +18,8 @@ import numpy as np
 
 from nearbank.errors import NearbankError
 from nearbank.sim import vm
-from nearbank.sim.compile import Code, Compiler, locate
+from nearbank.sim.code import Code
+from nearbank.sim.compile import Compiler
 from nearbank.sim.counters import Meaning
 from nearbank.sim.layout import (
     NEVER,
@@ -36,8 +37,10 @@ from nearbank.sim.layout import (
     seen_list,
     written_list,
 )
+from nearbank.sim.locate import locate
 from nearbank.sim.machine import Machine
 from nearbank.sim.modes import ModeWalk
+from nearbank.sim.numbering import Numbering
 from nearbank.sim.program import Program
 from nearbank.sim.result import ChannelResult, Profile, SimResult
 from nearbank.sim.rules import RuleBook, rulebook
@@ -86,7 +89,8 @@ class Player:
         self._bins = bins
         self._book: RuleBook = rulebook(machine)
         self._layout: Layout = layout(self._book)
-        self._compiler = Compiler(self._book)
+        self._numbering = Numbering(self._book)
+        self._compiler = Compiler(self._book, self._numbering)
         # where there are half clocks, a round may begin on either half, and every command is played
         self._skips = int(fast_forward and not self._book.standard.any_edge)
         self._modes = ModeWalk(self._book)
@@ -147,7 +151,7 @@ class Player:
         return (replace(i, channel=channel) for i in issued for channel in lanes[i.channel])
 
     def _issued(self, record: Ints, lane: int) -> Iterable[Issued]:
-        names = {slot: key for key, slot in self._compiler.slots.items()}
+        names = {slot: key for key, slot in self._numbering.slots.items()}
         channel = self._lanes[lane][0]
         for row in record[lane, 1 : 1 + self._memory[lane, vm.RECORDED]].tolist():
             name, weights = names[row[5]]
@@ -159,7 +163,7 @@ class Player:
         self._regroup(program)
         self._grow()
         used = self._used | code.commands
-        known = (len(self._compiler.bodies), len(self._compiler.units))
+        known = (len(self._numbering.bodies), len(self._numbering.units))
         if used != self._used or known != self._known:
             counted = (used, known[1]) == (self._used, self._known[1])
             self._used, self._known = used, known
@@ -208,10 +212,10 @@ class Player:
 
     def _grow(self) -> None:
         """Room for the units, jobs and labels that the program brought."""
-        compiler = self._compiler
-        if len(compiler.units) > vm.MAX_UNITS:
-            raise NearbankError(f"programs name {len(compiler.units)} units beside the memory; expected {vm.MAX_UNITS}")
-        jobs, labels = len(compiler.jobs), len(compiler.labels)
+        numbering, units = self._numbering, len(self._numbering.units)
+        if units > vm.MAX_UNITS:
+            raise NearbankError(f"programs name {units} units beside the memory; expected {vm.MAX_UNITS}")
+        jobs, labels = len(numbering.jobs), len(numbering.labels)
         old = self._shared
         if jobs > old[vm.G_JOBS] or labels > old[vm.G_LABELS]:
             self._shared = _shared(max(2 * jobs, int(old[vm.G_JOBS])), max(2 * labels, int(old[vm.G_LABELS])))
@@ -264,7 +268,7 @@ class Player:
         first = vm.COMMANDS + len(own) * vm.COMMAND_WIDTH
         commands = np.zeros((len(own), vm.COMMAND_WIDTH), dtype=np.int64)
         commands[:, : vm.SLOT] = own
-        commands[:, vm.SLOT] = [self._compiler.slots[name, ""] for name in self._layout.names]
+        commands[:, vm.SLOT] = [self._numbering.slots[name, ""] for name in self._layout.names]
         commands[:, vm.PULLS] = first + pulls.start[:-1] * vm.PULL_WIDTH
         commands[:, vm.PULLS_END] = first + pulls.start[1:] * vm.PULL_WIDTH
         commands[:, vm.PUSHES] = first + pulls.rows.size + pushes.start[:-1] * vm.PUSH_WIDTH
@@ -294,7 +298,7 @@ class Player:
     def _place_memory(self, header: Ints) -> None:
         """Where a lane keeps what, and how much of it."""
         book = self._book
-        slots = vm.FIXED_COUNTERS + self._compiler.slot_count
+        slots = vm.FIXED_COUNTERS + self._numbering.slot_count
         counters = slots + vm.UNIT_REASON + vm.MAX_UNITS + len(book.limits)
         header[vm.COUNT_SIZE] = counters
         header[vm.REASONS] = vm.COUNT + slots
@@ -310,7 +314,7 @@ class Player:
 
     def _body_lists(self) -> tuple[Lists, Lists, Lists, Lists]:
         """Per set of commands: entries they write, entries they only read, counters they move, all they depend on."""
-        bodies = [(body, frozenset(name for name, _ in body)) for body in self._compiler.bodies]
+        bodies = [(body, frozenset(name for name, _ in body)) for body in self._numbering.bodies]
         written = [written_list(self._layout, self._used, names) for _, names in bodies]
         fixed = [fixed_list(self._layout, self._used, names) for _, names in bodies]
         counted = [self._counted(body, names) for body, names in bodies]
@@ -319,12 +323,12 @@ class Player:
 
     def _counted(self, body: frozenset[tuple[str, str]], names: frozenset[str]) -> list[tuple[int]]:
         """Counters that the commands may move; those of a refresh only where it is among them."""
-        compiler, reasons = self._compiler, vm.FIXED_COUNTERS + self._compiler.slot_count
+        numbering, reasons = self._numbering, vm.FIXED_COUNTERS + self._numbering.slot_count
         moved = [*range(vm.REFRESHES), reasons + vm.END_REASON]
         for name, weights in sorted(body):
-            first = vm.FIXED_COUNTERS + compiler.slots[name, weights]
-            moved += range(first, first + compiler.slots_of(name))
-        moved += [reasons + vm.UNIT_REASON + unit for unit in compiler.units.values()]
+            first = vm.FIXED_COUNTERS + numbering.slots[name, weights]
+            moved += range(first, first + numbering.slots_of(name))
+        moved += [reasons + vm.UNIT_REASON + unit for unit in numbering.units.values()]
         limits = binding_limits(self._layout, self._used, names)
         moved += [reasons + vm.UNIT_REASON + vm.MAX_UNITS + limit for limit in limits]
         moved += [vm.REFRESHES, reasons + vm.REFRESH_REASON] if self._book.refresh.refresh in names else []
@@ -350,7 +354,7 @@ class Player:
             )
         row = int(self._memory[lane, vm.PC])
         name = self._layout.names[code.rows[row, vm.A]]
-        path, _ = locate(program, streams[lane], row - code.entries[streams[lane]])
+        path = locate(program, streams[lane], row - code.entries[streams[lane]])
         rounds = self._memory[lane, vm.COUNTER :][: code.rows[row, vm.DEPTH]].tolist()
         raise NearbankError(
             f"program {program.name}, stream {streams[lane]}, node {path}, rounds {rounds}: "
@@ -359,7 +363,7 @@ class Player:
 
     def result(self) -> SimResult:
         """Everything counted so far."""
-        compiler = self._compiler
+        numbering = self._numbering
         labels, busy = _label_cycles(self._shared).tolist(), _busy(self._shared).tolist()
         return SimResult(
             machine=self.machine.name,
@@ -368,8 +372,8 @@ class Player:
             cycles=self.cycle,
             program_ends=tuple(self._ends),
             channels=tuple(self._channel_result(i) for i in range(len(self._lanes))),
-            label_cycles={name: labels[i] for name, i in compiler.labels.items() if labels[i]},
-            jobs={key: (busy[i][0], busy[i][1]) for key, i in compiler.jobs.items()},
+            label_cycles={name: labels[i] for name, i in numbering.labels.items() if labels[i]},
+            jobs={key: (busy[i][0], busy[i][1]) for key, i in numbering.jobs.items()},
             profile=self._profile() if self._bins and self.cycle else None,
         )
 
@@ -379,8 +383,8 @@ class Player:
 
     def _meaning(self) -> Meaning:
         """What the counters stand for."""
-        units = tuple(f"wait {unit}" for unit in self._compiler.units)
-        return Meaning(self._book, self._compiler.slots, units)
+        units = tuple(f"wait {unit}" for unit in self._numbering.units)
+        return Meaning(self._book, self._numbering.slots, units)
 
     def _profile(self) -> Profile:
         """The counters at every edge so far, as differences from edge to edge."""
