@@ -80,8 +80,16 @@ class Compiler:
                 raise NearbankError(f"program {program.name}, stream {number}, node {place}: {fault}") from None
             pieces.append(piece)
             if not known:
-                check_addresses(self.book, self._least, program, number, pieces)
+                self._check_last(program, number, pieces)
         return pieces
+
+    def _check_last(self, program: Program, number: int, pieces: list[Piece]) -> None:
+        """Addresses of the newest node; one that is refused must be refused again when it comes again."""
+        try:
+            check_addresses(self.book, self._least, program, number, pieces)
+        except NearbankError:
+            self._encoder.forget(program.streams[number].body[len(pieces) - 1])
+            raise
 
 
 _HALT = blank(0)

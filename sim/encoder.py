@@ -38,6 +38,10 @@ class _Kept:
             self.add(key, found)
         return found
 
+    def drop(self, key: tuple[int, ...]) -> None:
+        self.young.pop(key, None)
+        self.old.pop(key, None)
+
     def add(self, key: tuple[int, ...], piece: Piece) -> None:
         self.young[key] = piece
         self.rows += len(piece.rows)
@@ -59,6 +63,10 @@ class Encoder:
     def knows(self, node: Node) -> bool:
         """True where a node of a stream has been encoded before, and is kept."""
         return self._kept.get((0, id(node))) is not None
+
+    def forget(self, node: Node) -> None:
+        """A node of a stream that turned out to be wrong is not known."""
+        self._kept.drop((0, id(node)))
 
     def piece(self, node: Node, depth: int) -> Piece:
         """The rows of a node at a depth."""

@@ -131,3 +131,11 @@ def test_a_loop_that_begins_later_than_in_the_program_before_is_checked_anew() -
     player.play(Program("p", (Stream((0,), (Loop(2, body),)),)))
     with pytest.raises(NearbankError, match=r"node 0\.0: ACT bank 16; the machine has banks 0 to 15"):
         player.play(Program("p", (Stream((0,), (Loop(2, body, 15),)),)))
+
+
+def test_what_was_refused_is_refused_again_by_the_same_player():
+    player = Player(machine_with())
+    program = Program("bad", (Stream((0,), (Command("PREA"), Command("ACT", row=Index(10**7)))),))
+    for _ in range(2):
+        with pytest.raises(NearbankError, match="ACT row 10000000; the machine has rows 0 to 16383"):
+            player.play(program)
