@@ -32,7 +32,7 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, obj
         (("replay", "--model", "gpt3-xl", "--prompt", "5000"), "context of 2048"),
         (("replay", "--model", "gpt3-xl", "--machine", "pim-gtp"), "unknown machine 'pim-gtp'; known: "),
         (("replay", "--model", "gpt3-xl", "--weights", "int3"), "unknown format 'int3'; known: "),
-        (("replay", "--model", "gpt3-xl", "--kv", "int3"), "unknown format 'int3'; known: "),
+        (("replay", "--model", "gpt3-xl", "--kv", "int3"), "unknown KV cache 'int3'; known: "),
         (("replay", "--model", "gpt3-xl", "--tokens", "many"), "Invalid value for '--tokens'"),
         (("validate", "nothing.parquet"), "no such trace"),
         (("validate", "nothing.yaml"), "unknown machine 'nothing.yaml'"),

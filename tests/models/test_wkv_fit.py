@@ -46,8 +46,10 @@ def test_learning_brings_logits_nearer_and_survives_a_file(tmp_path: Path) -> No
     model = random_model("numpy", "fp32", "fp32")
     start = learn_channels(model, TEXT, "int2-wkv", replace(QUICK, steps=1, lr=0.0))
     steps: list[tuple[int, int]] = []
-    learned = learn_channels(model, TEXT, "int2-wkv", QUICK, lambda done, total: steps.append((done, total)))
-    assert steps[-1] == (60, 60)
+    # Slow steps: fast ones end on either side of where they began, by how a processor rounds.
+    slow = replace(QUICK, windows=8, steps=40, lr=0.01)
+    learned = learn_channels(model, TEXT, "int2-wkv", slow, lambda done, total: steps.append((done, total)))
+    assert steps[-1] == (120, 120)
     assert distance(learned, model) < distance(start, model) < distance(replace(model, kv="int2-past"), model)
     assert learned.kv_fit is not None
     save_fit(tmp_path / "fit.safetensors", learned.kv_fit)

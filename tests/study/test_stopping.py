@@ -33,6 +33,7 @@ def started(file: Path, out: Path, workers: int) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     until = time.monotonic() + 120
     while len(list(out.glob("parts/*.parquet"))) < 2:
