@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -21,13 +22,20 @@ from nearbank.sim.standards import standard_named
 CYCLES = 9
 
 
+@contextmanager
+def without_modes() -> Iterator[None]:
+    """Timing alone: rules between commands that no mode allows side by side are tried all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rules, "standard_named", lambda name: replace(standard_named(name), modes=None))
+        rules._rulebook.cache_clear()
+        yield
+    rules._rulebook.cache_clear()
+
+
 @pytest.fixture(autouse=True)
-def timing_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without modes: rules between commands that no mode allows side by side are tried all the same."""
-    monkeypatch.setattr(rules, "standard_named", lambda name: replace(standard_named(name), modes=None))
-    rules._rulebook.cache_clear()
-    yield
-    rules._rulebook.cache_clear()
+def timing_alone() -> Iterator[None]:
+    with without_modes():
+        yield
 
 
 MACHINES = ("pim-gpt", "hbm-pim", "attacc-like", "attacc-like-groups", "lpddr5-pim")
