@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from nearbank.compiled import compiled
 from nearbank.kernels.bench.timing import time_us
 from nearbank.kernels.cpu import vectors as v
 from nearbank.kernels.cpu.tiles import aligned_empty
@@ -43,7 +44,7 @@ def _make_read() -> Any:
 _read = _make_read()
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _read_part(data, first, last):  # type: ignore[no-untyped-def]
     return _read(data, first * 512, last - first)
 

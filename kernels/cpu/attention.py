@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from nearbank.compiled import compiled, compiled_part
 from nearbank.kernels.cpu import pages as p
 from nearbank.kernels.cpu.cache_rows import append
 from nearbank.kernels.store import PAGE, CacheStore
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 KIND_NUMBERS = {name: number for number, name in enumerate(p.KINDS)}
 
 
-@njit(cache=True, nogil=True)
+@compiled_part
 def scores_in_page(kind, q, q_sum, scale, rows, at, chunks, params, param_at, groups, out, out_at):  # type: ignore[no-untyped-def]
     if kind == 0:
         p.scores_fp32(q, q_sum, scale, rows, at, chunks, params, param_at, groups, out, out_at)
@@ -36,7 +36,7 @@ def scores_in_page(kind, q, q_sum, scale, rows, at, chunks, params, param_at, gr
         p.scores_int2(q, q_sum, scale, rows, at, chunks, params, param_at, groups, out, out_at)
 
 
-@njit(cache=True, nogil=True)
+@compiled_part
 def context_in_page(kind, weights, at, rows, row_at, chunks, tokens, out):  # type: ignore[no-untyped-def]
     if kind == 0:
         p.context_fp32(weights, at, rows, row_at, chunks, tokens, out)
@@ -52,7 +52,7 @@ def context_in_page(kind, weights, at, rows, row_at, chunks, tokens, out):  # ty
         p.context_int2(weights, at, rows, row_at, chunks, tokens, out)
 
 
-@njit(cache=True, nogil=True)
+@compiled_part
 def lane_sum(values):  # type: ignore[no-untyped-def]
     lanes = np.zeros(16, np.float32)
     for d in range(values.shape[0]):
@@ -63,7 +63,7 @@ def lane_sum(values):  # type: ignore[no-untyped-def]
     return lanes[0]
 
 
-@njit(cache=True, nogil=True)
+@compiled_part
 def _one_query(  # type: ignore[no-untyped-def]
     kind,
     q,
@@ -128,7 +128,7 @@ def _one_query(  # type: ignore[no-untyped-def]
         out[d] = (total[d] + offset) / mass
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _attend(  # type: ignore[no-untyped-def]
     kind, first, last, q, scale, keys, key_params, values, value_params, layer, start, chunks, width, out
 ):

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from nearbank.compiled import compiled
 from nearbank.kernels.store import PAGE, CacheStore, stored_floats
 
 Floats = npt.NDArray[np.float32]
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _quantise_into(new, start, rows, params, bits):  # type: ignore[no-untyped-def]
     """new [T, heads, D] → rows [pages, heads, PAGE, row], params [pages, heads, PAGE, 2] from token `start`."""
     word = np.zeros(1, np.uint32)

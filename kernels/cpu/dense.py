@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from nearbank.compiled import compiled
 from nearbank.kernels.cpu.floats import lane_dot
 from nearbank.kernels.packed import PackedMatrix
 from nearbank.kernels.reference.lanes import padded
@@ -36,7 +36,7 @@ def prepare_dense(packed: PackedMatrix) -> Dense:
     return Dense(packed.shape[0], KINDS[packed.format.name], padded(weights, 16))
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _multiply(kind, first, last, x, w, y):  # type: ignore[no-untyped-def]
     flat_x, flat_w = x.reshape(-1), w.reshape(-1)
     vectors = x.shape[1] // 16

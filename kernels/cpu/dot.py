@@ -4,7 +4,7 @@
     dot_one(path, w, w_offset, x, x_offset, blocks, out)
 
 write int32 sums Σ code · x of 32 output rows for `rows` (4 or 8), or for one, activation row to out [rows · 32].
-x is int8, or for the portable path int16 in the order of `pairs`.
+x is int8, or for the portable path, which takes one row only, int16 in the order of `words_in_pairs`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numba import njit
+import numpy.typing as npt
 from numba.extending import overload
 
 from nearbank.kernels.cpu import dot_avx2, dot_wide
@@ -28,13 +28,9 @@ def dot(
     raise NotImplementedError("dot runs inside compiled functions")
 
 
-@njit(cache=True, nogil=True)
-def pairs(x, out):  # type: ignore[no-untyped-def]
+def words_in_pairs(x: npt.NDArray[np.int8]) -> npt.NDArray[np.int16]:
     """int8 [M, K] → int16 [M, K], every four in the order 0, 2, 1, 3."""
-    for m in range(x.shape[0]):
-        for k in range(0, x.shape[1], 4):
-            out[m, k], out[m, k + 1] = np.int16(x[m, k]), np.int16(x[m, k + 2])
-            out[m, k + 2], out[m, k + 3] = np.int16(x[m, k + 1]), np.int16(x[m, k + 3])
+    return np.ascontiguousarray(x.reshape(len(x), -1, 2, 2).swapaxes(2, 3).reshape(x.shape).astype(np.int16))
 
 
 def dot_one(path: Any, w: Any, w_offset: int, x: Any, x_offset: int, blocks: int, out: Any) -> None:
@@ -92,7 +88,7 @@ MAKERS: dict[type, Callable[[int, int], Any]] = {
     NeonDot: dot_wide.make_neon,
     Portable: partial(dot_wide.make, dot_wide.PORTABLE),
 }
-MANY = {path: _choice(make) for path, make in MAKERS.items()}
+MANY = {path: _choice(make) for path, make in MAKERS.items() if path is not Portable}
 ONE = {path: _choice_of_one(make) for path, make in MAKERS.items()}
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from nearbank.compiled import compiled
 from nearbank.kernels.cpu import vectors as v
 from nearbank.kernels.cpu.tiles import ROWS, Tiles
 
@@ -93,7 +94,7 @@ def _make(bits: int) -> Any:
 _dot_1, _dot_2 = _make(1), _make(2)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def multiply_bits(  # type: ignore[no-untyped-def]
     bits, first, last, x, x_scales, x_sums, x_step, x_low, codes, code_sums, scales, zeros, step, blocks, y
 ):

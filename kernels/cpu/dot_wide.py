@@ -87,7 +87,11 @@ def _sdot_of_bytes(builder: Any, total: Any, codes: Any, x: Any) -> Any:
 
 
 def _dot_portable(builder: Any, total: Any, codes: Any, x: Any) -> Any:
-    words = builder.and_(codes, v.constant(LANES, 0x00FF00FF))
+    return add_products(builder, total, builder.and_(codes, v.constant(LANES, 0x00FF00FF)), x)
+
+
+def add_products(builder: Any, total: Any, words: Any, x: Any) -> Any:
+    """i16 × i16, neighbours added to each of 16 lanes."""
     a, b = (builder.sext(builder.bitcast(part, WORDS), LONG) for part in (words, x))
     product = builder.mul(a, b)
     even, odd = (builder.shuffle_vector(product, product, pick) for pick in (EVEN, ODD))

@@ -5,17 +5,20 @@ What happens inside a tile is `nearbank.kernels.cpu.dot`; how tiles lie in memor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from nearbank.compiled import compiled
 from nearbank.kernels.cpu.dense import Dense, matmul_dense, prepare_dense
-from nearbank.kernels.cpu.dot import dot, dot_one, pairs
+from nearbank.kernels.cpu.dot import dot, dot_one, words_in_pairs
 from nearbank.kernels.cpu.dot_bits import multiply_bits, sums_of_codes, words_of
 from nearbank.kernels.cpu.paths import PATHS, Avx512Vnni, Path, Portable, chosen_path, cpu_features
-from nearbank.kernels.cpu.tiles import ROWS, Tiles, tile
+from nearbank.kernels.cpu.tiles import CHUNK_BYTES, ROWS, Tiles, tile
+from nearbank.kernels.cpu.unpacked import multiply_unpacked, panels_of_rows
 from nearbank.kernels.cpu.weighted import matmul_tiles_floats
 from nearbank.kernels.levels import Levels
 from nearbank.kernels.packed import PackedMatrix
@@ -23,9 +26,6 @@ from nearbank.kernels.reference.lanes import padded
 from nearbank.kernels.threads import in_parts
 
 Floats = npt.NDArray[np.float32]
-
-# Activations of this many bytes stay in the second-level cache while all tiles pass by.
-CHUNK_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,9 @@ def prepare(packed: PackedMatrix) -> CpuMatrix | Dense:
     return CpuMatrix(kind(tiles.bits), tiles, code_sums)
 
 
-@njit(cache=True, nogil=True)
-def _multiply_row(  # type: ignore[no-untyped-def]
-    path, first, last, m, x, x_scales, x_sums, codes, scales, zeros, step, blocks, y
-):
-    """Tiles first … last of y[m]; small on purpose, so that weights keep streaming from tile to tile."""
+@compiled(nogil=True)
+def _multiply_row(path, first, last, x, x_scales, x_sums, codes, scales, zeros, step, blocks, y):  # type: ignore[no-untyped-def]
+    """Tiles first … last of y for one row; small on purpose, so that weights keep streaming from tile to tile."""
     columns, groups = y.shape[1], scales.shape[1]
     padded = x.shape[1] // groups
     flat = x.reshape(-1)
@@ -63,19 +61,19 @@ def _multiply_row(  # type: ignore[no-untyped-def]
         part[:] = 0
         for g in range(groups):
             place = t * groups + g
-            dot_one(path, codes, place * blocks * 128, flat, m * x.shape[1] + g * padded, blocks, sums)
+            dot_one(path, codes, place * blocks * 128, flat, g * padded, blocks, sums)
             for i in range(32):
-                exact = np.int32(step * sums[i] - np.int32(zeros[t, g, i]) * x_sums[m, g])
-                part[i] += np.float32(exact) * (x_scales[m] * scales[t, g, i])
+                exact = np.int32(step * sums[i] - np.int32(zeros[t, g, i]) * x_sums[0, g])
+                part[i] += np.float32(exact) * (x_scales[0] * scales[t, g, i])
         for i in range(min(32, columns - 32 * t)):
-            y[m, 32 * t + i] = part[i]
+            y[0, 32 * t + i] = part[i]
 
 
-@njit(cache=True, nogil=True)
-def _multiply(  # type: ignore[no-untyped-def]
-    path, first, last, x, x_scales, x_sums, codes, scales, zeros, step, blocks, chunk, y
+@compiled(nogil=True)
+def _multiply_rows(  # type: ignore[no-untyped-def]
+    path, first, last, x, x_scales, x_sums, codes, scales, zeros, step, blocks, y
 ):
-    """Tiles first … last of y. x [M, groups · padded] int8, x_sums [M, groups]; M is 1, or 4 and more."""
+    """Tiles first … last of y. x [M, groups · padded] int8, x_sums [M, groups]; M is 4 or more."""
     rows, columns = x.shape[0], y.shape[1]
     groups = scales.shape[1]
     padded = x.shape[1] // groups
@@ -83,9 +81,7 @@ def _multiply(  # type: ignore[no-untyped-def]
     flat = x.reshape(-1)
     sums = np.empty(8 * 32, np.int32)
     part = np.empty((8, 32), np.float32)
-    if rows == 1:
-        _multiply_row(path, first, last, 0, x, x_scales, x_sums, codes, scales, zeros, step, blocks, y)
-        return
+    chunk = max(8, CHUNK_BYTES // x.shape[1] // 8 * 8)
     for start in range(0, rows, chunk):
         end = min(start + chunk, rows)
         for t in range(first, last):
@@ -116,24 +112,28 @@ def _group_sums(codes: npt.NDArray[np.int8], sums: npt.NDArray[np.int32], tiles:
     return np.asarray(codes.reshape(len(codes), tiles.groups, -1).sum(axis=2, dtype=np.int32))
 
 
+def _way(path: Path, x: npt.NDArray[np.int8]) -> tuple[Callable[..., None], npt.NDArray[Any]]:
+    """The compiled loop for so many rows, and x as it wants it."""
+    if len(x) == 1:
+        return _multiply_row, words_in_pairs(x) if isinstance(path, Portable) else x
+    return (multiply_unpacked, panels_of_rows(x)) if isinstance(path, Portable) else (_multiply_rows, x)
+
+
 def matmul_codes(codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[np.int32], state: CpuMatrix) -> Floats:
     """Integer activations [M, K] times integer weights → [M, N]."""
-    if 1 < len(codes) < 4:  # the compiled loop takes one row or at least four
+    if 1 < len(codes) < 4:  # the compiled loops take one row or at least four
         wide = [padded(part, 4, axis=0) for part in (codes, scales, sums)]
         return matmul_codes(wide[0], wide[1], wide[2], state)[: len(codes)]
     tiles = state.tiles
     x = tiles.spread_columns(codes)
     x_sums = _group_sums(x, sums, tiles)
     y = np.empty((len(codes), tiles.rows), np.float32)
-    if isinstance(state.path, Portable):
-        narrow, x = x, np.empty(x.shape, np.int16)
-        pairs(narrow, x)
-    chunk = max(8, CHUNK_BYTES // x.shape[1] // 8 * 8)
+    multiply, given = _way(state.path, x)
 
     def run(first: int, last: int) -> None:
-        _multiply(
-            state.path, first, last, x, scales, x_sums, tiles.codes, tiles.scales, tiles.zeros,
-            tiles.step, tiles.blocks, chunk, y,
+        multiply(
+            state.path, first, last, given, scales, x_sums, tiles.codes, tiles.scales, tiles.zeros,
+            tiles.step, tiles.blocks, y,
         )  # fmt: skip
 
     in_parts(run, -(-tiles.rows // ROWS), work=tiles.codes.nbytes * max(1, len(codes) // 4))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from nearbank.compiled import compiled, compiled_part
 from nearbank.kernels.reference.norm import NORM_LANES, NORMS
 
 Floats = npt.NDArray[np.float32]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled_part(error_model="numpy")
 def _quantise_row(x, codes):  # type: ignore[no-untyped-def]
     """One row → its codes; returns (scale, sum of codes), scale NaN for a row with NaN or infinity."""
     peak = np.float32(0)
@@ -30,13 +30,13 @@ def _quantise_row(x, codes):  # type: ignore[no-untyped-def]
     return scale, total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _quantise(x, codes, scales, sums):  # type: ignore[no-untyped-def]
     for m in range(x.shape[0]):
         scales[m], sums[m] = _quantise_row(x[m], codes[m])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled_part(error_model="numpy")
 def _fold(lanes):  # type: ignore[no-untyped-def]
     half = NORM_LANES // 2
     while half > 0:
@@ -46,7 +46,7 @@ def _fold(lanes):  # type: ignore[no-untyped-def]
     return lanes[0]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled_part(error_model="numpy")
 def _sum_away(x, centre, squared, lanes):  # type: ignore[no-untyped-def]
     """Σ x, or Σ (x − centre)², in the order of `reference.norm`."""
     lanes[:] = 0
@@ -58,7 +58,7 @@ def _sum_away(x, centre, squared, lanes):  # type: ignore[no-untyped-def]
     return _fold(lanes)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _quantise_normed(x, centred, gain, bias, epsilon, codes, scales, sums):  # type: ignore[no-untyped-def]
     """`gain` and `bias` are empty where there are none. A row stays in the first-level cache meanwhile."""
     rows, cols = x.shape

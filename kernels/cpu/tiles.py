@@ -22,6 +22,8 @@ Floats = npt.NDArray[np.float32]
 ROWS = 32
 BLOCK_BYTES = 128
 COLUMN_STEP = 32
+# int8 activations of this many bytes stay in the second-level cache while all tiles pass by.
+CHUNK_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True)

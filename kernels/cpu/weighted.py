@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from nearbank.compiled import compiled
 from nearbank.kernels.cpu.tiles import ROWS, Tiles
 from nearbank.kernels.threads import in_parts
 
 Floats = npt.NDArray[np.float32]
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _multiply(bits, first, last, x, codes, scales, zeros, step, blocks, y):  # type: ignore[no-untyped-def]
     """Tiles first … last of y. x [M, groups · padded] float32. Lane l of a sum takes columns l, l + 16 …"""
     groups, places = scales.shape[1], 8 // bits

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from nearbank.compiled import compiled, compiled_part
 from nearbank.formats import Format
 from nearbank.kernels.cpu import pages as p
 from nearbank.kernels.cpu.attention import KIND_NUMBERS, context_in_page, lane_sum, scores_in_page
@@ -28,7 +28,7 @@ def open_window(
     return HostWindow(write_rows, attend_windowed, sizes, scheme, channels)
 
 
-@njit(cache=True, nogil=True)
+@compiled_part
 def _channel_scores(  # type: ignore[no-untyped-def]
     kind, q, params, word, scale, rows, row_at, chunks, groups, scaled_q, product, flat_params, out, out_at
 ):
@@ -48,7 +48,7 @@ def _channel_scores(  # type: ignore[no-untyped-def]
         p.channel_scores_int2(scaled_q, shift, scale, rows, row_at, chunks, flat_params, 0, groups, out, out_at)
 
 
-@njit(cache=True, nogil=True)
+@compiled_part
 def _past_scores(  # type: ignore[no-untyped-def]
     kind, key_group, q, wide_q, scale, keys, token_params, channel_params, layer, head, end, chunks, scaled_q,
     product, word, scores,
@@ -74,7 +74,7 @@ def _past_scores(  # type: ignore[no-untyped-def]
                 )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _attend(  # type: ignore[no-untyped-def]
     kind, key_group, first, last, q, scale, keys, token_params, channel_params, values, value_params,
     recent_keys, recent_values, recent_first, bounds, layer, start, chunks, width, out,

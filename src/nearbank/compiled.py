@@ -11,7 +11,7 @@ import ast
 import hashlib
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,26 @@ from numba import njit
 from numba.core.caching import FunctionCache
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """A compiled function that Python calls; cached on disk, by the types it is called with."""
-    dispatcher: Any = njit(function)
+def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """A compiled function that Python calls; cached on disk, by the types it is called with.
+
+    Numba's options may be given: `@compiled(nogil=True)`.
+    """
+    if function is None:
+        return partial(compiled, **options)
+    make: Any = njit
+    dispatcher = make(**options)(function)
     cache: Any = _Cache
     dispatcher._cache = cache(function)  # what `njit(cache=True)` does, with our stamp
     return dispatcher
 
 
-def compiled_part(function: Callable[..., Any]) -> Any:
+def compiled_part(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """A function for compiled functions alone. Python cannot call it, which saves a third of the time to compile."""
-    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return njit(**options)(function)
+    if function is None:
+        return partial(compiled_part, **options)
+    make: Any = njit
+    return make(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function)
 
 
 class _Cache(FunctionCache):

@@ -11,6 +11,7 @@ from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.kernels import PackedMatrix, linear, linear_codes, prepare, quantise_rows
 from nearbank.kernels.cpu.paths import OVERRIDE, available_paths
+from nearbank.kernels.cpu.tiles import CHUNK_BYTES
 from nearbank.kernels.levels import LEVELS
 
 # backend, and for the CPU's the instructions it is held to
@@ -28,6 +29,7 @@ INTEGER = [
 ]
 FLOAT = ["fp32", "fp16", "bf16"]
 SHAPES = [(1, 1, 1), (1, 33, 32), (3, 7, 31), (8, 64, 128), (13, 37, 211), (4, 5, 4099)]
+LONG = (21, 3, 65_000)  # more columns than 16 rows of activations may have in one go
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda v: "-".join(filter(None, v)))
@@ -73,6 +75,17 @@ def test_integer_products_are_exact(backend, name, shape):
     packed = random_packed(name, n, k, rng)
     codes = rng.integers(-128, 128, (m, k)).astype(np.int8)
     scales = rng.random(m).astype(np.float32)
+    y = linear_codes(codes, scales, prepare(packed, backend))
+    np.testing.assert_array_equal(y, expected_codes(codes, scales, packed))
+
+
+@pytest.mark.parametrize("name", ["binary", "ternary"])
+def test_activations_beyond_the_cache_are_taken_in_chunks(backend, name):
+    m, n, k = LONG
+    assert m * k > 2 * CHUNK_BYTES
+    rng = np.random.default_rng(0)
+    packed = random_packed(name, n, k, rng)
+    codes, scales = rng.integers(-128, 128, (m, k)).astype(np.int8), rng.random(m).astype(np.float32)
     y = linear_codes(codes, scales, prepare(packed, backend))
     np.testing.assert_array_equal(y, expected_codes(codes, scales, packed))
 
