@@ -109,7 +109,7 @@ def _banks(target: Target) -> int:
 
 def refresh_share(machine: Machine) -> float:
     """The part of all time in which a machine refreshes."""
-    if machine.refresh.policy == "none":
+    if machine.refresh.policy in ("none", "by_use"):
         return 0.0
     times = {name: TIME.parse(machine.timing[name].value) for name in ("tRFC", "tREFI")}
     return times["tRFC"] / times["tREFI"]

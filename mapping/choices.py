@@ -31,7 +31,8 @@ class Choices:
     side by side in the rows of K. Both None: as the model and the machine suggest. `pieces`: hand-overs of a product's
     results to the ASIC. `padding`: percent of outputs that may be added so that all channels do the same.
     `early_rows`: the first row of a product opens before its vector is sent, or waited for. `reuse`: vectors that an
-    open row is multiplied with before it closes; chunks are narrow enough for the buffer to hold them all.
+    open row is multiplied with before it closes; chunks are narrow enough for the buffer to hold them all. `by_use`:
+    no refresh commands, as the run opens every row that holds data often enough (`nearbank.mapping.kept`).
     """
 
     matrices: tuple[tuple[str, MatrixChoice], ...] = ()
@@ -41,6 +42,7 @@ class Choices:
     padding: int = 1
     early_rows: bool = False
     reuse: int = 1
+    by_use: bool = False
 
     def of(self, name: str) -> MatrixChoice:
         """What is chosen for a matrix."""

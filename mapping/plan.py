@@ -25,6 +25,7 @@ from nearbank.mapping.together import Turn, one_sequence, sequence_groups, token
 from nearbank.mapping.token_runs import Position, TokenRuns
 from nearbank.sim.machine import Machine
 from nearbank.sim.program import Loop, Node, Program, Stream, Wait
+from nearbank.sim.retention import kept_by_use
 from nearbank.trace import Block, ModelDescription, Step
 
 # What of an operation a program depends on, beside the positions it attends.
@@ -54,7 +55,7 @@ class MappingOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """A placed model. `lower` turns a step of its trace into a program; parts that repeat are made once."""
+    """A model placed in `machine`, on which its programs are to be played. `lower` turns a step of its trace into a program; parts that repeat are made once."""
 
     model: ModelDescription
     target: Target
@@ -182,6 +183,7 @@ def _tokens(step: Step) -> tuple[int, int]:
 def plan(model: ModelDescription, machine: Machine, options: MappingOptions | None = None) -> Plan:
     """Place a model; `NearbankError` when the machine lacks a format or a part, or is too small."""
     options = options or MappingOptions()
+    machine = kept_by_use(machine) if options.choices.by_use else machine
     target = target_of(machine, options.choices)
     context = model.context if options.max_context is None else options.max_context
     for name, value in (("max_context", context), ("batch", options.batch), ("reuse", options.choices.reuse)):

@@ -20,12 +20,14 @@ from nearbank.mapping.bounds import bounds, matrix_cycles
 from nearbank.mapping.cache_placement import team_sizes
 from nearbank.mapping.choices import MatrixChoice
 from nearbank.mapping.gap import Gap, gap_of
+from nearbank.mapping.kept import longest_closed_ps
 from nearbank.mapping.least import Least, least
 from nearbank.mapping.matrix_placement import MatrixPlacement, splits
 from nearbank.mapping.plan import MappingOptions, Plan, plan
 from nearbank.sim.engine import Player
 from nearbank.sim.machine import Machine
 from nearbank.sim.result import SimResult
+from nearbank.sim.retention import RETENTION_PS
 from nearbank.trace import ModelDescription, Step
 
 SAMPLES = 3  # steps that decide, in the middle of as many equal parts of the run
@@ -52,7 +54,8 @@ class Found:
     """The quickest mapping found, and how: mean times of the sampled steps in nanoseconds.
 
     `simulated` and `pruned` count candidates. `gap` says what lies between `best_ns` and the bound of rows; `least` is
-    the bound that knows of sums, vectors, writes and dependencies, too.
+    the bound that knows of sums, vectors, writes and dependencies, too. `closed_ps`: how long a row that holds data
+    stays closed at most, where there are no refresh commands.
     """
 
     plan: Plan
@@ -63,6 +66,7 @@ class Found:
     least: Least
     simulated: int
     pruned: int
+    closed_ps: int | None = None
 
     @property
     def percent(self) -> float:
@@ -78,28 +82,47 @@ class Found:
         return [
             head,
             *(f"  {g.choice}: {g.percent:.2f} %" for g in self.gains),
+            *self._without_refresh(),
             *self.gap.lines(),
             *self.least.lines(self.best_ns, self.default_ns),
         ]
 
 
+    def _without_refresh(self) -> list[str]:
+        if self.closed_ps is None:
+            return []
+        return [
+            f"no refresh commands: every row that holds data is opened again within {self.closed_ps / 1e9:.2f} ms, and "
+            f"keeps it for {RETENTION_PS / 1e9:.0f} ms; JEDEC's standards do not promise that this is enough"
+        ]
+
+
 def plan_best(
-    model: ModelDescription, machine: Machine, options: MappingOptions | None, steps: Iterable[Step]
+    model: ModelDescription,
+    machine: Machine,
+    options: MappingOptions | None,
+    steps: Iterable[Step],
+    *,
+    by_use: bool = False,
 ) -> Found:
     """The quickest mapping of `model` for a run of `steps`; never slower than `options` on the sampled ones.
 
-    Raises `NearbankError` where `plan` does, and when there are no steps.
+    With `by_use` the run goes without refresh commands. Raises `NearbankError` where `plan` does, when there are no
+    steps, and where the run would leave a row that holds data closed for too long to go without.
     """
-    search = _Search(machine, sample(list(steps)), model)
+    run = list(steps)
+    search = _Search(machine, sample(run), model)
     best = default = search.first(options or MappingOptions())
     gains: list[Gain] = []
-    for candidates in KNOBS:
+    for candidates in (*((_by_use,) if by_use else ()), *KNOBS):
         for better in search.improve(best, candidates):
             gains.append(Gain(better.name, best.time_ns, better.time_ns))
             best = better
-    gap = gap_of(best.plan, machine, best.result, len(search.steps), search.context)
-    bound = least(best.plan, machine, search.context)
-    return Found(best.plan, default.time_ns, best.time_ns, tuple(gains), gap, bound, search.simulated, search.pruned)
+    gap = gap_of(best.plan, best.plan.machine, best.result, len(search.steps), search.context)
+    bound = least(best.plan, best.plan.machine, search.context)
+    counts = search.simulated, search.pruned
+    closed_ps = longest_closed_ps(best.plan, run) if best.plan.options.choices.by_use else None
+    return Found(best.plan, default.time_ns, best.time_ns, tuple(gains), gap, bound, *counts, closed_ps)
 
 
 def sample(steps: Sequence[Step]) -> tuple[Step, ...]:
@@ -153,11 +176,11 @@ class _Search:
             placed = plan(self.model, self.machine, options)
         except NearbankError:
             return None
-        schedule = ("pieces", "early_rows")
+        schedule = ("pieces", "early_rows", "by_use")
         same = all(getattr(options.choices, f) == getattr(best.plan.options.choices, f) for f in schedule)
         if same and placed.placement == best.plan.placement:
             return None
-        if self._one_token and bounds(placed, self.machine, self.context).placed_ns >= best.time_ns:
+        if self._one_token and bounds(placed, placed.machine, self.context).placed_ns >= best.time_ns:
             self.pruned += 1
             return None
         return self._simulate(name, placed)
@@ -167,7 +190,7 @@ class _Search:
         return self.steps[0].phase == "decode"
 
     def _simulate(self, name: str, placed: Plan) -> _Trial:
-        player = Player(self.machine)
+        player = Player(placed.machine)
         for step in self.steps:
             player.play(placed.lower(step))
         self.simulated += 1
@@ -187,6 +210,10 @@ def _onto(best: _Trial, options: MappingOptions) -> MappingOptions:
     """A candidate with the matrices that were chosen since it was made."""
     kept = dict(best.plan.options.choices.matrices) | dict(options.choices.matrices)
     return replace(options, choices=replace(options.choices, matrices=tuple(sorted(kept.items()))))
+
+
+def _by_use(placed: Plan) -> Iterator[tuple[str, MappingOptions]]:
+    yield "refresh: none, rows are opened often enough", _with(placed, by_use=True)
 
 
 def _early_rows(placed: Plan) -> Iterator[tuple[str, MappingOptions]]:

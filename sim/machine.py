@@ -121,10 +121,11 @@ class Pins(_Strict):
 class Refresh(_Strict):
     """`all_bank` refreshes every bank of a channel each tREFI, `per_bank` one bank after another each tREFIpb.
 
+    `by_use` leaves refresh to the program, which opens every row with data often enough (`sim.retention`).
     `none` is for machines whose peers never refresh.
     """
 
-    policy: Literal["all_bank", "per_bank", "none"] = "all_bank"
+    policy: Literal["all_bank", "per_bank", "by_use", "none"] = "all_bank"
     source: str
 
 
@@ -377,7 +378,7 @@ def check_timing(machine: Machine, path: Path | str) -> None:
     t = {name: units.TIME.parse(constant.value) for name, constant in machine.timing.items()}
     if {"tRC", "tRAS", "tRP"} <= t.keys() and t["tRC"] < t["tRAS"] + t["tRP"]:
         raise NearbankError(f"{path}: timing.tRC: {t['tRC']} ps is less than tRAS + tRP = {t['tRAS'] + t['tRP']} ps")
-    if machine.refresh.policy != "none":
+    if machine.refresh.policy not in ("none", "by_use"):
         if not {"tREFI", "tRFC"} <= t.keys():
             raise NearbankError(f"{path}: timing: refresh needs tREFI and tRFC; give both, or refresh policy none")
         if t["tREFI"] <= t["tRFC"]:

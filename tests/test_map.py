@@ -59,3 +59,7 @@ def test_a_replay_with_the_mapper_is_not_slower_and_says_why() -> None:
     published, auto = replay(load, "pim-gpt"), replay(load, "pim-gpt", mapping="auto")
     assert auto.row.time_ns < published.row.time_ns
     assert any("as published" in remark for remark in auto.remarks)
+    kept = replay(load, "pim-gpt", mapping="auto-by-use")
+    assert kept.row.time_ns < 0.95 * auto.row.time_ns
+    assert kept.result.command_counts()["REFab"] == 0
+    assert any("no refresh commands" in remark for remark in kept.remarks)

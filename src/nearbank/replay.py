@@ -13,6 +13,7 @@ from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.mapping import MappingOptions, Plan, bounds, bytes_off_chip, describe, plan
 from nearbank.mapping.choices import Choices
+from nearbank.mapping.kept import uses_of
 from nearbank.mapping.reuse import best_reuse
 from nearbank.mapping.search import Found, plan_best
 from nearbank.report import MachineRow
@@ -28,7 +29,7 @@ from nearbank.units import ceil_div
 from nearbank.workload import Workload
 
 Advance = Callable[[int], None]
-MappingName = Literal["pim-gpt", "auto"]
+MappingName = Literal["pim-gpt", "auto", "auto-by-use"]
 TIMELINE_CYCLES = 200_000
 
 
@@ -104,7 +105,8 @@ def replay(
 ) -> Replay:
     """Play every step of `load` on `machine`; `weights` and `kv` override the formats of matrices and cache.
 
-    `mapping`: that of the paper, or the quickest that the automatic mapper finds for this run. `reuse`: tokens of a
+    `mapping`: that of the paper, or the quickest that the automatic mapper finds for this run; "auto-by-use" goes
+    without refresh commands, where the run opens every row that holds data often enough. `reuse`: tokens of a
     prompt, or sequences of a batch, that share every open row; None: as many as make the run quickest.
     `bins` above 0 keeps a profile over time, as `nearbank.sim.engine.Player` says.
 
@@ -116,10 +118,17 @@ def replay(
     if reuse is None:
         together = max(load.prompt_tokens, load.batch)
         options = best_reuse(load.model, target, options, load.steps, together).options
-    found = plan_best(load.model, target, options, load.steps()) if mapping_named(mapping) == "auto" else None
+    found = _found(load, target, options, mapping)
     placed = found.plan if found else plan(load.model, target, options)
-    result = _play(load, target, placed, advance, bins)
-    return Replay(_row(load, placed, result, (weights, kv)), placed, result, target, load, found)
+    result = _play(load, placed, advance, bins)
+    return Replay(_row(load, placed, result, (weights, kv)), placed, result, placed.machine, load, found)
+
+
+def _found(load: Workload, machine: Machine, options: MappingOptions, mapping: MappingName) -> Found | None:
+    """What the automatic mapper finds; nothing for the published mapping."""
+    if mapping_named(mapping) == "pim-gpt":
+        return None
+    return plan_best(load.model, machine, options, load.steps(), by_use=mapping == "auto-by-use")
 
 
 def mapping_named(name: str) -> MappingName:
@@ -129,17 +138,30 @@ def mapping_named(name: str) -> MappingName:
     return cast(MappingName, name)
 
 
-def find_mapping(load: Workload, machine: str | Machine, *, weights: str | None = None, kv: str | None = None) -> Found:
-    """The quickest mapping that the automatic mapper finds for a run, and what it gained."""
+def find_mapping(
+    load: Workload,
+    machine: str | Machine,
+    *,
+    weights: str | None = None,
+    kv: str | None = None,
+    by_use: bool = False,
+) -> Found:
+    """The quickest mapping that the automatic mapper finds for a run, and what it gained; `by_use`: without refresh."""
     target = load_machine(machine) if isinstance(machine, str) else machine
     options = _options(load, weights or load.weights, kv or load.kv)
-    return plan_best(load.model, target, options, load.steps())
+    return plan_best(load.model, target, options, load.steps(), by_use=by_use)
 
 
-def _play(load: Workload, machine: Machine, placed: Plan, advance: Advance | None, bins: int) -> SimResult:
-    player = Player(machine, bins=bins)
+def _play(load: Workload, placed: Plan, advance: Advance | None, bins: int) -> SimResult:
+    """Every step; where rows are kept by use, `NearbankError` if one that holds data stays closed for too long."""
+    player = Player(placed.machine, bins=bins)
+    uses = uses_of(placed) if placed.machine.refresh.policy == "by_use" else None
     for done, step in enumerate(load.steps(), start=1):
-        player.play(placed.lower(step))
+        begin, program = player.cycle, placed.lower(step)
+        player.play(program)
+        if uses is not None:
+            uses.play(program, (player.cycle - begin) * placed.machine.tck_ps)
+            uses.check()
         if advance is not None:
             advance(done)
     return player.result()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nearbank.cli.options import Kv, Weights
+from nearbank.cli.options import Kv, Mapping, Weights
 from nearbank.cli.output import Json, console, print_json
 from nearbank.errors import NearbankError
 
@@ -25,7 +25,7 @@ def map_model(
     weights: Weights = None,
     kv: Kv = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the run that space is kept for.")] = 1024,
-    mapping: Annotated[str, typer.Option(help="pim-gpt: as published; auto: the quickest that is found.")] = "pim-gpt",
+    mapping: Mapping = "pim-gpt",
     picture: Annotated[Path | None, typer.Option(help="Draw one model's mapping into this .svg, .png or .pdf.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -34,11 +34,11 @@ def map_model(
     from nearbank.replay import find_mapping, mapping_named, plan_of
     from nearbank.workload import sketch_workload
 
-    auto = mapping_named(mapping) == "auto"
+    auto, by_use = mapping_named(mapping) != "pim-gpt", mapping == "auto-by-use"
     rows: list[dict[str, Any]] = []
     for name in models:
         load = sketch_workload(name, 1, tokens)
-        found = find_mapping(load, machine, weights=weights, kv=kv) if auto else None
+        found = find_mapping(load, machine, weights=weights, kv=kv, by_use=by_use) if auto else None
         placed = found.plan if found else plan_of(load, machine, weights=weights, kv=kv)
         rows.append(_row(load, placed, found))
         if picture is not None:

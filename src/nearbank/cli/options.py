@@ -19,6 +19,10 @@ Backend = Annotated[str, typer.Option(help="Kernels to run with: auto, numba or 
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores when absent.")]
 Weights = Annotated[str | None, typer.Option(help="Store the block matrices in this format instead (see `formats`).")]
 Kv = Annotated[str | None, typer.Option(help="Keep the KV cache so instead: int8, int4-past, int4-kivi, …")]
+Mapping = Annotated[
+    str,
+    typer.Option(help="pim-gpt: as published; auto: the quickest that is found; auto-by-use: without refresh, too."),
+]
 Out = Annotated[Path, typer.Option(help="Folder for the report, its figures and the trace.")]
 Workers = Annotated[
     int | None, typer.Option(help="Local processes; 0: this one. When absent a process per core, if Dask is there.")

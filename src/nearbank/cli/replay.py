@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nearbank.cli.options import Kv, Weights
+from nearbank.cli.options import Kv, Mapping, Weights
 from nearbank.cli.output import Json, console, output_folder, print_json, progress
 from nearbank.errors import NearbankError
 
@@ -36,7 +36,7 @@ def replay(
     machine: Annotated[str, typer.Option(help="A machine's name or YAML file (see `machines`).")] = "pim-gpt",
     weights: Weights = None,
     kv: Kv = None,
-    mapping: Annotated[str, typer.Option(help="pim-gpt: as published; auto: the quickest that is found.")] = "pim-gpt",
+    mapping: Mapping = "pim-gpt",
     file_format: Annotated[
         str | None, typer.Option("--format", help="Other tools' files: aim, dramsim3, ramulator.")
     ] = None,
