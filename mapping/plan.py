@@ -55,7 +55,10 @@ class MappingOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """A model placed in `machine`, on which its programs are to be played. `lower` turns a step of its trace into a program; parts that repeat are made once."""
+    """A model placed in `machine`, on which its programs are to be played.
+
+    `lower` turns a step of its trace into a program; parts that repeat are made once.
+    """
 
     model: ModelDescription
     target: Target

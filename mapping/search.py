@@ -87,7 +87,6 @@ class Found:
             *self.least.lines(self.best_ns, self.default_ns),
         ]
 
-
     def _without_refresh(self) -> list[str]:
         if self.closed_ps is None:
             return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.sim.strategies import machine_with, programs
 
@@ -34,7 +34,7 @@ def longest_closed(issued: list[Issued], loaded: range) -> int:
     return longest
 
 
-@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.lists(programs(MACHINE), min_size=2, max_size=4), st.integers(2000, 4000))
 def test_no_row_stays_closed_for_longer_than_is_said(run: list[Program], end: int) -> None:
     player, uses, loaded = Player(MACHINE), Uses(MACHINE, [range(2000, end)]), range(2000, end)
