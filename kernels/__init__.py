@@ -17,6 +17,7 @@ from nearbank.kernels.backends import BACKENDS, available_backends, backend_name
 from nearbank.kernels.cache import KVCache
 from nearbank.kernels.matmul import Matrix, linear, linear_codes, prepare
 from nearbank.kernels.packed import PackedMatrix
+from nearbank.kernels.pool import PagePool
 from nearbank.kernels.support import Support, supported
 from nearbank.kernels.threads import set_threads, thread_count
 from nearbank.kernels.window import Channels, WindowedKVCache
@@ -27,6 +28,7 @@ __all__ = [
     "KVCache",
     "Matrix",
     "PackedMatrix",
+    "PagePool",
     "Rows",
     "Support",
     "WindowedKVCache",

@@ -73,7 +73,9 @@ class KVCache:
         self._lengths = [0] * self.layers
 
     def copy_from(self, other: KVCache) -> None:
-        """Hold what `other`, a cache of the same sizes and format, holds now."""
+        """Hold what `other`, a cache of the same kind, sizes and format, holds now."""
+        if type(other) is not type(self):
+            raise NearbankError(f"{type(self).__name__}: a {type(other).__name__} cannot be copied into it")
         copy_pages(self.store, other.store, max(other._lengths))
         self._lengths = list(other._lengths)
 

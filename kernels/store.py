@@ -27,6 +27,7 @@ class CacheStore:
     """Pages of K and V: rows [layers, pages, kv heads, PAGE, row], params […, PAGE, 2] (scale, offset; bf16).
 
     `params` of a float format are empty. `head_dim` is what the caller sees; rows may be padded.
+    `table` int64: the sequence's first 256 tokens are in page table[0] of every layer, the next in table[1], and so on.
     """
 
     format: Format
@@ -35,10 +36,11 @@ class CacheStore:
     values: npt.NDArray[Any]
     key_params: npt.NDArray[np.uint16]
     value_params: npt.NDArray[np.uint16]
+    table: npt.NDArray[np.int64]
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated."""
+        """Bytes of the pages allocated."""
         return sum(a.nbytes for a in (self.keys, self.values, self.key_params, self.value_params))
 
 
@@ -56,7 +58,7 @@ def allocate(fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: i
     params = (*shape, 2) if not fmt.is_float else (*shape, 0)
     dtype = ROW_DTYPE.get(fmt.name, np.uint8)
     zeros = [_aligned_zeros(*part) for part in 2 * [(rows, dtype)] + 2 * [(params, np.uint16)]]
-    return CacheStore(fmt, head_dim, *zeros)
+    return CacheStore(fmt, head_dim, *zeros, table=np.arange(pages, dtype=np.int64))
 
 
 def _aligned_zeros(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:

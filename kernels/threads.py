@@ -1,8 +1,8 @@
 """Worker threads for compiled functions that release the GIL, each pinned to a core.
 
-Work is cut in a few parts per thread, and every thread takes the next part when it has finished one. The
-calling thread starts at once and is never pinned; a worker that wakes late simply takes fewer parts. How many
-threads is the process's choice: `set_threads`, or NEARBANK_THREADS, or every core the process may run on.
+Work is cut in parts that become smaller, and every thread takes the next one when it has finished one, so that all
+end together. The calling thread starts at once and is never pinned; a worker that wakes late simply takes fewer. How
+many threads is the process's choice: `set_threads`, or NEARBANK_THREADS, or every core the process may run on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nearbank.errors import NearbankError
 
 # Below this much memory touched per thread, waking another thread costs more than it saves.
 BYTES_WORTH_A_THREAD = 256 * 1024
-PARTS_PER_THREAD = 4
+SHARE_TAKEN = 2 / 3  # of what is left for each thread: the rest evens out who started late or was interrupted
 
 
 def usable_cores() -> list[int]:
@@ -28,15 +28,23 @@ def usable_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def edges_of_parts(items: int, threads: int, least: int) -> list[int]:
+    """0 … `items`: parts that become smaller down to `least` items."""
+    edges = [0]
+    while edges[-1] < items:
+        left = items - edges[-1]
+        edges.append(edges[-1] + min(left, max(least, int(left / threads * SHARE_TAKEN))))
+    return edges
+
+
 class Job:
     """run(first, last) over parts of `items`, shared by the threads that call `work`."""
 
-    def __init__(self, run: Callable[[int, int], None], items: int, parts: int) -> None:
-        edges = [items * i // parts for i in range(parts + 1)]
+    def __init__(self, run: Callable[[int, int], None], edges: list[int]) -> None:
         self._run = run
         self._left = list(pairwise(edges))[::-1]  # list.pop hands each part out once
         self._finished: list[BaseException | None] = []
-        self._parts = parts
+        self._parts = len(edges) - 1
 
     def work(self) -> None:
         """Take parts until none is left."""
@@ -130,4 +138,5 @@ def in_parts(run: Callable[[int, int], None], items: int, work: int) -> None:
     if count == 1:
         run(0, items)
         return
-    _workers.share(Job(run, items, min(items, count * PARTS_PER_THREAD)), count - 1)
+    least = max(1, items * BYTES_WORTH_A_THREAD // work)
+    _workers.share(Job(run, edges_of_parts(items, count, least)), count - 1)

@@ -6,7 +6,7 @@ Exact tokens are those of the last append and the `keep` before it; what leaves 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +98,7 @@ def _with_channel_params(store: CacheStore, size: int) -> CacheStore:
     """Key scales and offsets per channel: [layers, pages, kv heads, groups in a page, 2, D]."""
     layers, pages, heads = store.keys.shape[:3]
     params = np.zeros((layers, pages, heads, PAGE // size, 2, store.head_dim), np.uint16)
-    return CacheStore(store.format, store.head_dim, store.keys, store.values, params, store.value_params)
+    return replace(store, key_params=params)
 
 
 def _extended(recent: Recent, start: int, k: Floats, v: Floats, keep: int) -> Recent:

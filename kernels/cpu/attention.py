@@ -68,6 +68,7 @@ def _one_query(  # type: ignore[no-untyped-def]
     kind,
     q,
     scale,
+    table,
     keys,
     key_params,
     values,
@@ -91,7 +92,7 @@ def _one_query(  # type: ignore[no-untyped-def]
     flat_kp, flat_vp = key_params.reshape(-1), value_params.reshape(-1)
     used = (n + PAGE - 1) // PAGE
     for page in range(used):
-        place = ((layer * pages + page) * heads + head) * PAGE
+        place = ((layer * pages + table[page]) * heads + head) * PAGE
         groups = (min(PAGE, n - page * PAGE) + 7) // 8
         scores_in_page(
             kind,
@@ -114,7 +115,7 @@ def _one_query(  # type: ignore[no-untyped-def]
     total[:] = 0
     offset, mass = np.float32(0), np.float32(0)
     for page in range(used):
-        place = ((layer * pages + page) * heads + head) * PAGE
+        place = ((layer * pages + table[page]) * heads + head) * PAGE
         tokens = min(PAGE, n - page * PAGE)
         vectors = (tokens + 15) // 16
         if kind < 3:
@@ -130,7 +131,7 @@ def _one_query(  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True)
 def _attend(  # type: ignore[no-untyped-def]
-    kind, first, last, q, scale, keys, key_params, values, value_params, layer, start, chunks, width, out
+    kind, first, last, q, scale, table, keys, key_params, values, value_params, layer, start, chunks, width, out
 ):
     """Items first … last of tokens × heads, heads of one KV head and token next to each other."""
     tokens, heads = q.shape[0], q.shape[1]
@@ -141,7 +142,7 @@ def _attend(  # type: ignore[no-untyped-def]
     for item in range(first, last):
         t, h = item // heads, item % heads
         _one_query(
-            kind, q[t, h], scale, keys, key_params, values, value_params, layer, h // shared, start + t + 1,
+            kind, q[t, h], scale, table, keys, key_params, values, value_params, layer, h // shared, start + t + 1,
             chunks, scores, wide_q, total, sums, out[t, h],
         )  # fmt: skip
 
@@ -154,7 +155,7 @@ def attend(store: CacheStore, layer: int, start: int, q: Floats, scale: np.float
 
     def run(first: int, last: int) -> None:
         _attend(
-            KIND_NUMBERS[store.format.name], first, last, q, scale, store.keys, store.key_params,
+            KIND_NUMBERS[store.format.name], first, last, q, scale, store.table, store.keys, store.key_params,
             store.values, store.value_params, layer, start, chunks, 16 * kind.vectors * chunks, out,
         )  # fmt: skip
 

@@ -14,14 +14,14 @@ Floats = npt.NDArray[np.float32]
 
 
 @compiled(nogil=True)
-def _quantise_into(new, start, rows, params, bits):  # type: ignore[no-untyped-def]
+def _quantise_into(new, start, table, rows, params, bits):  # type: ignore[no-untyped-def]
     """new [T, heads, D] → rows [pages, heads, PAGE, row], params [pages, heads, PAGE, 2] from token `start`."""
     word = np.zeros(1, np.uint32)
     value = word.view(np.float32)
     top = np.float32((1 << bits) - 1)
     places = 8 // bits
     for t in range(new.shape[0]):
-        page, slot = (start + t) // PAGE, (start + t) % PAGE
+        page, slot = table[(start + t) // PAGE], (start + t) % PAGE
         for h in range(new.shape[1]):
             x = new[t, h]
             least, most = x[0], x[0]
@@ -52,7 +52,7 @@ def _write_floats(store: CacheStore, rows: npt.NDArray[Any], start: int, new: Fl
     while done < len(new):
         page, slot = divmod(start + done, PAGE)
         count = min(PAGE - slot, len(new) - done)
-        rows[page, :, slot : slot + count, : store.head_dim] = stored[:, done : done + count]
+        rows[store.table[page], :, slot : slot + count, : store.head_dim] = stored[:, done : done + count]
         done += count
 
 
@@ -63,7 +63,7 @@ def write_rows(
     if store.format.is_float:
         _write_floats(store, rows, start, new)
     else:
-        _quantise_into(new, start, rows, params, int(store.format.code_bits))
+        _quantise_into(new, start, store.table, rows, params, int(store.format.code_bits))
 
 
 def append(store: CacheStore, layer: int, start: int, k: Floats, v: Floats) -> None:

@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float32]
 ROWS = 32
 BLOCK_BYTES = 128
 COLUMN_STEP = 32
+CACHE_LINE, LARGE_PAGE = 64, 2 << 20
 # int8 activations of this many bytes stay in the second-level cache while all tiles pass by.
 CHUNK_BYTES = 512 * 1024
 
@@ -66,8 +67,12 @@ class Tiles:
         return out.reshape(x.shape[0], -1)
 
 
-def aligned_empty(size: int, alignment: int = 64) -> npt.NDArray[np.uint8]:
-    """`size` bytes at an aligned address."""
+def aligned_empty(size: int) -> npt.NDArray[np.uint8]:
+    """`size` bytes at the start of a cache line; from the size of a large page on, at the start of one.
+
+    NumPy asks Linux for large pages from 4 MB on, and only whole ones are given.
+    """
+    alignment = LARGE_PAGE if size >= LARGE_PAGE else CACHE_LINE
     raw = np.empty(size + alignment, np.uint8)
     return raw[-raw.ctypes.data % alignment :][:size]
 

@@ -38,7 +38,8 @@ def write_rows(
     """new [T, kv heads, head_dim] → one layer's rows and params, from position `start`."""
     for t in range(new.shape[0]):
         page, slot = divmod(start + t, PAGE)
-        _write(store, rows[page, :, slot], params[page, :, slot], new[t])
+        held = store.table[page]
+        _write(store, rows[held, :, slot], params[held, :, slot], new[t])
 
 
 def _write(store: CacheStore, row: npt.NDArray[Any], param: npt.NDArray[np.uint16], new: Floats) -> None:
@@ -77,13 +78,13 @@ def rows_of(
     end: int,
 ) -> tuple[Floats, Floats]:
     """One head's first `end` tokens: codes as floats [end, D], scale and offset [end, 2]."""
-    pages = -(-end // PAGE)
-    stored = rows[layer, :pages, head].reshape(pages * PAGE, rows.shape[-1])[:end]
+    held = store.table[: -(-end // PAGE)]
+    stored = rows[layer, held, head].reshape(len(held) * PAGE, rows.shape[-1])[:end]
     if store.format.is_float:
         exact = np.tile(np.array([1, 0], np.float32), (end, 1))
         return floats_stored(store.format, stored)[:, : store.head_dim], exact
     codes = unpack_rows(stored, store.format)[:, : store.head_dim].astype(np.float32)
-    return codes, from_bf16(params[layer, :pages, head].reshape(pages * PAGE, 2)[:end])
+    return codes, from_bf16(params[layer, held, head].reshape(len(held) * PAGE, 2)[:end])
 
 
 def scores_of(q: Floats, codes: Floats, params: Floats) -> Floats:

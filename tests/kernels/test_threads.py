@@ -9,10 +9,12 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nearbank.errors import NearbankError
 from nearbank.kernels import KVCache, PackedMatrix, linear, prepare, set_threads, thread_count
-from nearbank.kernels.threads import in_parts
+from nearbank.kernels.threads import edges_of_parts, in_parts
 
 LARGE = 1 << 30
 
@@ -30,6 +32,15 @@ def test_every_item_is_done_once(threads, items):
     done = []
     in_parts(lambda first, last: done.extend(range(first, last)), items, LARGE)
     assert sorted(done) == list(range(items))
+
+
+@settings(max_examples=50, deadline=None)
+@given(items=st.integers(1, 10_000), threads=st.integers(1, 64), least=st.integers(1, 500))
+def test_parts_cover_all_and_become_smaller(items, threads, least):
+    sizes = np.diff(edges_of_parts(items, threads, least))
+    assert sizes.sum() == items
+    assert (sizes > 0).all() and (np.diff(sizes) <= 0).all()
+    assert (sizes[:-1] >= min(least, items)).all()
 
 
 def test_errors_reach_the_caller(threads):
