@@ -57,8 +57,9 @@ def allocate(fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: i
     rows = (*shape, row_length(fmt, head_dim))
     params = (*shape, 2) if not fmt.is_float else (*shape, 0)
     dtype = ROW_DTYPE.get(fmt.name, np.uint8)
-    zeros = [_aligned_zeros(*part) for part in 2 * [(rows, dtype)] + 2 * [(params, np.uint16)]]
-    return CacheStore(fmt, head_dim, *zeros, table=np.arange(pages, dtype=np.int64))
+    keys, values = (_aligned_zeros(rows, dtype) for _ in range(2))
+    key_params, value_params = (_aligned_zeros(params, np.uint16) for _ in range(2))
+    return CacheStore(fmt, head_dim, keys, values, key_params, value_params, np.arange(pages, dtype=np.int64))
 
 
 def _aligned_zeros(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
