@@ -11,6 +11,7 @@ from fractions import Fraction
 
 from nearbank.mapping.target import Target
 from nearbank.sim.program import Command, Loop, Node, Program
+from nearbank.sim.standard import MAC_AND_SCALE
 
 # Which way each command that uses the pins moves its burst, seen from the memory.
 DIRECTIONS: Mapping[str, str] = {
@@ -21,6 +22,9 @@ DIRECTIONS: Mapping[str, str] = {
     "RDAF": "results_out",
     "RD": "values_out",
 }
+
+
+MACS = ("MACAB", MAC_AND_SCALE)
 
 
 def command_counts(program: Program) -> Counter[tuple[str, str]]:
@@ -62,7 +66,7 @@ def bytes_off_chip(counts: Mapping[tuple[str, str], int], column_bytes: int) -> 
 
 
 def mac_operations(counts: Mapping[tuple[str, str], int], target: Target) -> dict[str, int]:
-    """Multiply-accumulates that the banks performed, by format: lanes × banks for every MACAB, padding included."""
+    """Multiply-accumulates that the banks performed, by format: lanes × banks for every MAC, padding included."""
     lanes = dict(target.lanes)
     each = {fmt: Fraction(have.per_step, have.serial) * target.banks for fmt, have in lanes.items()}
-    return {fmt: int(times * each[fmt]) for (name, fmt), times in counts.items() if name == "MACAB"}
+    return {fmt: int(times * each[fmt]) for (name, fmt), times in counts.items() if name in MACS}

@@ -100,6 +100,11 @@ def partial_sum_work(n: int, *, scaled: bool) -> Work:
     return Work(adds=n, multiplies=2 * n if scaled else 0)
 
 
+def scaled_sum_work(n: int) -> Work:
+    """n results that the banks have scaled: the earlier sum is added, the scale of the token's inputs applied."""
+    return Work(adds=n, multiplies=n)
+
+
 def group_sum_work(n: int, groups: int, *, zeros: bool) -> Work:
     """n outputs of `groups` separately scaled groups each: s·(acc − z·Σx), added up."""
     return Work(adds=(2 if zeros else 1) * n * groups, multiplies=(2 if zeros else 1) * n * groups)

@@ -36,9 +36,15 @@ def decode(fmt: str, data: Bytes, strict: bool = True) -> Levels:
     if form.values_per_word == 1:
         return data.view(np.int8) if fmt == "int8" else data.view(f"f{form.word_bytes}").astype(np.float32)
     levels = _levels_of_bytes(fmt)[data].reshape(*data.shape[:-1], -1)
-    if strict and (levels == _NO_CODE).any():
-        raise NearbankError(f"a bank holds bytes that are no codes of {fmt}; they were never written, or as another")
+    if strict:
+        check_codes(fmt, levels)
     return levels
+
+
+def check_codes(fmt: str, levels: Levels) -> None:
+    """`NearbankError` where levels came from bytes that are no codes of the format."""
+    if format_named(fmt).values_per_word > 1 and (levels == _NO_CODE).any():
+        raise NearbankError(f"a bank holds bytes that are no codes of {fmt}; they were never written, or as another")
 
 
 @lru_cache

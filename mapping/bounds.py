@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nearbank.formats import format_named
 from nearbank.mapping.matrix_placement import MatrixPlacement
 from nearbank.mapping.plan import Plan
 from nearbank.mapping.target import Target
@@ -62,12 +61,13 @@ def matrix_cycles(matrix: MatrixPlacement, target: Target) -> float:
     """Cycles of one product at least: MAC steps, row changes, sums read within rows, what of a vector is not hidden.
 
     A vector is sent between two chunks' MAC commands, beside the change of rows at best. A row change of c cycles, from
-    a row's last MAC to the next one's first, adds c - 1 to the MACs' own.
+    a row's last MAC to the next one's first, adds c - 1 to the MACs' own. Banks that scale read columns of scales.
     """
     outputs, idle, total = matrix.outputs_of(0, target), target.row_change - 1, 0.0
     for chunks in matrix.chunks:
         steps = chunks.steps(matrix.use)
-        each = chunks.packing.cycles_per_output(steps, idle, target.readout, target.accumulators)
+        scales, later = (chunks.bank.columns, target.scaling) if chunks.bank else (0, 0)
+        each = chunks.packing.cycles_per_output(steps, idle + scales, target.readout + later, target.accumulators)
         sent = target.vector_bursts(chunks.packing.columns * matrix.use.multiplied(steps), matrix.input_bits)
         total += chunks.count * (outputs * each + max(sent - idle, 0))
     return total
@@ -113,13 +113,3 @@ def refresh_share(machine: Machine) -> float:
         return 0.0
     times = {name: TIME.parse(machine.timing[name].value) for name in ("tRFC", "tREFI")}
     return times["tRFC"] / times["tREFI"]
-
-
-def stored_bits(plan: Plan) -> float:
-    """Average bits per weight as placed, scales included."""
-    total = bits = 0
-    for matrix in plan.placement.matrices:
-        fmt = format_named(matrix.use.format)
-        bits += 8 * fmt.bytes_for(matrix.n, matrix.k) * matrix.region.copies
-        total += matrix.n * matrix.k * matrix.region.copies
-    return bits / total

@@ -49,6 +49,8 @@ def _chunks(chunks: Chunks) -> str:
     else:
         how = f"{packing.period[1]} rows each"
     scales = f", {chunks.scale_columns} columns of scales per row" if chunks.scale_columns else ""
+    if chunks.bank:
+        scales = f", {chunks.bank.columns} columns of {chunks.bank.format} scales per row, applied by the banks"
     return f"{chunks.count} x {chunks.width} inputs in {packing.columns} columns, {how}{scales}"
 
 

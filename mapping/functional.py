@@ -5,7 +5,8 @@ beside the memory is a `Unit`: it is asked for the bursts that are written, give
 of its jobs to do. So a mapping is proved by running it and comparing with the plain arithmetic of a model.
 
 How a MAC unit multiplies and adds is `nearbank.mapping.bank_arithmetic`'s. A read of the accumulators clears them;
-with 2 bytes each it rounds to bf16, with 4 it is exact.
+with 2 bytes each it rounds to bf16, with 4 it is exact. Units that scale have a float accumulator beside each of them:
+the end of a group adds scale · (sum - zero · sum of activations) to it and clears the sum, all in float32.
 
 Loops that hold nothing but MAC commands of one row are executed at once; `execute(…, at_once=False)` takes every
 command by itself, and tests hold one against the other, bit for bit.
@@ -24,15 +25,28 @@ import numpy.typing as npt
 
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
-from nearbank.mapping.bank_arithmetic import Bytes, Floats, Levels, decode, float_macs, integer_macs, read_out
+from nearbank.mapping.bank_arithmetic import (
+    Bytes,
+    Floats,
+    Levels,
+    Singles,
+    check_codes,
+    decode,
+    float_macs,
+    integer_macs,
+    read_out,
+)
+from nearbank.mapping.bank_scales import scale_of
 from nearbank.mapping.target import ColumnUse, Target, activation_bits
-from nearbank.sim.mac_unit import unit_formats
+from nearbank.sim.mac_unit import SCALE_BYTES, unit_formats
 from nearbank.sim.program import Command, Index, Loop, Mark, Node, Program, Start, Stream, Wait
+from nearbank.sim.standard import LOAD_SCALES, MAC_AND_SCALE
 
 Ints = npt.NDArray[np.int64]
 Counters = tuple[int, ...]
 
 CLOSED = -1
+_OF_ALL_BANKS = ("ACT16", "PREA", "MACAB", MAC_AND_SCALE, LOAD_SCALES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +100,12 @@ class BankMemory:
         self.buffer: Bytes = np.zeros((t.channels, t.buffer_bytes), dtype=np.uint8)
         self.sums: Floats = np.zeros((t.channels, t.accumulators, t.banks))
         self.read: Ints = np.zeros(t.channels, dtype=np.int64)
+        self.scales: Bytes = np.zeros((t.channels, t.banks, t.column_bytes), dtype=np.uint8)
+        self.scaled: Singles = np.zeros((t.channels, t.accumulators, t.banks), dtype=np.float32)
+        self.has_scaled = np.zeros((t.channels, t.accumulators), dtype=bool)
+        self.activations: Floats = np.zeros(
+            t.channels
+        )  # summed since the last group ended, or the last plain sum was read
 
     def row(self, row: int) -> Bytes:
         """One row address of all banks: uint8[channels, banks, row bytes], to read and write."""
@@ -117,7 +137,8 @@ class BankMemory:
         found = self._levels.get((row, fmt))
         if found is None:
             use, t = self.use(fmt), self.target
-            columns = decode(unit_formats(fmt)[0], self._stored(row)).reshape(t.channels, t.banks, t.columns, -1)
+            levels = decode(unit_formats(fmt)[0], self._stored(row), strict=False)  # a row may hold scales as well
+            columns = levels.reshape(t.channels, t.banks, t.columns, -1)
             missing = use.multiplied(use.steps) - use.values
             padded = np.pad(columns, ((0, 0), (0, 0), (0, 0), (0, missing))) if missing else columns
             found = self._levels[row, fmt] = padded.reshape(t.channels, t.banks, -1, use.lanes)
@@ -201,7 +222,7 @@ class _Run:
         self.memory.open[self._at, self._banks(node, counters)] = CLOSED
 
     def _banks(self, node: Command, counters: Counters) -> slice | int:
-        if node.name in ("ACT16", "PREA", "MACAB"):
+        if node.name in _OF_ALL_BANKS:
             return slice(None)
         bank = _at(node.bank, counters)
         if not 0 <= bank < self.memory.target.banks:
@@ -269,6 +290,33 @@ class _Run:
         """All banks: the lanes of one step of the open column times the buffered vector's step."""
         self._multiply(node, counters, np.array([self._column(node, counters)]), np.array([_at(node.data, counters)]))
 
+    def multiply_and_scale(self, node: Command, counters: Counters) -> None:
+        """A MAC that ends a group: scale · (sum - zero · sum of activations) goes to the float accumulator."""
+        self.multiply(node, counters)
+        memory, register = self.memory, self._register(node, counters)
+        scale, zero = self._scale(node, counters)
+        exact = memory.sums[self._at, register] - zero * memory.activations[self._at, None]
+        memory.scaled[self._at, register] += exact.astype(np.float32) * scale
+        memory.has_scaled[self._at, register] = True
+        memory.sums[self._at, register] = 0
+        memory.activations[self._at] = 0
+
+    def _scale(self, node: Command, counters: Counters) -> tuple[Singles, Floats]:
+        """The scale and zero [channels, banks] that a command takes from the loaded column."""
+        memory, use = self.memory, self.memory.use(node.format)
+        if not use.scales:
+            raise NearbankError(f"{node.name}: machine {memory.target.name}'s unit for {node.format} has no scales")
+        entry = SCALE_BYTES[use.scales] + format_named(use.format).scaling.zero_bytes
+        index, held = _at(node.scale, counters), memory.target.column_bytes // entry
+        if not 0 <= index < held:
+            raise NearbankError(f"{node.name} with scale {index}; a column of scales has 0 to {held - 1}")
+        return scale_of(use.scales, memory.scales[self._at][:, :, index * entry : (index + 1) * entry])
+
+    def load_scales(self, node: Command, counters: Counters) -> None:
+        """One column of the open row of every bank into its unit."""
+        row, column = self._check_open(node, counters), self._column(node, counters)
+        self.memory.scales[self._at] = self.memory.column(row, column)[self._at]
+
     def _macs(self, loop: Loop, counters: Counters) -> bool:
         """Execute a nest of loops around one MAC command of one row; False, and nothing done, where it is not that."""
         counts, begun, node = [], 0, loop
@@ -299,9 +347,12 @@ class _Run:
             vectors = _bits(vectors, parts[:, None], use.serial, activation_bits(fmt))
         in_column = use.steps // use.serial
         weights = memory.weights(row, node.format)[self._at][:, :, columns * in_column + places % in_column]
+        check_codes(unit_formats(node.format)[0], weights)
         macs = integer_macs if vectors.dtype.kind == weights.dtype.kind == "i" else float_macs
         to = self._register(node, counters)
         memory.sums[self._at, to] = macs(memory.sums[self._at, to], weights, vectors)
+        if use.scales:
+            memory.activations[self._at] += vectors.sum(axis=(1, 2, 3), dtype=np.float64)
         memory.read[self._at] = 0
 
     def _check_macs(self, columns: Ints, steps: Ints, buffered: int) -> None:
@@ -330,12 +381,26 @@ class _Run:
         each = target.column_bytes // target.accumulator_bytes
         turn = int(memory.read[self.stream.channels[0]])
         register = self._register(node, counters)
-        sums = memory.sums[self._at, register, turn * each : (turn + 1) * each]
+        self._check_ended(register)
+        scaled = bool(memory.has_scaled[self._at, register].any())
+        found = memory.scaled if scaled else memory.sums
+        sums = found[self._at, register, turn * each : (turn + 1) * each].astype(np.float64)
         self._received(node, counters, read_out(sums, target.accumulator_bytes).copy())
         last = turn + 1 == target.read_bursts
         memory.read[self._at] = 0 if last else turn + 1
         if last:
-            memory.sums[self._at, register] = 0
+            memory.sums[self._at, register] = memory.scaled[self._at, register] = 0
+            memory.has_scaled[self._at, register] = False
+            if not scaled:  # else a group of another output may have begun
+                memory.activations[self._at] = 0
+
+    def _check_ended(self, register: int) -> None:
+        """Scaled sums are read when their last group has ended."""
+        memory = self.memory
+        if memory.has_scaled[self._at, register].any() and memory.sums[self._at, register].any():
+            raise NearbankError(
+                f"RDMAC of accumulator {register}: MACs came after its last {MAC_AND_SCALE}; end the group first"
+            )
 
 
 def _bits(values: Levels, part: Ints, parts: int, bits: int) -> Levels:
@@ -371,6 +436,8 @@ _COMMANDS: dict[str, Callable[[_Run, Command, Counters], None]] = {
     "PREA": _Run.precharge,
     "WRGB": _Run.send_to_buffer,
     "MACAB": _Run.multiply,
+    MAC_AND_SCALE: _Run.multiply_and_scale,
+    LOAD_SCALES: _Run.load_scales,
     "RDMAC": _Run.read_sums,
     "RD": _Run.read,
     "WR": _Run.write,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nearbank.mapping.account import MACS
 from nearbank.mapping.bounds import bounds, refresh_share
 from nearbank.mapping.plan import Plan
 from nearbank.sim.machine import Machine
@@ -48,7 +49,7 @@ def gap_of(plan: Plan, machine: Machine, result: SimResult, tokens: int, context
     counts, stalls = result.command_counts(), result.stalls()
     kept = 1 - refresh_share(machine)
     change = plan.target.row_change - 1
-    columns_ns = counts["MACAB"] * per_token - least.ideal_ns
+    columns_ns = sum(counts[name] for name in MACS) * per_token - least.ideal_ns
     refreshed = (stalls["refresh"] + stalls["tRFC"]) * per_token
     written = result.label_cycles.get("append", 0) * cycle_ns / tokens
     rows_ns = max(counts["ACT16"] * change * per_token - (least.row_aware_ns * kept - least.ideal_ns), 0.0)

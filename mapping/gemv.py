@@ -76,8 +76,8 @@ class MatrixSums:
     """The ASIC's side of one matrix product: it holds the vector, and adds up the results of the chunks.
 
     `totals` [outputs per bank, channels, banks] are the sums so far; `scale_bytes` are what was read from the rows.
-    With scales per group, the results of a chunk wait until it ends, and are then scaled group by group, by the
-    inputs' scale too. Sums of floats are float32, those of integers exact until they are scaled.
+    With scales per group, unless the banks applied them, the results of a chunk wait until it ends, and are then scaled
+    group by group, by the inputs' scale too. Sums of floats are float32, those of integers exact until they are scaled.
     """
 
     matrix: MatrixPlacement
@@ -90,7 +90,7 @@ class MatrixSums:
         t = self.target
         self._kinds = list(chunks_of(self.matrix))
         self._chunk = 0
-        exact = not (format_named(self.matrix.use.format).is_float or self.grouped)
+        exact = not (format_named(self.matrix.use.format).is_float or self.grouped or self.matrix.scaled_in_bank)
         shape = (self.matrix.outputs_of(0, t), t.channels, t.banks)
         self.totals: npt.NDArray[Any] = np.zeros(shape, np.float64 if exact else np.float32)
         self._parts: dict[int, Floats] = {}
@@ -102,8 +102,8 @@ class MatrixSums:
 
     @property
     def grouped(self) -> bool:
-        """True when every group of inputs has scales of its own."""
-        return format_named(self.matrix.use.format).scaling.per == "group"
+        """True when every group of inputs has scales of its own that are applied here."""
+        return format_named(self.matrix.use.format).scaling.per == "group" and not self.matrix.scaled_in_bank
 
     def send(self, channels: tuple[int, ...], data: int) -> Bytes:
         """A burst of the vector. Chunks follow each other in bursts of their own; zeros follow each."""
@@ -196,6 +196,8 @@ class MatrixSums:
         sums = np.zeros(totals.size, totals.dtype)
         sums[output_index(self.target, self.matrix.n, self.matrix.split).reshape(-1)] = totals.reshape(-1)
         y = sums[: self.matrix.n].astype(np.float32)
+        if self.matrix.scaled_in_bank:
+            return np.asarray(y * self.input_scale)
         if self.grouped or format_named(self.matrix.use.format).is_float:
             return y
         found = self.scales() if self.matrix.scales else np.asarray(scales, np.float32).reshape(-1)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from nearbank.errors import NearbankError
 from nearbank.formats import Format, Quantised, format_named
 from nearbank.mapping.bank_arithmetic import Bytes
+from nearbank.mapping.bank_scales import BankScales, scale_bytes
 from nearbank.mapping.functional import BankMemory
 from nearbank.mapping.matrix_placement import Chunks, MatrixPlacement
 from nearbank.mapping.target import Target
@@ -39,7 +40,9 @@ def load_matrix(memory: BankMemory, matrix: MatrixPlacement, weights: Quantised,
         starts = [member * matrix.inputs + first for member in range(matrix.split)]
         parts = [_packed(fmt, weights.codes[:, start : start + width], room) for start in starts]
         _write_outputs(memory, chunks, _dealt_to_teams(parts, memory.target), row + offset)
-        if chunks.scale_columns:
+        if chunks.bank:
+            _write_bank_scales(memory, chunks, chunks.bank, weights, first // max(fmt.scaling.group, 1), row + offset)
+        elif chunks.scale_columns:
             _write_group_scales(memory, chunks, weights, first // fmt.scaling.group, row + offset)
     if matrix.scales and weights.scales is not None:
         _write_scales(memory, matrix, weights.scales, matrix.scales.first_row + offset)
@@ -101,6 +104,23 @@ def _write_group_scales(memory: BankMemory, chunks: Chunks, weights: Quantised, 
         row, place = divmod(output, chunks.packing.per_row)
         start = first_byte + place * per_output.shape[1]
         memory.row(first_row + row)[:, :, start : start + per_output.shape[1]] = dealt[output]
+
+
+def _write_bank_scales(
+    memory: BankMemory, chunks: Chunks, bank: BankScales, weights: Quantised, group: int, first_row: int
+) -> None:
+    """In the row where each group ends: its scale in the unit's format, and its zero; one per row in every chunk."""
+    assert weights.scales is not None
+    parts = chunks.packing.columns // bank.group
+    taken = slice(None) if weights.scales.shape[1] == 1 else slice(group, group + parts)
+    zeros = None if weights.zeros is None else weights.zeros[:, taken]
+    entries = scale_bytes(bank.format, weights.scales[:, taken], zeros)
+    dealt = _dealt(entries.reshape(len(entries), -1), memory.target)
+    for output in range(len(dealt)):
+        for part in range(entries.shape[1]):
+            row, index = bank.place(chunks.packing, output, part)
+            found = dealt[output, :, :, part * bank.entry : (part + 1) * bank.entry]
+            memory.row(first_row + row)[:, :, bank.byte(index) : bank.byte(index) + bank.entry] = found
 
 
 def output_index(target: Target, n: int, split: int = 1) -> npt.NDArray[np.int64]:

@@ -15,6 +15,7 @@ from math import gcd, lcm
 from nearbank.mapping import asic
 from nearbank.mapping.asic import Work
 from nearbank.mapping.matrix_placement import Chunks, MatrixPlacement
+from nearbank.mapping.scaled_sweep import scaled_period
 from nearbank.mapping.sweep import READ, RESULT, VECTOR, Address, Send, Sweep, repeat, send_vector, sweep
 from nearbank.mapping.target import Target
 from nearbank.sim.program import Builder, Mark, Start, Wait
@@ -232,6 +233,8 @@ def _sweep_of(matrix: MatrixPlacement, chunks: Chunks, target: Target, vectors: 
         scale_columns=chunks.scale_columns,
         banks=target.banks,
         accumulators=target.accumulators,
+        scaling=chunks.bank,
+        period=scaled_period if chunks.bank else None,
     )
 
 
@@ -350,6 +353,8 @@ def _supply(b: Builder, end: int, total: int, ready: int, follow: Follow, target
 
 def _sum_work(matrix: MatrixPlacement, chunks: Chunks, results: int) -> Work:
     """What the ASIC does with the results of one chunk."""
+    if chunks.bank:
+        return asic.scaled_sum_work(results)
     if chunks.scale_columns:
         return asic.group_sum_work(results, chunks.parts, zeros=True)
     return asic.partial_sum_work(results, scaled=matrix.integer_inputs)

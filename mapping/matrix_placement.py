@@ -10,6 +10,7 @@ from math import gcd
 
 from nearbank.errors import NearbankError
 from nearbank.formats import Format, format_named
+from nearbank.mapping.bank_scales import ASIC, BankScales, bank_scales, scaled_in_bank
 from nearbank.mapping.choices import MatrixChoice
 from nearbank.mapping.packing import Packing, best_packing
 from nearbank.mapping.region import Region
@@ -24,7 +25,7 @@ class Chunks:
 
     Each begins at a row of its own, `rows` after the one before. An output's columns in a chunk are `parts` stretches
     with an accumulator read after each (formats with scales per group); `scale_columns` columns at the end of each
-    row hold the scales of what lies in it.
+    row hold the scales of what lies in it. `bank`: the banks apply the scales themselves; then an output is one part.
     """
 
     first: int
@@ -35,6 +36,7 @@ class Chunks:
     rows: int
     scale_columns: int
     first_row: int = 0
+    bank: BankScales | None = None
 
     def steps(self, use: ColumnUse) -> int:
         """MAC commands per column: fewer where an output does not fill its only column."""
@@ -66,6 +68,11 @@ class MatrixPlacement:
         return not format_named(self.input_format).is_float
 
     @property
+    def scaled_in_bank(self) -> bool:
+        """True when the banks apply the scales of weights."""
+        return any(chunks.bank for chunks in self.chunks)
+
+    @property
     def inputs(self) -> int:
         """Inputs of one channel: all, unless several share an output; the last of those may have fewer."""
         return sum(chunks.width * chunks.count for chunks in self.chunks)
@@ -83,7 +90,9 @@ class MatrixPlacement:
         return sum(chunks.count for chunks in self.chunks)
 
 
-def size_matrix(matrix: Matrix, fmt: Format, inputs: str | None, target: Target) -> MatrixPlacement:
+def size_matrix(
+    matrix: Matrix, fmt: Format, inputs: str | None, target: Target, dequant: str | None = None
+) -> MatrixPlacement:
     """A matrix with the sizes of its chunks, not yet with addresses."""
     input_format = inputs if inputs and not fmt.is_float else fmt.name if fmt.is_float else "int8"
     if inputs:
@@ -92,10 +101,12 @@ def size_matrix(matrix: Matrix, fmt: Format, inputs: str | None, target: Target)
     input_bits = activation_bits(input_format)
     _check_padding(matrix, fmt, input_format)
     choice = target.choices.of(matrix.name)
-    chunks = _chunks(matrix, fmt, use, input_bits, target, choice)
+    in_bank = scaled_in_bank(fmt, use, dequant, target)
+    chunks = _chunks(matrix, fmt, use, input_bits, target, choice, in_bank)
     rows = sum(c.rows * c.count for c in chunks)
-    region = Region(matrix.name, 0, rows, 0, 1, matrix.n * fmt.row_bytes(matrix.k) + _group_scales(fmt, matrix))
-    per_row = fmt.scaling.per == "row"
+    size = matrix.n * fmt.row_bytes(matrix.k) + _scales_beside(fmt, matrix, chunks)
+    region = Region(matrix.name, 0, rows, 0, 1, size)
+    per_row = fmt.scaling.per == "row" and not in_bank
     scales = _scale_region(matrix, fmt.scaling.scale_bytes, target) if per_row else None
     return MatrixPlacement(
         region, matrix.name, matrix.n, matrix.k, use, input_format, input_bits, chunks, scales, choice.split
@@ -111,7 +122,11 @@ def _check_padding(matrix: Matrix, fmt: Format, inputs: str) -> None:
         )
 
 
-def _group_scales(fmt: Format, matrix: Matrix) -> int:
+def _scales_beside(fmt: Format, matrix: Matrix, chunks: tuple[Chunks, ...]) -> int:
+    """Bytes of the scales in the rows of the weights."""
+    if any(c.bank for c in chunks):
+        groups = ((c.count * c.packing.columns // c.bank.group, c.bank.entry) for c in chunks if c.bank)
+        return matrix.n * sum(count * entry for count, entry in groups)
     return fmt.scaling.bytes_for(matrix.n, matrix.k) if fmt.scaling.per == "group" else 0
 
 
@@ -123,19 +138,21 @@ def _scale_region(matrix: Matrix, scale_bytes: int, target: Target) -> Region:
 
 
 def _chunks(
-    matrix: Matrix, fmt: Format, use: ColumnUse, input_bits: int, target: Target, choice: MatrixChoice
+    matrix: Matrix, fmt: Format, use: ColumnUse, input_bits: int, target: Target, choice: MatrixChoice, in_bank: bool
 ) -> tuple[Chunks, ...]:
     """Full chunks as wide as the global buffer, and one for the rest."""
     _check_split(matrix, fmt, target, choice.split)
-    width = _chunk_width(matrix, fmt, use, input_bits, target)
+    width = _chunk_width(matrix, fmt, use, input_bits, target, in_bank)
     if choice.chunk:
-        width = min(width, choice.chunk * use.values)
+        unit = fmt.scaling.group if in_bank and fmt.scaling.per == "group" else use.values
+        width = min(width, max(choice.chunk * use.values // unit, 1) * unit)
     inputs = matrix.k if choice.split == 1 else ceil_div(use.columns(matrix.k), choice.split) * use.values
     full, rest = divmod(inputs, width)
     found: list[Chunks] = []
     for first, wide, count in ((0, width, full), (full * width, rest, 1 if rest else 0)):
         if count:
-            found.append(_chunk(matrix.n, first, wide, count, fmt, use, target, choice))
+            how = _bank_chunk if in_bank else _chunk
+            found.append(how(matrix.n, first, wide, count, fmt, use, target, choice))
     return tuple(found)
 
 
@@ -157,7 +174,7 @@ def splits(fmt: Format) -> bool:
     return fmt.scaling.per not in ("row", "group")
 
 
-def _chunk_width(matrix: Matrix, fmt: Format, use: ColumnUse, input_bits: int, target: Target) -> int:
+def _chunk_width(matrix: Matrix, fmt: Format, use: ColumnUse, input_bits: int, target: Target, in_bank: bool) -> int:
     """Inputs of one chunk: what the buffer holds, in whole columns; with scales per group, what fills rows best.
 
     Where several vectors share an open row, the buffer holds all of them, and a row at least one output.
@@ -166,6 +183,8 @@ def _chunk_width(matrix: Matrix, fmt: Format, use: ColumnUse, input_bits: int, t
     if target.choices.reuse > 1:
         held = _held_of_each(matrix, use, input_bits, target)
     if fmt.scaling.per != "group":
+        if in_bank and target.choices.reuse > 1:
+            held = min(held, (target.columns - 1) * use.values)  # a column of the row is for scales
         return max(held // use.values, 1) * use.values
     group = fmt.scaling.group
     if group % use.values or group > held:
@@ -173,6 +192,9 @@ def _chunk_width(matrix: Matrix, fmt: Format, use: ColumnUse, input_bits: int, t
             f"machine {target.name}: scales per {group} values do not fit columns of {use.values} values "
             f"and a global buffer of {held} values; use a multiple of {use.values} up to {held}"
         )
+    if in_bank:
+        most = bank_scales(fmt, use, use.columns(group), target).used * use.values
+        return max(min(held, most if target.choices.reuse > 1 else held) // group, 1) * group
     widths = [count * group for count in range(1, held // group + 1)]
     return min(widths, key=lambda width: (_grouped_rows(matrix, fmt, use, width, target), -width))
 
@@ -204,17 +226,46 @@ def _chunk(
 ) -> Chunks:
     outputs = target.outputs_of(0, n, choice.split)
     if fmt.scaling.per != "group":
-        columns = use.columns(width)
-        packing = (
-            best_packing(columns, target.columns, use.steps, target.row_change, target.readout, target.accumulators)
-            if choice.crossing is None and target.choices.reuse == 1
-            else Packing(columns, target.columns, bool(choice.crossing) and target.choices.reuse == 1)
-        )
+        packing = _packed(use.columns(width), target.columns, use, target, choice, target.readout)
         return Chunks(first, width, count, packing, 1, packing.rows(outputs), 0)
     packing, scale_columns = _with_scales(fmt, use, width, target)
     return Chunks(
         first, width, count, packing, ceil_div(width, fmt.scaling.group), packing.rows(outputs), scale_columns
     )
+
+
+def _bank_chunk(
+    n: int, first: int, width: int, count: int, fmt: Format, use: ColumnUse, target: Target, choice: MatrixChoice
+) -> Chunks:
+    """A chunk whose scales the banks apply: those of its groups, or one of each output, in its rows."""
+    grouped = fmt.scaling.per == "group"
+    group = use.columns(fmt.scaling.group if grouped else width)
+    scales = bank_scales(fmt, use, group, target)
+    columns = ceil_div(width, fmt.scaling.group) * group if grouped else group
+    packing = _packed(columns, scales.used, use, target, choice, target.readout + target.scaling)
+    _check_together(fmt, packing, target)
+    outputs = target.outputs_of(0, n, choice.split)
+    return Chunks(first, width, count, packing, 1, packing.rows(outputs), 0, bank=scales)
+
+
+def _check_together(fmt: Format, packing: Packing, target: Target) -> None:
+    """Vectors that share an open row need an accumulator each until their groups end, and rows of whole outputs."""
+    reuse, most = target.choices.reuse, target.accumulators
+    if reuse > 1 and (reuse > most or not packing.per_row):
+        raise NearbankError(
+            f"{reuse} vectors cannot share a row of {fmt.spec}: the banks of machine {target.name} have {most} "
+            f"accumulators for their scaled sums, and a row holds {packing.row_columns} columns; use a smaller reuse, "
+            f"or dequant={ASIC}"
+        )
+
+
+def _packed(
+    columns: int, row_columns: int, use: ColumnUse, target: Target, choice: MatrixChoice, readout: int
+) -> Packing:
+    """How outputs lie in rows: the quicker way, unless the choice or weights used again say how."""
+    if choice.crossing is None and target.choices.reuse == 1:
+        return best_packing(columns, row_columns, use.steps, target.row_change, readout, target.accumulators)
+    return Packing(columns, row_columns, bool(choice.crossing) and target.choices.reuse == 1)
 
 
 def _with_scales(fmt: Format, use: ColumnUse, width: int, target: Target) -> tuple[Packing, int]:

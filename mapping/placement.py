@@ -62,12 +62,14 @@ def place(
     max_context: int,
     v_block: int | None = None,
     sequences: int = 1,
+    dequant: str | None = None,
 ) -> Placement:
     """Place every matrix in `weights` (the LM head in `head`) and reserve K and V in `kv` for `max_context` tokens
     of each of `sequences`.
 
     `inputs` is the format of the blocks' activations, by default int8 for integer weights and as the weights otherwise.
-    `v_block` bounds how many tokens of one dimension lie in a row of V, by default as many as the row takes.
+    `v_block` bounds how many tokens of one dimension lie in a row of V, by default as many as the row takes; `dequant`
+    says who applies the scales of weights, "bank" or "asic", by default what suits the machine.
     Raises `NearbankError` with the tensor and the missing bytes when the machine is too small.
     """
     if model.encoder_layers:
@@ -76,7 +78,9 @@ def place(
             "so replay a model without an encoder"
         )
     formats = {m.name: format_named(head if m.name == HEAD else weights) for m in model.matrices}
-    sized = [size_matrix(m, formats[m.name], None if m.name == HEAD else inputs, target) for m in model.matrices]
+    sized = [
+        size_matrix(m, formats[m.name], None if m.name == HEAD else inputs, target, dequant) for m in model.matrices
+    ]
     cache = size_cache(model, cache_format(kv), max_context, target, v_block)
     return _addressed(sized, {m.name: m.per_layer for m in model.matrices}, cache, model.layers, target, sequences)
 

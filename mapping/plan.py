@@ -38,9 +38,10 @@ class MappingOptions:
 
     `weights` is the format of every matrix but the LM head, which has `head`; `inputs` that of the activations of
     integer weights, int8 if left out and always for an integer head; `kv` that of the cache, reserved for
-    `max_context` tokens. `v_block` bounds the tokens of one dimension in a row of V: smaller blocks put more dimensions
-    in a row, so that a token's V opens fewer rows. `batch` sequences have a cache each. `choices` are
-    those that `nearbank.mapping.search` makes; by default the published mapping's.
+    `max_context` tokens. `dequant` says who applies the scales of weights, "bank" or "asic": by default the banks those
+    of groups where their units have scales, and the ASIC all others. `v_block` bounds the tokens of one dimension in a
+    row of V: smaller blocks put more dimensions in a row, so that a token's V opens fewer rows. `batch` sequences have
+    a cache each. `choices` are those that `nearbank.mapping.search` makes; by default the published mapping's.
     """
 
     weights: str | None = None
@@ -48,6 +49,7 @@ class MappingOptions:
     max_context: int | None = None
     head: str = "bf16"
     inputs: str | None = None
+    dequant: str | None = None
     v_block: int | None = None
     batch: int = 1
     choices: Choices = Choices()  # noqa: RUF009  (frozen)
@@ -202,6 +204,7 @@ def plan(model: ModelDescription, machine: Machine, options: MappingOptions | No
         max_context=context,
         v_block=options.v_block,
         sequences=options.batch,
+        dequant=options.dequant,
     )
     check_sram(model, target, placement)
     return Plan(model, target, options, placement, machine)

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
+from nearbank.mapping.bank_scales import BankScales
 from nearbank.mapping.packing import Packing, Run
 from nearbank.sim.program import Builder, Index
 
@@ -38,6 +39,8 @@ WINDOW = 16 << 20
 
 Address = Index | int
 Send = Callable[[], None]
+# (builder, sweep, row, outputs, result, scales, send)
+Period = Callable[[Builder, "Sweep", Address, int, Address, Address, Send | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,8 @@ class Sweep:
     `queries` vectors, `query_vector` steps apart, are multiplied with the same columns. `bursts` read one result;
     results lie `output_stride` bursts apart from output to output, `part_stride` from part to part and
     `query_stride` from query to query. `scale_columns` columns behind the outputs of a row are read over the pins.
-    With several `accumulators` as many results wait in the bank before they are read.
+    With several `accumulators` as many results wait in the bank before they are read. `period` appends the outputs of
+    one period of the packing where they are no plain sums: with `scaling` the banks apply the scales of groups.
     """
 
     packing: Packing
@@ -68,6 +72,8 @@ class Sweep:
     scale_columns: int = 0
     banks: int = 0
     accumulators: int = 1
+    scaling: BankScales | None = None
+    period: Period | None = None
 
     @property
     def part_columns(self) -> int:
@@ -103,22 +109,23 @@ def sweep(
     `result` and `scales` are where their results and the scales in their rows go. `send` appends what makes the
     vector ready once the first row has begun to open.
     """
+    one = plan.period or _period
     each, rows = plan.packing.period
     full, rest = divmod(outputs, each)
     apart = int(send is not None and full > 0)
     if apart:
-        _period(b, plan, row, each, result, scales, send)
+        one(b, plan, row, each, result, scales, send)
     with repeat(b, full - apart) as i:
-        period = i + apart
-        to = result + period * (each * plan.output_stride)
-        _period(b, plan, row + period * rows, each, to, scales + period * plan.period_scales)
+        at = i + apart
+        to = result + at * (each * plan.output_stride)
+        one(b, plan, row + at * rows, each, to, scales + at * plan.period_scales, None)
     rest_to = result + full * each * plan.output_stride
     last_send = None if apart else send
-    _period(b, plan, row + full * rows, rest, rest_to, scales + full * plan.period_scales, last_send)
+    one(b, plan, row + full * rows, rest, rest_to, scales + full * plan.period_scales, last_send)
 
 
 def _period(
-    b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address, send: Send | None = None
+    b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address, send: Send | None
 ) -> None:
     if not outputs:
         return
@@ -129,7 +136,8 @@ def _period(
         _nested_visit(b, plan, row, outputs, result, scales, send)
 
 
-def _open(b: Builder, row: Address, send: Send | None) -> None:
+def open_row(b: Builder, row: Address, send: Send | None) -> None:
+    """Open a row in every bank, and append what makes the vector ready meanwhile."""
     b.command("ACT16", row=row)
     if send:
         send()
@@ -162,7 +170,7 @@ def read_result(b: Builder, bursts: int, result: Address, register: Address = 0)
 
 def _visit(b: Builder, plan: Sweep, row: Address, runs: list[Run], result: Address, send: Send | None) -> None:
     """One row of whole or cut outputs, in order, read a batch at a time; the last one while the row closes."""
-    _open(b, row, send)
+    open_row(b, row, send)
     each = plan.accumulators
     *before, last = [runs[i : i + each] for i in range(0, len(runs), each)]
     for whole, group in groupby(before, key=lambda batch: all(run.whole for run in batch)):
@@ -219,7 +227,7 @@ def _nested_visit(
     if held < 1 or (held * each == 1 and outputs > 1):
         _nested_one_by_one(b, plan, row, outputs, result, scales, send)
         return
-    _open(b, row, send)
+    open_row(b, row, send)
     before = (outputs - 1) // held
     with repeat(b, before) as batch:
         _nested_batch(b, plan, row, batch * held, held)
@@ -249,7 +257,7 @@ def _nested_one_by_one(
     b: Builder, plan: Sweep, row: Address, outputs: int, result: Address, scales: Address, send: Send | None
 ) -> None:
     """The same with one accumulator, or too few for two outputs: every result is read at once."""
-    _open(b, row, send)
+    open_row(b, row, send)
     with repeat(b, outputs) as o, repeat(b, plan.parts) as p, repeat(b, plan.queries) as q:
         column = o * plan.packing.columns + p * plan.part_columns + plan.skip
         multiply(b, plan, row, column, p * plan.part_vector + q * plan.query_vector, plan.used_columns)

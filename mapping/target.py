@@ -13,8 +13,9 @@ from nearbank.formats import Format, format_named
 from nearbank.mapping.asic import AsicModel
 from nearbank.mapping.choices import Choices
 from nearbank.sim.mac_unit import ACTIVATION_BITS, unit_formats
-from nearbank.sim.machine import Lanes, Machine
-from nearbank.sim.standard import delay_cycles
+from nearbank.sim.machine import Lanes, Machine, MacUnit
+from nearbank.sim.standard import MAC_AND_SCALE, delay_cycles
+from nearbank.sim.standards import standard_named
 from nearbank.units import ceil_div
 
 
@@ -27,7 +28,7 @@ class ColumnUse:
     `values` per column; `lanes` of them are multiplied in one MAC command, so that a column takes `steps` commands.
     A unit with more lanes than a column has values is limited by the column: then lanes = values. Steps are equal: of
     lanes that do not divide a column some stay idle. In a serial unit each step of the lanes is `serial` MAC commands,
-    which take some bits of the activations each.
+    which take some bits of the activations each. `scales`: the format of the scales that the unit applies, "" for none.
     """
 
     format: str
@@ -36,6 +37,7 @@ class ColumnUse:
     lanes: int
     steps: int
     serial: int = 1
+    scales: str = ""
 
     def columns(self, width: int) -> int:
         """Columns for `width` values of one output."""
@@ -52,12 +54,14 @@ class ColumnUse:
 
 @dataclass(frozen=True, slots=True)
 class MacLanes:
-    """A unit's lanes: weights per step, MAC commands per step, whether its activations are integers only, of `bits`."""
+    """A unit's lanes: weights per step, MAC commands per step, whether its activations are integers only, of `bits`;
+    the format of the scales that it applies, "" for none."""
 
     per_step: int
     serial: int = 1
     integer: bool = False
     bits: int = 8
+    scales: str = ""
 
     def takes(self, inputs: str) -> bool:
         """True where the unit multiplies with activations of that format: any, or integers of so many bits."""
@@ -69,7 +73,7 @@ class Target:
     """Sizes in bytes, delays in clock cycles; and the choices of the mapping that is made for the machine.
 
     `row_change`: from the last MAC of a row to the first of the next. `readout`: what a read of the accumulators in
-    the middle of a row keeps the MAC units from working.
+    the middle of a row keeps the MAC units from working. `scaling`: what a scaled sum takes longer.
     """
 
     name: str
@@ -87,6 +91,7 @@ class Target:
     tck_ps: int
     asic: AsicModel
     choices: Choices = Choices()  # noqa: RUF009  (frozen)
+    scaling: int = 0
 
     @property
     def row_bytes(self) -> int:
@@ -146,7 +151,7 @@ class Target:
         values = int(8 * self.column_bytes / fmt.code_bits)
         lanes = max(n for n in range(1, min(have.per_step, values) + 1) if values % n == 0)
         steps = ceil_div(values, lanes) * have.serial
-        return ColumnUse(fmt.spec, name, values, lanes, steps, have.serial)
+        return ColumnUse(fmt.spec, name, values, lanes, steps, have.serial, have.scales)
 
     def outputs_of(self, channel: int, n: int, split: int = 1) -> int:
         """Outputs in each bank of a channel when n are dealt out, a bank's worth to one channel after another.
@@ -183,6 +188,16 @@ def _bits(lanes: Lanes) -> int:
     return (lanes.unit and lanes.unit.activation_bits) or 8
 
 
+def _check_scaling(machine: Machine, mac: MacUnit) -> None:
+    """Units that scale need the commands for it."""
+    scaling = [name for name, lanes in mac.formats.items() if lanes.scales]
+    if scaling and MAC_AND_SCALE not in {command.name for command in standard_named(machine.standard).commands}:
+        raise NearbankError(
+            f"machine {machine.name}: mac_unit.formats.{scaling[0]}: standard {machine.standard} has no commands for "
+            "units that scale; leave out scales, or use gddr6-aim"
+        )
+
+
 def target_of(machine: Machine, choices: Choices | None = None) -> Target:
     """The mapping's view of a machine; `NearbankError` says what a machine lacks for this mapping."""
     mac, buffer, asic = machine.mac_unit, machine.global_buffer, machine.asic
@@ -190,6 +205,7 @@ def target_of(machine: Machine, choices: Choices | None = None) -> Target:
         parts = {"MAC units": mac, "a global buffer": buffer, "an ASIC": asic}
         missing = " and ".join(name for name, part in parts.items() if part is None)
         raise NearbankError(f"machine {machine.name} lacks {missing}, which mapping a model needs; use pim-gpt")
+    _check_scaling(machine, mac)
     organization = machine.organization
     cycles = {name: machine.cycles(name) for name in machine.timing}
     return Target(
@@ -203,12 +219,13 @@ def target_of(machine: Machine, choices: Choices | None = None) -> Target:
         accumulator_bytes=mac.accumulator_bytes,
         accumulators=mac.accumulators,
         lanes=tuple(
-            (name, MacLanes(lanes.per_step, lanes.serial, lanes.activations == "integer", _bits(lanes)))
-            for name, lanes in mac.formats.items()
+            (name, MacLanes(x.per_step, x.serial, x.activations == "integer", _bits(x), x.scales or ""))
+            for name, x in mac.formats.items()
         ),
         row_change=delay_cycles("tRTP + tRP + tRCDRDMAC|tRCDRD|tRCD", cycles),
         readout=delay_cycles("tMACRD|0", cycles),
         tck_ps=machine.tck_ps,
         asic=AsicModel.of(asic),
         choices=choices or Choices(),
+        scaling=delay_cycles("tMACSC|0", cycles),
     )

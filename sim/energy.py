@@ -19,7 +19,7 @@ from nearbank import units
 from nearbank.sim.machine import Asic, Constant, Currents, Machine
 from nearbank.sim.result import SimResult
 from nearbank.sim.rules import RuleBook, rulebook
-from nearbank.sim.standard import CommandSpec, Effect, Row
+from nearbank.sim.standard import LOAD_SCALES, MAC_AND_SCALE, CommandSpec, Effect, Row
 
 ZJ_PER_FJ = 10**6
 
@@ -228,7 +228,7 @@ def _writes(spec: CommandSpec) -> tuple[int, int]:
 
 
 def _mac_read(model: _Model, what: Activity) -> Fraction | int | None:
-    """Columns that go from the arrays to the MAC units; contained in `mac_all_banks` where that is published.
+    """Columns, of scales too, from the arrays to the MAC units; contained in `mac_all_banks` where that is published.
 
     Without a constant of its own a column costs what a read costs, way to the pins included: an upper bound.
     """
@@ -236,18 +236,19 @@ def _mac_read(model: _Model, what: Activity) -> Fraction | int | None:
         return 0
     per_bit = model.published("mac_read_per_bit")
     each = _read_column(model) if per_bit is None else per_bit * model.column_bits
-    return _times(_per_bank(model, what, lambda spec: (int(spec.macs), 1)), each)
+    return _times(_per_bank(model, what, lambda spec: (int(spec.macs or spec.name == LOAD_SCALES), 1)), each)
 
 
 def _mac(model: _Model, what: Activity) -> Fraction | int | None:
-    """Arithmetic of the MAC units, by weight format."""
+    """Arithmetic of the MAC units, by weight format, with that of scales."""
     total: Fraction | int = 0
     for (name, weights), banks in what.banks.items():
         if model.book.specs[name].macs and banks:
             each = _mac_in_a_bank(model, weights)
-            if each is None:
+            scale = _scale_in_a_bank(model, weights) if name == MAC_AND_SCALE else 0
+            if each is None or scale is None:
                 return None
-            total += banks * each
+            total += banks * (each + scale)
     return total
 
 
@@ -259,6 +260,12 @@ def _mac_in_a_bank(model: _Model, weights: str) -> Fraction | None:
     lanes = formats.get(weights) if weights else (next(iter(formats.values())) if len(formats) == 1 else None)
     each = _energy_zj(lanes.energy_per_mac) if lanes else None
     return None if lanes is None or each is None else Fraction(lanes.per_step * each, lanes.serial)
+
+
+def _scale_in_a_bank(model: _Model, weights: str) -> int | None:
+    """What the end of a group costs beyond a MAC."""
+    formats = model.machine.mac_unit.formats if model.machine.mac_unit else {}
+    return _energy_zj(formats[weights].energy_per_scale) if weights in formats else None
 
 
 def _global_buffer(model: _Model, what: Activity) -> Fraction | int | None:

@@ -7,7 +7,12 @@ one after another. What is worked out here is *derived*: published energies of a
 times the cost of routing in a DRAM process. How a machine file states a unit is in `sim.machine`; what a run costs is
 in `sim.energy`.
 
-Not known and therefore left out: leakage, clocking, registers, and the decoder of base-3 bytes.
+A unit of integers may also scale: at the end of a group it takes the group's zero times the sum of its activations off
+the sum, multiplies what is left with the group's scale and adds it to a float accumulator. So partial sums stay in the
+bank. The sum of activations is that of the buffer, one for all banks of a channel.
+
+Not known and therefore left out: leakage, clocking, registers (that of a column of scales, too), the buffer's adder
+tree for sums of activations, and the decoder of base-3 bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, log, log2
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -39,6 +44,9 @@ _AREA_UM2 = {"add int8": 36, "multiply int8": 282, "add fp16": 1360, "multiply f
 _WEIGHT_BITS = {"int8": 8, "int4": 4, "int2": 2, "ternary": 1, "ternary-b3": 1, "binary": 1}
 # Significands with their hidden bit; a multiplier's energy and area go with the product of its operands'.
 _SIGNIFICAND = {"fp16": 11, "bf16": 8}
+ScaleFormat = Literal["bf16", "fp16", "fp32"]
+_SCALE_SIGNIFICAND: Mapping[str, int] = {**_SIGNIFICAND, "fp32": 24}
+SCALE_BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 # Formats that vectors may have in the global buffer, packed as they are, and their bits.
 ACTIVATION_BITS: Mapping[str, int] = {"bf16": 16, "fp16": 16, "int8": 8, "ternary": 2, "binary": 1}
 
@@ -54,13 +62,14 @@ class UnitDesign(_Described):
 
     `lanes` weights are multiplied at once; without it as many as a column holds. Integer weights meet activations of
     `activation_bits` (those of the pair; else 8), of which `bits_per_step` are taken at once: all when left out, 1 in
-    a bit-serial unit.
+    a bit-serial unit. `scales`: the format of the scales that it multiplies a group's sum with, if it does.
     """
 
     lanes: Positive | None = None
     activation_bits: Annotated[int, Field(ge=1, le=16)] | None = None
     bits_per_step: Annotated[int, Field(ge=1, le=16)] | None = None
     accumulator_bits: Annotated[int, Field(ge=8, le=64)] = 32
+    scales: ScaleFormat | None = None
 
 
 class Process(_Described):
@@ -82,7 +91,8 @@ class UnitCosts:
     """A unit in numbers. `steps` clocks take a column in `groups` of `lanes`, each in `serial` clocks.
 
     `tree_bits` is the width of the adder tree's result; `exact_inputs` how many products the accumulator is sure to
-    hold (None: it is a float). Energy is per multiply-accumulate, area per unit; both derived.
+    hold (None: it is a float). Energy is per multiply-accumulate, and per group that a unit with scales ends (None: it
+    has none); area per unit, scaling included. All derived.
     """
 
     values: int
@@ -93,6 +103,7 @@ class UnitCosts:
     exact_inputs: int | None
     energy_per_mac_fj: int
     area_um2: int
+    energy_per_scale_fj: int | None = None
 
     @property
     def steps(self) -> int:
@@ -133,8 +144,9 @@ def unit_costs(
     lanes = max(n for n in range(1, most + 1) if values % n == 0)  # a column is taken in equal groups
     groups = values // lanes
     work = _work(fmt, activations, design, lanes)
-    energy_fj = sum(count * _energy_fj(name, process.node_nm) for name, count in work.operations.items())
-    area_um2 = sum(count * _area_um2(name) for name, count in work.hardware.items())
+    scaling = _scaling_work(fmt, design) if design.scales else {}
+    factor = process.routing * scale
+    area_um2 = _area_um2(work.hardware) + _area_um2(scaling)
     return UnitCosts(
         values=values,
         lanes=lanes,
@@ -142,8 +154,9 @@ def unit_costs(
         serial=work.serial,
         tree_bits=work.tree_bits,
         exact_inputs=work.exact_inputs,
-        energy_per_mac_fj=round(energy_fj * process.routing * scale),
+        energy_per_mac_fj=round(_energy_fj(work.operations, process.node_nm) * factor),
         area_um2=round(area_um2 * (process.node_nm / 45) ** 2 * process.routing),
+        energy_per_scale_fj=round(_energy_fj(scaling, process.node_nm) * factor) if scaling else None,
     )
 
 
@@ -183,6 +196,8 @@ def _float_work(fmt: Format, activations: str, design: UnitDesign, lanes: int) -
     """
     if design.bits_per_step or design.activation_bits:
         raise NearbankError(f"mac_unit: {fmt.name}/{activations}: only integer activations are taken bit by bit")
+    if design.scales:
+        raise NearbankError(f"mac_unit: {fmt.name}/{activations}: only units of integers scale; leave out scales")
     significand = _SIGNIFICAND[activations]
     multiply = significand * (significand if fmt.is_float else _WEIGHT_BITS[fmt.name]) / _SIGNIFICAND["fp16"] ** 2
     each = {"multiply fp16": multiply, "add fp16": (lanes - 1) / lanes, "add fp32": 1 / lanes}
@@ -213,17 +228,36 @@ def _integer_work(fmt: Format, design: UnitDesign, lanes: int) -> _Work:
     return _Work(operations, hardware, serial, product_bits + levels, 2**spare)
 
 
-def _energy_fj(name: str, node_nm: int) -> float:
+def _scaling_work(fmt: Format, design: UnitDesign) -> Mapping[str, float]:
+    """What the end of a group costs a unit: its zero times the sum of activations, taken off; then the scale.
+
+    The zero's product has a row for each bit of a code, as wide as the accumulator. The sum becomes a float, taken to
+    cost a float addition (both align and normalise); times the scale is 24 rows of the scale's significand; one more
+    addition.
+    """
+    assert design.scales
+    bits, zero_bits = design.accumulator_bits, _WEIGHT_BITS[fmt.name]
+    zeros = {"multiply int8": bits * zero_bits / 64, "add int8": bits / 8} if fmt.stores_zeros else {}
+    product = 24 * _SCALE_SIGNIFICAND[design.scales] / _SIGNIFICAND["fp16"] ** 2
+    return {**zeros, "multiply fp16": product, "add fp32": 2}
+
+
+def _energy_fj(operations: Mapping[str, float], node_nm: int) -> float:
+    """The energy of so many operations."""
+    return sum(count * _operation_fj(name, node_nm) for name, count in operations.items())
+
+
+def _operation_fj(name: str, node_nm: int) -> float:
     """One operation's energy: a straight line between the two published processes, on logarithmic axes."""
     if name == "add fp32":
-        return _ADD_FP32_OVER_FP16 * _energy_fj("add fp16", node_nm)
+        return _ADD_FP32_OVER_FP16 * _operation_fj("add fp16", node_nm)
     known = _ENERGY_FJ[name]
     slope = log(known[45] / known[7]) / log(45 / 7)
     return float(known[45] * (node_nm / 45) ** slope)
 
 
-def _area_um2(name: str) -> int:
-    return _AREA_UM2[name]
+def _area_um2(hardware: Mapping[str, float]) -> float:
+    return sum(count * _AREA_UM2[name] for name, count in hardware.items())
 
 
 def known_formats() -> tuple[str, ...]:
@@ -294,6 +328,9 @@ def _derived(name: str, stated: Mapping[str, Any], column_bytes: int, process: P
         "energy_per_mac": {"value": f"{costs.energy_per_mac_fj} fJ", "source": source + trusted, "verified": False},
         "area": {"value": f"{costs.area_um2} um2", "source": source, "verified": False},
     }
+    if costs.energy_per_scale_fj is not None:
+        energy = {"value": f"{costs.energy_per_scale_fj} fJ", "source": source + trusted, "verified": False}
+        follows |= {"scales": design.scales, "energy_per_scale": energy}
     for key, value in follows.items():
         if stated.get(key) is not None and stated[key] != value:
             raise NearbankError(

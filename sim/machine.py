@@ -20,7 +20,7 @@ from ruamel.yaml.error import YAMLError
 
 from nearbank import units
 from nearbank.errors import NearbankError
-from nearbank.sim.mac_unit import Process, UnitDesign, unit_formats, with_derived
+from nearbank.sim.mac_unit import Process, ScaleFormat, UnitDesign, unit_formats, with_derived
 from nearbank.sim.policy import Policy
 
 _MACHINES = Path(__file__).parent / "machines"
@@ -133,7 +133,8 @@ class Lanes(_Strict):
     """How many weights a bank's unit takes from an open column in one step, and what a MAC costs.
 
     A step lasts `serial` MAC commands, in each of which the unit takes some bits of the activations. With `activations`
-    integer the lanes are no good for floating ones. All but `source` follow from `unit`, where that is given.
+    integer the lanes are no good for floating ones. A unit with `scales`, in that format, scales the sums of groups
+    itself, each for `energy_per_scale`. All but `source` follow from `unit`, where that is given.
     """
 
     per_step: Count
@@ -141,6 +142,8 @@ class Lanes(_Strict):
     serial: Count = 1
     activations: Literal["any", "integer"] = "any"
     energy_per_mac: Energy | None = None
+    scales: ScaleFormat | None = None
+    energy_per_scale: Energy | None = None
     area: Area | None = None
     unit: UnitDesign | None = None
 

@@ -55,7 +55,8 @@ class Command:
     multiple of four. `column` counts column accesses (32 B in GDDR6), `data` counts the same bursts in the memory of
     the unit beside the DRAM: where WR and WRGB read from and RD and RDMAC write to. `format` names the weight format
     of a MAC; it decides how many MACs the command does and what they cost, not when it issues. `register` says which
-    accumulator of a bank a MAC adds to or RDMAC reads, in units that have several.
+    accumulator of a bank a MAC adds to or RDMAC reads, in units that have several; `scale` which of the scales that
+    LDSC loaded MACSC multiplies a group's sum with.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Command:
     data: Index = ZERO
     format: str = ""
     register: Index = ZERO
+    scale: Index = ZERO
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ class Step:
     data: int
     format: str
     register: int = 0
+    scale: int = 0
 
 
 def expand(program: Program) -> Iterator[Step]:
@@ -158,7 +161,8 @@ def expand(program: Program) -> Iterator[Step]:
             if isinstance(node, Command):
                 fields = (node.bank, node.row, node.column, node.data)
                 bank, row, column, data = (i.at(counters) for i in fields)
-                yield Step(number, node.name, bank, row, column, data, node.format, node.register.at(counters))
+                register, scale = node.register.at(counters), node.scale.at(counters)
+                yield Step(number, node.name, bank, row, column, data, node.format, register, scale)
 
 
 def unrolled(body: tuple[Node, ...], counters: tuple[int, ...] = ()) -> Iterator[tuple[Node, tuple[int, ...]]]:
@@ -197,9 +201,11 @@ class Builder:
         data: Index | int = 0,
         format: str = "",  # noqa: A002  (the field's own name)
         register: Index | int = 0,
+        scale: Index | int = 0,
     ) -> None:
         """Append one DRAM command."""
-        self.add(Command(name, _index(bank), _index(row), _index(column), _index(data), format, _index(register)))
+        where = (_index(bank), _index(row), _index(column), _index(data))
+        self.add(Command(name, *where, format, _index(register), _index(scale)))
 
     def add(self, node: Node) -> None:
         """Append any node."""

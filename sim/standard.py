@@ -10,6 +10,9 @@ from enum import Enum
 
 from nearbank.errors import NearbankError
 
+# Commands of units that scale: a column of scales into the unit; a MAC that ends a group and scales its sum.
+LOAD_SCALES, MAC_AND_SCALE = "LDSC", "MACSC"
+
 
 class Scope(Enum):
     """Where a rule counts, and what a command reaches."""

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from nearbank.errors import NearbankError
 from nearbank.sim.program import Command, Index, Loop, Mark, Node, Program, Start, Stream, Wait
 
-_FIELDS = ("bank", "row", "column", "data", "register")
+_FIELDS = ("bank", "row", "column", "data", "register", "scale")
 _TERM = re.compile(r"(-?\d+)(?:\*i(\d+))?")
 
 

@@ -7,12 +7,17 @@ CENT (Gu et al., ASPLOS 2025) play them. Delays by JEDEC's names (JESD250); thos
 - tMACRD: the last MAC to the read of the accumulators (multiply, adder tree, accumulate);
 - tWRMAC: a write of the global buffer or the accumulators to the MAC that uses it;
 - tWRCP: WRCP to the precharge of the bank it wrote;
+- tMACSC: what MACSC takes longer than a MAC, on machines whose units scale (convert, multiply, add);
 - tMODCH: entering or leaving register mode (TMOD), on machines that must.
+
+Units that scale have two commands of ours, in AiM's manner. LDSC loads a column of every bank's open row into the
+scale register of its unit, as a MAC reads a column of weights. MACSC is a MAC that ends a group: the group's sum, times
+one of the loaded scales, is added to the accumulator.
 
 WRBK writes one burst from the pins to all banks and closes their rows: a write with auto-precharge, with its delays.
 """
 
-from nearbank.sim.standard import CommandSpec, Effect, Row, Rule, Scope, Standard
+from nearbank.sim.standard import LOAD_SCALES, MAC_AND_SCALE, CommandSpec, Effect, Row, Rule, Scope, Standard
 
 _BANK, _FOUR, _GROUP, _ALL, _CHANNEL = (
     Scope.BANK,
@@ -48,13 +53,16 @@ _COMMANDS = (
     CommandSpec("REFab", _ALL, Row.CLOSED),
     CommandSpec("REFpb", _BANK, Row.CLOSED),
     CommandSpec("TMOD", _CHANNEL),
+    CommandSpec(LOAD_SCALES, _ALL, Row.OPEN, latency="tMACRD|1"),
+    CommandSpec(MAC_AND_SCALE, _ALL, Row.OPEN, latency="tMACRD|1", macs=True),
 )
 
 _ACTS = ("ACT", "ACT4", "ACT16")
 _PRES = ("PRE", "PREA")
 _REFS = ("REFab", "REFpb")
-_MACS = ("MACSB", "MAC4B", "MACAB")
-_ARRAY = ("RD", "WR", "WRBK", *_MACS, "AF", "EWMUL", "RDCP", "WRCP")
+_MACS = ("MACSB", "MAC4B", "MACAB", MAC_AND_SCALE)
+_UNIT_READS = (*_MACS, LOAD_SCALES)
+_ARRAY = ("RD", "WR", "WRBK", *_UNIT_READS, "AF", "EWMUL", "RDCP", "WRCP")
 _REGISTERS = ("WRGB", "WRBIAS", "RDMAC", "RDAF")
 _COLUMNS = (*_ARRAY, *_REGISTERS)
 _BUS_READS = ("RD", "RDMAC", "RDAF")
@@ -63,14 +71,14 @@ _BUS_WRITES = ("WR", "WRBK", "WRGB", "WRBIAS")
 _BANK_RULES = (
     Rule(_BANK, _ACTS, ("RD",), "tRCDRD|tRCD"),
     Rule(_BANK, _ACTS, ("WR", "WRBK"), "tRCDWR|tRCD"),
-    Rule(_BANK, _ACTS, _MACS, "tRCDRDMAC|tRCDRD|tRCD"),
+    Rule(_BANK, _ACTS, _UNIT_READS, "tRCDRDMAC|tRCDRD|tRCD"),
     Rule(_BANK, _ACTS, ("AF",), "tRCDRDAF|tRCDRDMAC|tRCDRD|tRCD"),
     Rule(_BANK, _ACTS, ("EWMUL",), "tRCDEWMUL|tRCDWR|tRCD"),
     Rule(_BANK, _ACTS, ("RDCP",), "tRCDRDCP|tRCDRD|tRCD"),
     Rule(_BANK, _ACTS, ("WRCP",), "tRCDWRCP|tRCDWR|tRCD"),
     Rule(_BANK, _ACTS, _PRES, "tRAS"),
     Rule(_BANK, _ACTS, (*_ACTS, *_REFS), "tRC"),
-    Rule(_BANK, ("RD", *_MACS, "AF", "RDCP"), _PRES, "tRTP"),
+    Rule(_BANK, ("RD", *_UNIT_READS, "AF", "RDCP"), _PRES, "tRTP"),
     Rule(_BANK, ("WR",), _PRES, "tCWL + tBL + tWR"),
     Rule(_BANK, ("WRBK",), (*_ACTS, *_REFS), "tCWL + tBL + tWR + tRP"),
     Rule(_BANK, ("EWMUL",), _PRES, "tCWL + tWR"),
@@ -82,7 +90,7 @@ _BANK_RULES = (
 _GROUP_RULES = (
     Rule(_GROUP, ("ACT", "ACT4"), ("ACT", "ACT4"), "tRRDL|tRRD", optional=True),
     Rule(_GROUP, ("RD", "WR", "WRBK", "MACSB", "MAC4B", "RDCP", "WRCP"), _ARRAY, "tCCDL|tCCDS|tCCD"),
-    Rule(_GROUP, ("WR",), ("RD", *_MACS, "AF", "RDCP"), "tCWL + tBL + tWTRL|tWTR", optional=True),
+    Rule(_GROUP, ("WR",), ("RD", *_UNIT_READS, "AF", "RDCP"), "tCWL + tBL + tWTRL|tWTR", optional=True),
 )
 
 # A window of tFAW covers four activations: one ACT4, or ACT16 as a whole, fills it.
@@ -92,7 +100,7 @@ _CHANNEL_RULES = (
     Rule(_CHANNEL, ("ACT4", "ACT16"), _ACTS, "tFAW", optional=True),
     Rule(_CHANNEL, ("ACT",), ("ACT4", "ACT16"), "tFAW", optional=True),
     Rule(_CHANNEL, _COLUMNS, _COLUMNS, "tCCDS|tCCD"),
-    Rule(_CHANNEL, ("WR",), ("RD", *_MACS, "AF", "RDCP"), "tCWL + tBL + tWTRS|tWTR", optional=True),
+    Rule(_CHANNEL, ("WR",), ("RD", *_UNIT_READS, "AF", "RDCP"), "tCWL + tBL + tWTRS|tWTR", optional=True),
     Rule(_CHANNEL, _BUS_WRITES, _BUS_READS, "tCWL + tBL + tWTRS|tWTR", optional=True),
     Rule(_CHANNEL, _BUS_READS, _BUS_WRITES, "tRTW", optional=True),
     # A burst keeps the pins busy; it lasts longer than a column access where the pins are slow.
@@ -100,6 +108,7 @@ _CHANNEL_RULES = (
     Rule(_CHANNEL, _BUS_READS, _BUS_READS, "tBL"),
     Rule(_CHANNEL, ("WRGB", "WRBIAS"), (*_MACS, "EWMUL", "AF", "WRCP"), "tWRMAC", optional=True),
     Rule(_CHANNEL, _MACS, ("RDMAC", "WRBIAS", "AF"), "tMACRD", optional=True),
+    Rule(_CHANNEL, (MAC_AND_SCALE,), ("RDMAC", "WRBIAS", "AF"), "tMACRD + tMACSC", optional=True),
     Rule(_CHANNEL, ("AF",), ("RDAF",), "tMACRD", optional=True),
     Rule(_CHANNEL, ("TMOD",), tuple(c.name for c in _COMMANDS), "tMODCH", optional=True),
     Rule(_CHANNEL, ("REFab",), tuple(c.name for c in _COMMANDS), "tRFC"),

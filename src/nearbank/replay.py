@@ -12,6 +12,7 @@ from nearbank.cache_formats import cache_format
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.mapping import MappingOptions, Plan, bounds, bytes_off_chip, describe, plan
+from nearbank.mapping.account import MACS
 from nearbank.mapping.choices import Choices
 from nearbank.mapping.kept import uses_of
 from nearbank.mapping.reuse import best_reuse
@@ -211,7 +212,7 @@ def _utilisation(machine: Machine, result: SimResult, moved_bytes: int) -> dict[
     asic_ps = sum(busy for (unit, _), (busy, _) in result.jobs.items() if unit == "asic")
     pin_bits = machine.pins.bits_per_s * channels * result.time_ps / 1e12
     return {
-        "MAC units": counts["MACAB"] / (channels * result.cycles),
+        "MAC units": sum(counts[name] for name in MACS) / (channels * result.cycles),
         "command bus": sum(counts.values()) / (channels * result.cycles),
         "pins": 8 * moved_bytes / pin_bits,
         "ASIC": asic_ps / result.time_ps,

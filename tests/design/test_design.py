@@ -76,3 +76,15 @@ def test_scales_per_group_cost_time_and_pins() -> None:
     assert group.over_bound > 1.1
     assert group.pin_bytes["results_out"] > one.pin_bytes["results_out"]
     assert group.pin_bytes["values_out"] > one.pin_bytes["values_out"] == 0
+
+
+def test_scales_in_the_bank_leave_one_sum_per_output_and_no_scales_on_the_pins() -> None:
+    one, asic, bank = (
+        scaled(weights, dequant, "gpt2-small")
+        for weights, dequant in (("int4-tensor", "asic"), ("int4", "asic"), ("int4", "bank"))
+    )
+    assert bank.pin_bytes["results_out"] == one.pin_bytes["results_out"]
+    assert bank.pin_bytes["values_out"] == 0
+    assert one.us_per_token < bank.us_per_token < asic.us_per_token
+    assert bank.uj_per_token < asic.uj_per_token
+    assert (bank.bits_per_weight, asic.bits_per_weight) == (4 + 24 / 128, 4 + 40 / 128)

@@ -11,7 +11,7 @@ from nearbank.sim.program import Builder, Index, Mark, Program, Start, Stream, W
 
 _DUMPS: dict[str, Any] = {}
 _TIMES = ("tRCD", "tRP", "tWR", "tRTP", "tRRDS", "tRRDL", "tFAW", "tCL", "tCWL", "tBL", "tWTRS", "tWTRL", "tRTW")
-_AIM_TIMES = ("tMACRD", "tWRMAC", "tWRCP", "tMODCH")
+_AIM_TIMES = ("tMACRD", "tWRMAC", "tWRCP", "tMODCH", "tMACSC")
 
 
 def machine_with(name: str = "pim-gpt", **changes: Any) -> Machine:
@@ -40,7 +40,9 @@ def changes(draw: st.DrawFn) -> dict[str, Any]:
     times["tRFCpb"] = draw(st.integers(1, 20))
     times["tREFI"] = times["tRFC"] + 250 + draw(st.integers(0, 300))
     times["tREFIpb"] = 150 + draw(st.integers(0, 100))
-    for name in draw(st.lists(st.sampled_from(["tFAW", "tRTW", "tMODCH", "tWRMAC"]), max_size=2, unique=True)):
+    for name in draw(
+        st.lists(st.sampled_from(["tFAW", "tRTW", "tMODCH", "tWRMAC", "tMACSC"]), max_size=2, unique=True)
+    ):
         times[name] = None
     groups = draw(st.sampled_from([1, 2, 4]))
     organization = {"bank_groups": groups, "banks_per_group": 4, "channels": draw(st.sampled_from([1, 4, 32]))}
@@ -76,7 +78,7 @@ class Blocks:
     def whole_row(self, b: Builder, loops: list[Index]) -> None:
         row = self.row(loops)
         b.command("ACT16", row=row)
-        name = self.draw(st.sampled_from(["MACAB", "MACAB", "EWMUL", "AF"]))
+        name = self.draw(st.sampled_from(["MACAB", "MACAB", "MACSC", "LDSC", "EWMUL", "AF"]))
         with b.loop(min(self.count(), 60)) as c:
             b.command(name, row=row, column=c)
         if self.draw(st.booleans()):

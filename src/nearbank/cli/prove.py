@@ -82,7 +82,7 @@ def _proof_cells(p: Proof) -> tuple[str, ...]:
         f"{off.max_abs:.1e}",
         f"{plain.max_abs:.3f}, {plain.mean_abs:.4f}",
         f"{plain.same_argmax} of {plain.positions}",
-        f"{p.commands['MACAB']:,}",
+        f"{p.macs:,}",
         f"{p.weight_bytes:,}",
         f"{p.kv_bytes:,}",
         f"{p.seconds:.1f}",

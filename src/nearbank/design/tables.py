@@ -76,20 +76,22 @@ def _power(heading: str, what: str, columns: Sequence[str], rows: Sequence[power
 
 
 def dequantise_tables() -> Iterator[Table]:
-    """Scales per row and per group, applied by the ASIC, beside one scale per tensor."""
+    """Scales per row and per group, applied by the ASIC or beside the banks, and one scale per tensor."""
     rows = list(dequantise.rows())
     columns = (
-        "weights", "bits each", "µs per token", "over one scale", "results, kB", "scales, kB", "banks wait for",
+        "weights", "scales applied by", "bits each", "µs per token", "over one scale", "µJ per token",
+        "results, kB", "scales, kB", "banks wait for",
     )  # fmt: skip
     lines = [
         [
-            r.weights, f"{r.bits_per_weight:.2f}", f"{r.us_per_token:.0f}", f"{r.over_bound:.2f} ×",
+            r.weights, r.dequant, f"{r.bits_per_weight:.2f}",
+            f"{r.us_per_token:.0f}", f"{r.over_bound:.2f} ×", f"{r.uj_per_token:.0f}",
             f"{r.pin_bytes['results_out'] / 1e3:.0f}", f"{r.pin_bytes['values_out'] / 1e3:.0f}",
             ", ".join(f"{name} {100 * share:.0f} %" for name, share in r.waiting.items()),
         ]
         for r in rows
     ]  # fmt: skip
-    heading = f"Dequantisation by the ASIC: a decode step on {dequantise.MACHINE}, LM head {dequantise.HEAD}"
+    heading = f"Dequantisation: a decode step on {dequantise.MACHINE}, LM head {dequantise.HEAD}"
     heading += f"; {dequantise.MODEL}, {dequantise.CONTEXT} tokens of context"
     yield Table(heading, columns, lines, [asdict(r) for r in rows])
 

@@ -1,7 +1,7 @@
 """A model writes through its mapped programs; its tokens and logits beside those of the kernels.
 
 proof = prove(rounded_model(load_model(backend="numpy", kv="int4"), "ternary"), "pim-gpt-ternary", prompt, 64)
-proof.tokens_equal, proof.logits_bit_equal, proof.commands["MACAB"]
+proof.tokens_equal, proof.logits_bit_equal, proof.macs
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from nearbank.errors import NearbankError
 from nearbank.mapping import MappingOptions, Plan, plan
+from nearbank.mapping.account import MACS
 from nearbank.mapping.asic_arithmetic import EXACT, PIM_GPT, AsicArithmetic
 from nearbank.mapping.decoder import MappedDecoder
 from nearbank.models import Model, Sampling, generate
@@ -80,6 +81,11 @@ class Proof:
     def tokens_equal(self) -> bool:
         """True when the banks and the kernels wrote the same."""
         return self.tokens == self.kernel_tokens
+
+    @property
+    def macs(self) -> int:
+        """MAC commands, those that scale too."""
+        return sum(self.commands.get(name, 0) for name in MACS)
 
     def as_dict(self) -> dict[str, Any]:
         """All fields for JSON."""

@@ -26,8 +26,10 @@ from nearbank.kernels.store import PAGE, pack_rows
 from nearbank.mapping import Plan
 from nearbank.mapping.asic_arithmetic import EXACT, AsicArithmetic, bf16, signed_zero
 from nearbank.mapping.bank_arithmetic import Singles, read_out, tree_sum
+from nearbank.mapping.bank_scales import rounded_scales
 from nearbank.mapping.cache_placement import CachePlacement
 from nearbank.mapping.matmul import label_of
+from nearbank.mapping.matrix_placement import MatrixPlacement
 from nearbank.mapping.target import ColumnUse
 from nearbank.models import Model
 from nearbank.models.execution import Floats, Linear, Pass
@@ -109,6 +111,8 @@ class BankSums:
     def matrix(self, weight: Linear, x: Floats) -> Floats:
         placed = next(m for m in self.plan.placement.matrices if label_of(m.name) == label_of(weight.name))
         widths = [chunks.width for chunks in placed.chunks for _ in range(chunks.count)]
+        if placed.scaled_in_bank:
+            return self._scaled(weight, placed, widths, x)
         if placed.integer_inputs:
             return self._integers(weight, widths, x)
         rows = [self._floats(placed.use, widths, row, unpacked(weight).values) for row in bf16(x)]
@@ -143,6 +147,25 @@ class BankSums:
             else:
                 y += sums
         return y if grouped else np.asarray(y.astype(np.float32) * (scales[:, None] * state.scales[:, 0]))
+
+    def _scaled(self, weight: Linear, placed: MatrixPlacement, widths: Sequence[int], x: Floats) -> Floats:
+        """Groups scaled one after another in float32, read out after each chunk; then the scale of the inputs."""
+        codes, scales = self.arithmetic.quantise(x)
+        state = unpacked(weight)
+        bank = next(chunks.bank for chunks in placed.chunks if chunks.bank)
+        rounded = rounded_scales(bank.format, state.scales)
+        grouped = weight.matrix.format.scaling.per == "group"
+        y = np.zeros((len(x), len(state.values)), np.float32)
+        first = 0
+        for width in widths:
+            total, end = np.zeros_like(y), first + width
+            parts = [p for p in state.groups if first <= p.start < end] if grouped else [slice(first, end)]
+            for part in parts:
+                exact = codes[:, part].astype(np.float64) @ state.values[:, part].astype(np.float64).T
+                total += exact.astype(np.float32) * rounded[:, list(state.groups).index(part) if grouped else 0]
+            y += read_out(total.astype(np.float64), self.plan.target.accumulator_bytes).astype(np.float32)
+            first = end
+        return np.asarray(y * scales[:, None])
 
     def _exact(self, weight: Linear, codes: npt.NDArray[np.int8], part: slice) -> npt.NDArray[np.float64]:
         levels = unpacked(weight).values[:, part].astype(np.float64)
