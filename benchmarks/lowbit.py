@@ -13,6 +13,7 @@ from itertools import islice
 
 from nearbank.formats import FORMATS
 from nearbank.mapping import MappingOptions, plan
+from nearbank.mapping.account import MACS
 from nearbank.mapping.search import plan_best
 from nearbank.sim.engine import Player
 from nearbank.sim.mac_unit import Process, UnitDesign, unit_costs, unit_formats
@@ -58,6 +59,7 @@ SPEED = (
     Case("pim-gpt-lowbit", "ternary-b3-tensor", "int8-tensor"),
     Case("pim-gpt-lowbit", "int8-tensor", "int8-tensor"),
     Case("pim-gpt-lowbit", "int4", "int8-tensor"),
+    Case("pim-gpt-scales", "int4", "int8-tensor"),
     Case("pim-gpt-lowbit", "binary-tensor", "int8-tensor"),
     Case("pim-gpt-lowbit", "binary-tensor", "binary-tensor"),
 )
@@ -72,6 +74,10 @@ UNITS = (
     ("int8/int8", UnitDesign()),
     ("int4/int8", UnitDesign()),
     ("int2/int8", UnitDesign()),
+    ("int8/int8", UnitDesign(scales="bf16")),
+    ("int4/int8", UnitDesign(scales="bf16")),
+    ("int4/int8", UnitDesign(scales="fp32")),
+    ("int2/int8", UnitDesign(scales="bf16")),
     ("ternary/int8", UnitDesign()),
     ("ternary/int8", UnitDesign(lanes=32)),
     ("ternary/int8", UnitDesign(bits_per_step=1)),
@@ -135,15 +141,16 @@ def unit_table() -> None:
     scale = PUBLISHED_FJ / routed
     print(f"Model of PIM-GPT's bf16 unit: {routed} fJ ({bare} without routing); published: {PUBLISHED_FJ} fJ.")
     print()
-    print("| weights | activations | lanes | clocks per column | limited by | tree | fJ per MAC | µm² |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| weights | activations | lanes | clocks per column | limited by | tree | fJ per MAC | fJ per group | µm² |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, design in UNITS:
         weights, activations = unit_formats(name)
         unit = unit_costs(FORMATS[weights], design, 32, process, scale, activations)
         bits = design.bits_per_step
         inputs = activations + (f", {bits} bit a clock" if bits else "")
         tree = f"{unit.tree_bits} bits" if unit.tree_bits else "fp"
-        costs = f"{unit.energy_per_mac_fj} | {unit.area_um2}"
+        inputs += f"; scales {design.scales}" if design.scales else ""
+        costs = f"{unit.energy_per_mac_fj} | {unit.energy_per_scale_fj or '–'} | {unit.area_um2}"
         print(f"| {weights} | {inputs} | {unit.lanes} | {unit.steps} | {unit.limit} | {tree} | {costs} |")
 
 
@@ -154,7 +161,8 @@ def speed_table() -> None:
     for case in SPEED:
         result = step(case)
         base = base or result.time_ps
-        macs = result.command_counts()["MACAB"] / cycles_of_channels(result)
+        counts = result.command_counts()
+        macs = sum(counts[name] for name in MACS) / cycles_of_channels(result)
         parts = shares(dict(result.label_cycles), result.cycles, 3)
         idle = shares(dict(result.stalls()), cycles_of_channels(result), 4)
         time = f"{result.time_ps / 1e6:.1f} | {base / result.time_ps:.2f} × | {100 * macs:.0f} %"

@@ -149,3 +149,20 @@ def test_a_bad_unit_is_refused(tmp_path: Path, section: str, complaint: str) -> 
         load_machine(str(path))
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_scaling_costs_a_conversion_a_product_an_addition_and_the_zero() -> None:
+    """Per group: 24 rows of the scale's significand on fp16's published 11 x 11, two fp32 additions; int4 and int2 take
+    the zero (a row a bit, as wide as the accumulator) off first."""
+    plain, scaling = costs("int8"), costs("int8", scales="bf16")
+    assert plain.energy_per_scale_fj is None
+    assert scaling.energy_per_mac_fj == plain.energy_per_mac_fj
+    assert scaling.energy_per_scale_fj == round(1100 * 24 * 8 / 121 + 2 * 900)
+    assert scaling.area_um2 == round(plain.area_um2 + 1640 * 24 * 8 / 121 + 2 * 4184)
+    zeros = costs("int4", scales="fp16").energy_per_scale_fj
+    assert zeros == round(1100 * 24 * 11 / 121 + 2 * 900 + 200 * 32 * 4 / 64 + 30 * 32 / 8)
+
+
+def test_only_units_of_integers_scale() -> None:
+    with pytest.raises(NearbankError, match="int4/bf16: only units of integers scale"):
+        costs("int4", activations="bf16", scales="bf16")
