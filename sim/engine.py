@@ -21,6 +21,8 @@ from nearbank.sim import vm
 from nearbank.sim.code import Code
 from nearbank.sim.compile import Compiler
 from nearbank.sim.counters import Meaning
+from nearbank.sim.lanes.play import play
+from nearbank.sim.lanes.twins import twins
 from nearbank.sim.layout import (
     NEVER,
     Ints,
@@ -175,7 +177,7 @@ class Player:
         streams = self._streams(program)
         entries = np.array([code.entries[s] for s in streams], dtype=np.int64)
         twin = self._twins_of(code, entries)
-        end = int(vm.play(self._tables, self._memory, self._shared, entries, code.rows, twin, record, self._kept))
+        end = int(play(self._tables, self._memory, self._shared, entries, code.rows, twin, record, self._kept))
         if end < 0:
             self._fail(program, code, streams, -1 - end)
         self._ends.append(end)
@@ -184,7 +186,7 @@ class Player:
     def _twins_of(self, code: Code, entries: Ints) -> Ints:
         """The same rows of the lanes' streams, worked out once for programs that share their code."""
         if self._twins is None or self._twins[0] is not code or not np.array_equal(self._twins[1], entries):
-            self._twins = code, entries, vm.twins(code.rows, entries) if len(entries) > 1 else entries
+            self._twins = code, entries, twins(code.rows, entries) if len(entries) > 1 else entries
         return self._twins[2]
 
     def _streams(self, program: Program) -> list[int]:

@@ -30,7 +30,7 @@ from nearbank.workload import Workload, shape_workload
 # The parts of the package that an outcome depends on.
 _SOURCES = (
     "formats.py", "cache_formats.py", "units.py", "compiled.py", "replay.py", "workload.py", "trace", "mapping", "sim",
-    "sim/standards", "models/sketch.py", "models/operations.py", "models/llama.py", "study/point.py",
+    "sim/lanes", "sim/standards", "models/sketch.py", "models/operations.py", "models/llama.py", "study/point.py",
 )  # fmt: skip
 
 # Parts of the time in which the banks multiply; norms, activations, sampling and writing K and V are the others.
