@@ -77,5 +77,7 @@ def quantise_rows(x: Any, backend: str = "auto", norm: Norm | None = None) -> Ro
         codes, scales, sums = kernels.quantise_rows(rows if norm is None else norm.apply(rows))
     if not np.isfinite(scales).all():
         bad = int(np.flatnonzero(~np.isfinite(scales))[0])
-        raise NearbankError(f"'x' row {bad} holds NaN or infinity; expected finite activations")
+        beyond = norm is not None and bool(np.isfinite(rows[bad]).all())
+        why = f"is beyond float32 after the norm '{norm.kind}'" if norm and beyond else "holds NaN or infinity"
+        raise NearbankError(f"'x' row {bad} {why}; expected finite activations")
     return Rows(codes, scales, sums)

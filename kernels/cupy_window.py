@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nearbank.cache_formats import SCHEMES, Scheme
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.kernels import cupy_backend
@@ -18,7 +19,7 @@ from nearbank.kernels.cuda import host, window
 from nearbank.kernels.cuda.callers_cache import CallersCache
 from nearbank.kernels.cuda.given import callers_stream
 from nearbank.kernels.packed import as_format
-from nearbank.kernels.window import SCHEMES, Channels, Scheme
+from nearbank.kernels.window import Channels
 
 Floats = npt.NDArray[np.float32]
 
@@ -74,7 +75,7 @@ class WindowedDeviceCache(CallersCache):
     """A windowed KV cache for arrays on the GPU: CuPy, torch CUDA tensors, or anything with `__cuda_array_interface__`.
 
     Runs on the caller's stream and waits for nothing. Everything is rounded once, sums have the order of the
-    definition, and the newest tokens stay exact by a scheme of `nearbank.kernels.window.SCHEMES`.
+    definition, and the newest tokens stay exact by a scheme of `nearbank.cache_formats`.
     """
 
     def __init__(

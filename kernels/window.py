@@ -20,29 +20,12 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from nearbank.cache_formats import SCHEMES
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.kernels.cache import KVCache
 
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """`key_group`: tokens that share a key channel's scale, 0 for scales per token. `keep`: exact tokens held."""
-
-    name: str
-    key_group: int
-    keep: int
-
-    def rounded_until(self, end: int) -> tuple[int, int]:
-        """The query at position end − 1 sees the keys and the values before these positions rounded."""
-        if self.key_group:
-            return (end - 1) // self.key_group * self.key_group, max(0, end - self.keep)
-        return end - 1, end - 1
-
-
-SCHEMES: Mapping[str, Scheme] = MappingProxyType({s.name: s for s in (Scheme("past", 0, 0), Scheme("kivi", 32, 32))})
 
 
 @dataclass(frozen=True)
@@ -97,7 +80,7 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
 
 
 class WindowedKVCache(KVCache):
-    """A `KVCache` whose newest tokens stay exact for a while, by a scheme of `SCHEMES`; int8, int4 or int2."""
+    """A `KVCache` whose newest tokens stay exact, by a scheme of `nearbank.cache_formats`; int8, int4 or int2."""
 
     def __init__(
         self,

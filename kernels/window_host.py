@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from nearbank.cache_formats import Scheme
 from nearbank.formats import Format
 from nearbank.kernels.cache import copy_pages
 from nearbank.kernels.reference.lanes import padded
 from nearbank.kernels.reference.quantise import quantise_tokens
 from nearbank.kernels.store import LANES, PAGE, CacheStore, allocate, pack_rows
-from nearbank.kernels.window import Channels, Scheme
+from nearbank.kernels.window import Channels
 
 Floats = npt.NDArray[np.float32]
 OVERHANG = 8  # rows after the last that vector loads may touch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from nearbank.cache_formats import Scheme
 from nearbank.compiled import compiled, compiled_part
 from nearbank.formats import Format
 from nearbank.kernels.cpu import pages as p
@@ -12,7 +13,7 @@ from nearbank.kernels.cpu.attention import KIND_NUMBERS, context_in_page, lane_s
 from nearbank.kernels.cpu.cache_rows import write_rows
 from nearbank.kernels.store import LANES, PAGE, CacheStore
 from nearbank.kernels.threads import in_parts
-from nearbank.kernels.window import Channels, Scheme
+from nearbank.kernels.window import Channels
 from nearbank.kernels.window_host import HostWindow, Recent
 
 __all__ = ["attend_windowed", "open_window", "write_rows"]

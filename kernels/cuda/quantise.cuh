@@ -60,7 +60,8 @@ NB_INLINE Normed statistics(const void* x, int64_t row, int cols, float epsilon,
         squares = __fadd_rn(squares, __fmul_rn(away, away));
     }
     const float mean = __fdiv_rn(fold_block<Add>(squares, lanes), static_cast<float>(cols));
-    out.factor = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, epsilon)));
+    const float nan = __uint_as_float(0x7fc00000u);  // of a row whose squares are beyond float32
+    out.factor = finite(mean) ? __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, epsilon))) : nan;
     return out;
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nearbank.cache_formats import Scheme
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.kernels.cuda import cache
@@ -14,7 +15,7 @@ from nearbank.kernels.cuda.cache import EXACT_SCRATCH_BYTES, DevicePages
 from nearbank.kernels.cuda.host import Runtime
 from nearbank.kernels.cuda.sources import STORED, Kernel
 from nearbank.kernels.store import PAGE
-from nearbank.kernels.window import Channels, Scheme
+from nearbank.kernels.window import Channels
 
 FILE = "window.cuh"
 MOVE, TOTAL = Kernel(FILE, "window_move"), Kernel(FILE, "window_total")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nearbank.cache_formats import Scheme
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.kernels.numba_cuda.cache import (
@@ -23,7 +24,7 @@ from nearbank.kernels.numba_cuda.cache import (
 from nearbank.kernels.numba_cuda.device import LANES, THREADS, add, cuda, div, f32, i32, mul
 from nearbank.kernels.numba_cuda.rounding import ceil_bf16, floor_bf16, from_bf16, round_even
 from nearbank.kernels.store import PAGE
-from nearbank.kernels.window import Channels, Scheme
+from nearbank.kernels.window import Channels
 
 Floats = npt.NDArray[np.float32]
 WINDOWED = ("int8", "int4", "int2")

@@ -11,12 +11,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from nearbank.cache_formats import Scheme
 from nearbank.formats import Format, from_bf16
 from nearbank.kernels.reference.attention import rows_of, scores_of, write_rows
 from nearbank.kernels.reference.exponential import exp_non_positive
 from nearbank.kernels.reference.lanes import lane_dot, lane_sum
 from nearbank.kernels.store import PAGE, CacheStore
-from nearbank.kernels.window import Channels, Scheme
+from nearbank.kernels.window import Channels
 from nearbank.kernels.window_host import HostWindow, Recent
 
 __all__ = ["attend_windowed", "open_window", "write_rows"]

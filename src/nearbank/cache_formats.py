@@ -13,18 +13,42 @@ models' caches and the mapping; what rounds and attends is theirs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 from nearbank.errors import NearbankError
 from nearbank.formats import Format, format_named
 
 CACHE_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4", "int2")
-KIVI_GROUP = 32
 METHODS = ("past", "kivi", "2d", "wkv")
 FITTED = ("2d", "wkv")
 EXACT_BYTES = 2  # of a value that stays exact for a while: bf16
 PARAM_BYTES = 4  # a scale and an offset in bf16
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Which tokens stay exact. `key_group`: tokens that share a key channel's scale, 0 for scales per token.
+
+    `keep`: exact tokens held besides those just appended.
+    """
+
+    name: str
+    key_group: int
+    keep: int
+
+    def rounded_until(self, end: int) -> tuple[int, int]:
+        """How many of the first tokens a query at position `end` − 1 sees rounded: (of keys, of values)."""
+        if self.key_group:
+            return (end - 1) // self.key_group * self.key_group, max(0, end - self.keep)
+        return end - 1, end - 1
+
+
+SCHEMES: Mapping[str, Scheme] = MappingProxyType({s.name: s for s in (Scheme("past", 0, 0), Scheme("kivi", 32, 32))})
+KIVI_GROUP = SCHEMES["kivi"].key_group
+SCHEME_OF: Mapping[str, str] = MappingProxyType({"past": "past", "wkv": "past", "kivi": "kivi"})  # method → scheme
 
 
 @dataclass(frozen=True)
@@ -43,18 +67,21 @@ class CacheFormat:
     @property
     def newest_exact(self) -> bool:
         """True if a token attends its own K and V exactly, and nothing else so."""
-        return self.method in ("past", "wkv")
+        return self.scheme is SCHEMES["past"]
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """Which tokens stay exact; None where every token is rounded at once."""
+        return SCHEMES[SCHEME_OF[self.method]] if self.method in SCHEME_OF else None
 
     @property
     def key_group(self) -> int:
         """Tokens that share the scale of a key channel; 0 where scales are per token."""
-        return KIVI_GROUP if self.method == "kivi" else 0
+        return self.scheme.key_group if self.scheme else 0
 
     def rounded_until(self, end: int) -> tuple[int, int]:
         """How many of the first tokens a query at position `end` − 1 sees rounded: (of keys, of values)."""
-        if self.key_group:
-            return (end - 1) // KIVI_GROUP * KIVI_GROUP, max(0, end - KIVI_GROUP)
-        return (end - 1, end - 1) if self.newest_exact else (end, end)
+        return self.scheme.rounded_until(end) if self.scheme else (end, end)
 
     def bytes_per_token(self, kv_heads: int, head_dim: int) -> int:
         """Bytes of K and V of one token in one layer, scales and offsets included, exact tails left out."""

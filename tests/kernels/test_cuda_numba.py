@@ -55,6 +55,7 @@ print("every check passed")
 
 WINDOWS = """
 import numpy as np
+from nearbank import cache_formats
 from nearbank.kernels import store
 from nearbank.kernels.reference import attention, windowed
 store.PAGE = attention.PAGE = windowed.PAGE = 4
@@ -63,7 +64,7 @@ window_host.PAGE = 4
 from nearbank.kernels.numba_cuda import window as device
 
 rng = np.random.default_rng(0)
-kivi, past = window.Scheme("kivi", 2, 3), window.SCHEMES["past"]
+kivi, past = cache_formats.Scheme("kivi", 2, 3), cache_formats.SCHEMES["past"]
 for scheme, name, two_dimensional in ((kivi, "int4", True), (kivi, "int2", False), (past, "int8", True)):
     k, v = (rng.standard_normal((8, 1, 20)).astype(np.float32) for _ in range(2))
     q = rng.standard_normal((8, 2, 20)).astype(np.float32)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nearbank.cache_formats import SCHEMES
 from nearbank.errors import NearbankError
 from nearbank.kernels import Channels, WindowedKVCache, cupy_backend, cupy_window
 from nearbank.kernels.cuda import cubin, window
 from nearbank.kernels.cuda.emulation import EmulatedRuntime, compiler
-from nearbank.kernels.window import SCHEMES
 
 emulated = pytest.mark.skipif(compiler() is None, reason="emulating CUDA needs a C++ compiler (g++, or CXX)")
 

@@ -66,7 +66,7 @@ def test_bad_norms_are_refused():
         linear(x, matrix, norm="rms", epsilon=0)
     x[1] = 1e30  # finite, its square is not
     for backend in ("numba", "numpy"):
-        with pytest.raises(NearbankError, match="row 1"):
+        with pytest.raises(NearbankError, match="row 1 is beyond float32 after the norm 'rms'"):
             quantise_rows(x, backend, Norm("rms"))
 
 
@@ -83,6 +83,19 @@ def test_the_gpu_rounds_the_same_norm(norm, cols):
     right = quantise_rows(x, "numpy", Norm(norm, gain, bias))
     np.testing.assert_array_equal(np.asarray(rows.codes)[:, :cols], right.codes)
     np.testing.assert_array_equal(np.asarray(rows.scales), right.scales)
+
+
+@pytest.mark.skipif(compiler() is None, reason="emulating CUDA needs a C++ compiler (g++, or CXX)")
+@pytest.mark.parametrize("norm", NORMS)
+def test_squares_beyond_float32_are_nan_on_a_gpu_too(norm):
+    x = np.random.default_rng(0).normal(size=(3, 300)).astype(np.float32)
+    x[1] *= np.float32(1e30)
+    assert np.isnan(normed(x, norm, None, None, np.float32(1e-5))).all(axis=1).tolist() == [False, True, False]
+    number = NORMS.index(norm) + 1
+    runtime = EmulatedRuntime((sources.quantise(number, 0),))
+    shape = layout.Shape(1, 300, 8, 300, 320, 1)
+    rows = host.quantise(runtime, runtime.asarray(x), 0, shape, number, None, None, 1e-5)
+    assert np.isnan(np.asarray(rows.scales)).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("kind", ["RMSNorm", "LayerNorm"])

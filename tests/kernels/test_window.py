@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nearbank.cache_formats import SCHEMES
 from nearbank.errors import NearbankError
 from nearbank.formats import from_bf16
 from nearbank.kernels.reference.quantise import quantise_tokens
-from nearbank.kernels.window import SCHEMES, Channels, WindowedKVCache
+from nearbank.kernels.window import Channels, WindowedKVCache
 
 BACKENDS = ["numpy", "numba"]
 
