@@ -16,33 +16,34 @@
 # **What should a bank that multiplies ternary weights look like: how wide a unit, how long a row, how many channels,
 # how large a buffer?**
 #
-# We take PIM-GPT's memory with ternary units beside its banks, change one thing at a time, and play GPT3-XL's shape on
-# each. Then we change what paid, together. Delays stay as they are: a longer row would open more slowly in silicon,
-# which nobody has published for these chips.
+# We take PIM-GPT's memory with ternary units beside its banks and play GPT3-XL's shape on 64 banks of other lanes, rows
+# and channels: the study `docs/studies/ternary-bank.yaml`, which `nearbank study run` plays as well. Points are kept in
+# `nearbank-out/study`, so that a second run computes nothing. Delays stay as they are: a longer row would open more
+# slowly in silicon, which nobody has published for these chips.
 
 # %%
 from dataclasses import asdict
+from pathlib import Path
 
 from matplotlib import pyplot as plt
 
+import nearbank
 from nearbank.design.crossover import designs, pim_line, roofline_ns
 from nearbank.design.power import power_row
 from nearbank.plot import design as plots
-from nearbank.plot.study import scatter, sweep
-from nearbank.replay import replay
-from nearbank.report.row import MachineRow
-from nearbank.sim.machine import Machine, load_machine
-from nearbank.sim.variant import what_if
-from nearbank.workload import sketch_workload
+from nearbank.plot.study import heat_map, scatter, sweep
+from nearbank.study import Study, load_study, run
 
-base = load_machine("pim-gpt-ternary")
-organization = base.organization
-load = sketch_workload("gpt3-xl", prompt_tokens=1, tokens=32)
+OUT = Path("nearbank-out/study")
+study = load_study(Path(nearbank.__file__).parents[2] / "docs" / "studies" / "ternary-bank.yaml")
+grid = run(study, OUT / study.name, parts=OUT / "parts")
+OWN = {"lanes": 128, "columns": 64, "channels": 8}  # the machine's own values
 
 
-def cost(machine: Machine) -> MachineRow:
-    """What the run costs with ternary weights."""
-    return replay(load, machine, weights="ternary").row
+def bank(**changed: int) -> dict:
+    """The row of the grid with these values, and the machine's own elsewhere."""
+    wanted = OWN | changed
+    return next(row for row in grid.good if all(row[name] == value for name, value in wanted.items()))
 
 
 # %% [markdown]
@@ -50,54 +51,52 @@ def cost(machine: Machine) -> MachineRow:
 #
 # Lanes of the ternary unit, columns of a row, channels (the capacity stays), and the global buffer.
 
-
 # %%
-def lanes(count: int) -> Machine:
-    return what_if(base, f"{count} lanes", {"mac_unit.formats.ternary.unit.lanes": count})
-
-
-def row(columns: int) -> Machine:
-    rows = organization.rows * organization.columns // columns
-    return what_if(base, f"{columns} columns", {"organization.columns": columns, "organization.rows": rows})
-
-
-def channels(count: int) -> Machine:
-    rows = organization.rows * organization.channels // count
-    return what_if(base, f"{count} channels", {"organization.channels": count, "organization.rows": rows})
-
-
-def buffer(size: str) -> Machine:
-    return what_if(base, f"{size} buffer", {"global_buffer.size": size})
-
-
-studies = {
-    "lanes of the unit": (lanes, (16, 32, 64, 128), 128),
-    "columns of 32 B in a row": (row, (32, 64, 128, 256), 64),
-    "channels": (channels, (4, 8, 16, 32), 8),
-    "global buffer": (buffer, ("1 KiB", "2 KiB", "4 KiB", "8 KiB"), "2 KiB"),
+buffers = Study(name="buffers", base=study.base, axes={"buffer": [1024, 2048, 4096, 8192]})
+buffered = {row["buffer"]: row for row in run(buffers, OUT / buffers.name, parts=OUT / "parts").good}
+changes = {
+    axis: {str(value): bank(**{axis: value}) for value in study.choices[axis]}
+    for axis in ("lanes", "columns", "channels")
+} | {"buffer": {str(size): row for size, row in buffered.items()}}
+titles = {
+    "lanes": "lanes of the unit",
+    "columns": "columns of 32 B in a row",
+    "channels": "channels",
+    "buffer": "bytes of the global buffer",
 }
-results = {
-    title: {str(value): cost(change(value)) for value in values} for title, (change, values, _) in studies.items()
-}
-
-# %%
 fig, axes = plt.subplots(1, 4, figsize=(14, 3.6), layout="constrained", sharey=True)
-for ax, (title, (_, _, now)) in zip(axes, studies.items(), strict=True):
-    sweep({value: made.ns_per_token / 1000 for value, made in results[title].items()}, ax, now=str(now))
-    ax.set_xlabel(title)
+for ax, (axis, rows) in zip(axes, changes.items(), strict=True):
+    now = str((OWN | {"buffer": 2048})[axis])
+    sweep({value: row["time_ns_per_token"] / 1000 for value, row in rows.items()}, ax, now=now)
+    ax.set_xlabel(titles[axis])
 axes[0].set_ylabel("µs per token")
 fig.suptitle("GPT3-XL's shape, ternary weights; dark: PIM-GPT's own value")
+# %% [markdown]
+# ## Two things at once
+#
+# The same on maps: rows and channels with units as wide as the column, and lanes and channels with PIM-GPT's rows.
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+for ax, (x, label) in zip(axes, (("columns", "columns of 32 B in a row"), ("lanes", "lanes of the unit")), strict=True):
+    xs, ys = ([str(value) for value in study.choices[axis]] for axis in (x, "channels"))
+    cells = {(a, b): bank(**{x: int(a), "channels": int(b)})["time_ns_per_token"] / 1000 for a in xs for b in ys}
+    heat_map(xs, ys, cells, ax, label="µs per token")
+    ax.set_xlabel(label)
+    ax.set_ylabel("channels")
+
 # %% [markdown]
 # ## What binds
 #
 # Idle cycles of the command bus, by the rule that held the next command.
 
 # %%
-for machine in (base, lanes(16), row(256)):
-    stalls = replay(load, machine, weights="ternary")
-    total = sum(c.cycles * len(c.channels) for c in stalls.result.channels)
-    held = ", ".join(f"{rule} {count / total:.0%}" for rule, count in stalls.result.stalls().most_common(5))
-    print(f"{machine.name:28} {stalls.row.ns_per_token / 1000:6.1f} µs  {held}")
+for changed in ({}, {"lanes": 16}, {"columns": 256}):
+    row = bank(**changed)
+    longest = sorted(row["idle_by_reason"].items(), key=lambda item: -item[1])[:5]
+    held = ", ".join(f"{rule} {share:.0%}" for rule, share in longest)
+    name = ", ".join(f"{value} {axis}" for axis, value in changed.items()) or "the machine's own"
+    print(f"{name:18} {row['time_ns_per_token'] / 1000:6.1f} µs  {held}")
 
 # %% [markdown]
 # ## Batches
@@ -132,46 +131,45 @@ ax.set_title("A decode step of GPT3-XL's shape")
 # %% [markdown]
 # ## Together
 #
-# Twice the row, twice the buffer, with and without twice the channels, beside what each costs in energy.
+# From PIM-GPT's bank in bf16 to wide units, longer rows and more channels: time beside energy. The points on the line
+# are those that none of the 64 banks beats in both.
 
 # %%
-long_rows = {"organization.columns": 128, "organization.rows": organization.rows // 2}
-together = {
-    "PIM-GPT, bf16": replay(load, "pim-gpt").row,
-    "16 lanes": results["lanes of the unit"]["16"],
-    "ternary-native": cost(base),
-    "and rows of 4 KiB": cost(what_if(base, "long rows", long_rows)),
-    "and 4 KiB buffer": cost(what_if(base, "long rows and buffer", {**long_rows, "global_buffer.size": "4 KiB"})),
-    "and 16 channels": cost(
-        what_if(
-            base,
-            "all",
-            {
-                "organization.columns": 128,
-                "organization.rows": organization.rows // 4,
-                "organization.channels": 16,
-                "global_buffer.size": "4 KiB",
-            },
-        )
-    ),
+bf16 = run(
+    Study(name="bf16", base={**study.base, "machine": "pim-gpt"}, axes={"weights": ["bf16"]}),
+    OUT / "bf16",
+    parts=OUT / "parts",
+).good[0]
+steps = {
+    "PIM-GPT, bf16": bf16,
+    "ternary, 16 lanes": bank(lanes=16),
+    "128 lanes": bank(),
+    "4 KiB rows": bank(columns=128),
+    "16 channels": bank(columns=128, channels=16),
+    "32 channels": bank(columns=128, channels=32),
 }
-for name, made in together.items():
-    print(f"{name:20} {made.ns_per_token / 1000:7.1f} µs  {made.pj_per_token / 1e6:7.0f} µJ per token")
+for name, row in steps.items():
+    print(f"{name:18} {row['time_ns_per_token'] / 1000:7.1f} µs  {row['energy_pj_per_token'] / 1e6:7.0f} µJ per token")
+for row in grid.front("time_ns_per_token", "energy_pj_per_token"):
+    print("nothing beats", ", ".join(f"{row[axis]} {axis}" for axis in study.choices))
 
 # %% [markdown]
 # ## Answer
 #
-# The unit should be as wide as the column: below that, lanes decide everything. After that a token waits for rows,
-# which are read in an eighth of the clocks but opened as slowly as before: longer rows help a little, more channels
-# most, and a larger buffer next to nothing. Banks are for small batches: they save row openings alone, where a GPU
-# reads the weights once for all.
+# The unit should be as wide as the column, below which lanes decide everything; then more channels pay most, longer
+# rows a little (they save openings, which take as long as before), and a larger buffer next to nothing. Such banks are
+# for small batches: they save row openings alone, where a GPU reads the weights once for all.
 
 # %%
-fig, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
-shown = [name for name in together if "buffer" not in name]  # it lies on its neighbour
-scatter({n: (together[n].ns_per_token / 1000, together[n].pj_per_token / 1e6) for n in shown}, ax)
+fig, ax = plt.subplots(figsize=(10, 5), layout="constrained")
+places = [(r["time_ns_per_token"] / 1000, r["energy_pj_per_token"] / 1e6) for r in grid.good]
+ax.scatter(*zip(*places, strict=True), s=14, color="#BBBBBB", label="64 ternary banks")
+best = sorted((r["time_ns_per_token"] / 1000, r["energy_pj_per_token"] / 1e6) for r in grid.front())
+ax.step(*zip(*best, strict=True), where="post", color="#555555", linewidth=1)
+scatter({n: (r["time_ns_per_token"] / 1000, r["energy_pj_per_token"] / 1e6) for n, r in steps.items()}, ax)
 ax.set_xscale("log")
 ax.set_yscale("log")
+ax.legend(frameon=False, fontsize=8, loc="lower right")
 ax.set_xlabel("µs per token")
 ax.set_ylabel("µJ per token")
-ax.set_title("From PIM-GPT's bank to a ternary one, GPT3-XL's shape")
+ax.set_title("From PIM-GPT's bank to a ternary one (GPT3-XL's shape); line: what nothing beats")
