@@ -116,7 +116,8 @@ def step(case: Case) -> SimResult:
     load = sketch_workload(MODEL, CONTEXT - 2, 2, case.weights)
     options = MappingOptions(weights=case.weights, head=case.head, inputs=case.inputs, max_context=CONTEXT)
     found = plan_best(load.model, machine, options, load.steps()).plan if case.auto else None
-    placed, player = found or plan(load.model, machine, options), Player(machine)
+    placed = found or plan(load.model, machine, options)
+    player = Player(placed.machine)
     for work in islice(load.steps(), 1, None):
         player.play(placed.lower(work))
     return player.result()

@@ -26,6 +26,7 @@ from nearbank.mapping.token_runs import Position, TokenRuns
 from nearbank.sim.machine import Machine
 from nearbank.sim.program import Loop, Node, Program, Stream, Wait
 from nearbank.sim.retention import kept_by_use
+from nearbank.sim.throttle import with_units
 from nearbank.trace import Block, ModelDescription, Step
 
 # What of an operation a program depends on, beside the positions it attends.
@@ -57,7 +58,7 @@ class MappingOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """A model placed in `machine`, on which its programs are to be played.
+    """A model placed in `machine`, on which its programs are to be played: with a power budget it has used units alone.
 
     `lower` turns a step of its trace into a program; parts that repeat are made once.
     """
@@ -207,4 +208,10 @@ def plan(model: ModelDescription, machine: Machine, options: MappingOptions | No
         dequant=options.dequant,
     )
     check_sram(model, target, placement)
-    return Plan(model, target, options, placement, machine)
+    return Plan(model, target, options, placement, with_units(machine, _units(placement)))
+
+
+def _units(placement: Placement) -> set[str]:
+    """The MAC units that products with a placement's matrices and caches use."""
+    caches = [placement.cache, *([placement.cache.window] if placement.cache.window else [])]
+    return {part.use.mac_format for part in (*placement.matrices, *caches)}

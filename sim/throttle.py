@@ -3,12 +3,13 @@
 Each command is followed by as many clocks as its energy fills at the budget, less the standby of open rows. So over
 any stretch of time a channel takes at most the budget and the energy of one command more. The rules made here stand
 in the same table as a standard's own: engine, reference and checker obey and attribute them alike. MAC commands are
-spaced for the most expensive format of the machine, as AttAcc does (tCCD 4 -> 6). Energy that the machine gives no
-constant for does not count; that of activations and of MACs must be known.
+spaced for the most expensive unit of the machine, as AttAcc does (tCCD 4 -> 6); `with_units` leaves it those that a run
+uses. Energy that the machine gives no constant for does not count; that of activations and of MACs must be known.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import ceil
 
 from nearbank import units
@@ -17,7 +18,7 @@ from nearbank.sim.energy import Activity, exact_energy
 from nearbank.sim.machine import Machine
 from nearbank.sim.result import SimResult
 from nearbank.sim.rules import RuleBook, rulebook
-from nearbank.sim.standard import CommandSpec, Effect, Rule, Scope
+from nearbank.sim.standard import MAC_AND_SCALE, CommandSpec, Effect, Rule, Scope
 from nearbank.units import ceil_div
 
 PREFIX = "tPOWER_"
@@ -69,10 +70,26 @@ def _standby_nw(machine: Machine) -> int:
     return ceil(found or 0)  # zJ in 1 ps are nW
 
 
+def with_units(machine: Machine, names: Collection[str]) -> Machine:
+    """For a run with a budget: the machine with no MAC units but these; without a budget the machine itself."""
+    mac = machine.mac_unit
+    if mac is None or machine.power.budget_per_channel is None:
+        return machine
+    kept = {name: lanes for name, lanes in mac.formats.items() if name in names}
+    return machine.model_copy(update={"mac_unit": mac.model_copy(update={"formats": kept})})
+
+
 def _energy_zj(machine: Machine, book: RuleBook, spec: CommandSpec) -> int:
-    """One command's energy, that of the most expensive format for a MAC."""
-    formats = list(machine.mac_unit.formats) if spec.macs and machine.mac_unit else [""]
-    return max(_command_zj(machine, spec, fmt, book.reach[spec.name]) for fmt in formats)
+    """One command's energy, that of the most expensive unit for a MAC; 0 where no unit has the command."""
+    return max((_command_zj(machine, spec, fmt, book.reach[spec.name]) for fmt in _formats(machine, spec)), default=0)
+
+
+def _formats(machine: Machine, spec: CommandSpec) -> list[str]:
+    """Units that a command may be for."""
+    if not spec.macs or not machine.mac_unit:
+        return [""]
+    units = machine.mac_unit.formats.items()
+    return [name for name, lanes in units if lanes.scales or spec.name != MAC_AND_SCALE]
 
 
 def _command_zj(machine: Machine, spec: CommandSpec, fmt: str, banks: int) -> int:

@@ -17,7 +17,7 @@ from nearbank.mapping.gemv import run_gemv
 from nearbank.mapping.matrix_placement import MatrixPlacement
 from nearbank.mapping.placement import place
 from nearbank.mapping.target import MacLanes, Target, target_of
-from nearbank.sim.machine import load_machine
+from nearbank.sim.machine import Constant, load_machine
 from nearbank.trace import Matrix
 
 LOWBIT = load_machine("pim-gpt-lowbit")
@@ -107,3 +107,13 @@ def test_a_unit_of_two_bits_takes_no_bytes() -> None:
 def test_odd_binary_products_are_refused() -> None:
     with pytest.raises(NearbankError, match="3 binary inputs of binary weights are odd"):
         placed(4, 3, "binary", "binary")
+
+
+def test_a_plan_within_a_budget_has_the_units_that_it_uses() -> None:
+    power = LOWBIT.power.model_copy(update={"budget_per_channel": Constant(value="1 W", source="test")})
+    machine = LOWBIT.model_copy(update={"power": power})
+    model = gpt("m", 1, 128, 2, vocabulary=64, context=64)
+    found = plan(model, machine, MappingOptions(weights="ternary", kv="int4-kivi", max_context=64)).machine
+    assert found.mac_unit
+    assert set(found.mac_unit.formats) == {"ternary", "int4/bf16", "bf16"}
+    assert plan(model, LOWBIT).machine is LOWBIT

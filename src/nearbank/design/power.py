@@ -60,7 +60,7 @@ def power_row(
     load = _load(model, weights)
     placed = plan(load.model, machine, MappingOptions(weights=weights, max_context=CONTEXT))
     programs = [placed.lower(step) for step in load.steps()]
-    player = Player(machine, bins=2 * ceil_div(_cycles(machine, programs), 2 * WINDOW))
+    player = Player(placed.machine, bins=2 * ceil_div(_cycles(placed.machine, programs), 2 * WINDOW))
     for program in programs:
         player.play(program)
     result = player.result()
