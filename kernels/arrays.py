@@ -79,3 +79,9 @@ def _elsewhere(name: str, what: str, where: str) -> NearbankError:
         f"'{name}' is {what} on {where}; this backend works in host memory. Move it to the CPU, or use the "
         "backend 'cupy'"
     )
+
+
+def checked_size(value: Any, name: str) -> None:
+    """Refuse what is not a whole number of 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise NearbankError(f"{name} = {value!r}; expected a whole number, 1 or more")

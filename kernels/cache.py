@@ -13,7 +13,7 @@ import numpy.typing as npt
 from nearbank.cache_formats import CACHE_FORMATS
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
-from nearbank.kernels.arrays import floats32, taken
+from nearbank.kernels.arrays import checked_size, floats32, taken
 from nearbank.kernels.backends import backend_named, resolve
 from nearbank.kernels.packed import as_format
 from nearbank.kernels.store import PAGE
@@ -43,15 +43,20 @@ class KVCache:
             ("head_dim", head_dim),
             ("capacity", capacity),
         ):
-            if size < 1:
-                raise NearbankError(f"KVCache: {name} = {size}; expected 1 or more")
+            checked_size(size, f"KVCache: {name}")
         chosen = as_format(format)
         if chosen.name not in CACHE_FORMATS:
             raise NearbankError(f"KVCache: format '{chosen.name}'; supported: {', '.join(CACHE_FORMATS)}")
         self.layers, self.kv_heads, self.head_dim, self.capacity = layers, kv_heads, head_dim, capacity
         self.format = chosen.for_cache()
         self.backend = resolve(backend)
-        self.store: Any = self._allocated()
+        try:
+            self.store: Any = self._allocated()
+        except MemoryError as error:
+            raise NearbankError(
+                f"KVCache: no memory for {layers} layers × {capacity} tokens × {kv_heads} heads of {head_dim} in "
+                f"{self.format.name}; make the capacity smaller or the format narrower"
+            ) from error
         self._lengths = [0] * layers
 
     @property

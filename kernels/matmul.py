@@ -30,6 +30,8 @@ class Matrix:
 
 def prepare(packed: PackedMatrix, backend: str = "auto") -> Matrix:
     """Repack weights once, at load. Codes that the format does not have raise NearbankError."""
+    if not isinstance(packed, PackedMatrix):
+        raise NearbankError(f"'packed' is a {type(packed).__name__}; expected PackedMatrix.quantise(weights, format)")
     name = resolve(backend)
     _check_sum_fits(packed)
     return Matrix(packed.format, packed.shape, name, backend_named(name).prepare(packed))
@@ -54,6 +56,8 @@ def linear(
     norm: "rms" or "layer" normalises each row of x first, with float32 `gain` and `bias` [K] if given; see
     `nearbank.kernels.reference.norm`.
     """
+    if not isinstance(matrix, Matrix):
+        raise NearbankError(f"'matrix' is a {type(matrix).__name__}; expected prepare(PackedMatrix, backend)")
     chosen = _activations_for(matrix, activations)
     if norm is None and (gain is not None or bias is not None):
         raise NearbankError("'gain' and 'bias' belong to a norm; expected norm='rms' or 'layer'")
@@ -62,6 +66,8 @@ def linear(
     given, handed_back = taken(x, "x")
     rows = checked_rows(given)
     _check_width(rows.shape, matrix)
+    if len(rows) == 0:
+        return handed_back(np.empty((0, matrix.shape[0]), np.float32))
     before = None if norm is None else Norm.checked(norm, gain, bias, epsilon, rows.shape[1])
     if chosen == "fp32":
         kept = rows if before is None else before.apply(rows)
@@ -85,6 +91,8 @@ def linear_codes(codes: npt.NDArray[np.int8], scales: Floats, matrix: Matrix, le
     if scales.dtype != np.float32 or scales.shape != codes.shape[:1]:
         raise NearbankError(f"'scales' is {scales.dtype}{list(scales.shape)}; expected float32[{len(codes)}]")
     _check_width(codes.shape, matrix)
+    if len(codes) == 0:
+        return np.empty((0, matrix.shape[0]), np.float32)
     chosen = checked_levels(levels, codes)
     sums = codes.sum(axis=1, dtype=np.int32)
     rows = Rows(np.ascontiguousarray(codes), np.ascontiguousarray(scales), sums)

@@ -51,6 +51,9 @@ class PackedMatrix:
     ) -> PackedMatrix:
         """Pack stored codes [N, K] (ternary: 0, 1, 2), or floats of a float format."""
         chosen = as_format(fmt)
+        _check_whole(codes)
+        if not chosen.is_float and codes.dtype.kind not in "iu":
+            raise NearbankError(f"format {chosen.name}: codes are {codes.dtype}; expected integers")
         packed = chosen.pack(codes)
         return cls(chosen, (codes.shape[0], codes.shape[1]), packed, scales, zeros)
 
@@ -58,6 +61,7 @@ class PackedMatrix:
     def quantise(cls, values: Array, fmt: Format | str) -> PackedMatrix:
         """Round float weights [N, K] to the format by its own quantiser and pack them."""
         chosen = as_format(fmt)
+        _check_whole(np.asarray(values))
         rounded = chosen.quantise(values)
         return cls.from_codes(chosen, rounded.codes, rounded.scales, rounded.zeros)
 
@@ -77,6 +81,11 @@ class PackedMatrix:
     def dequantise(self) -> Floats:
         """The float32 weights [N, K]."""
         return self.format.dequantise(self.quantised())
+
+
+def _check_whole(given: Array) -> None:
+    if given.ndim == 2 and given.size == 0:
+        raise NearbankError(f"a matrix of {given.shape[0]} × {given.shape[1]} weights; expected at least 1 × 1")
 
 
 def _expect(name: str, array: Array | None, dtype: Any, shape: tuple[int, ...], matrix: PackedMatrix) -> None:

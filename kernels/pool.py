@@ -20,6 +20,7 @@ import numpy as np
 
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
+from nearbank.kernels.arrays import checked_size
 from nearbank.kernels.backends import resolve
 from nearbank.kernels.cache import Floats, KVCache
 from nearbank.kernels.store import PAGE, CacheStore
@@ -39,8 +40,7 @@ class PagePool:
         format: Format | str = "fp32",  # noqa: A002 - as in KVCache
         backend: str = "auto",
     ) -> None:
-        if pages < 1:
-            raise NearbankError(f"PagePool: pages = {pages}; expected 1 or more")
+        checked_size(pages, "PagePool: pages")
         if resolve(backend) not in POOLED:
             raise NearbankError(f"PagePool: backend '{backend}'; supported: {', '.join(POOLED)}")
         whole = KVCache(layers, kv_heads, head_dim, pages * PAGE, format, backend)

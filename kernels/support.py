@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from nearbank.cache_formats import CACHE_FORMATS
 from nearbank.errors import NearbankError
 from nearbank.formats import FORMATS, Format, format_named
+from nearbank.kernels.arrays import checked_size
 from nearbank.kernels.backends import BACKENDS, problem_of, resolve
 from nearbank.kernels.levels import LEVELS
 
@@ -40,8 +41,11 @@ def supported(op: str, shape: Sequence[int], dtypes: Sequence[str], backend: str
     ranks = {"linear": (3, 2), "attend": (4, 1), "append": (4, 1)}[op]
     if (len(shape), len(dtypes)) != ranks:
         return Support(False, f"{op} takes {ranks[0]} sizes and {ranks[1]} formats, not {shape} and {dtypes}")
-    if min(shape) < 1:
-        return Support(False, f"sizes are 1 or more; given {tuple(shape)}")
+    try:
+        for size in shape:
+            checked_size(size, "size")
+    except NearbankError as error:
+        return Support(False, f"{op} of {tuple(shape)}: {error}")
     return _CHECKS[op](shape, dtypes, resolve(backend))
 
 

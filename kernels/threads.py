@@ -15,6 +15,7 @@ from itertools import pairwise
 from queue import SimpleQueue
 
 from nearbank.errors import NearbankError
+from nearbank.kernels.arrays import checked_size
 
 # Below this much memory touched per thread, waking another thread costs more than it saves.
 BYTES_WORTH_A_THREAD = 256 * 1024
@@ -122,8 +123,7 @@ _workers = Workers()
 
 def set_threads(count: int) -> None:
     """Threads that kernels may use from now on, the caller's among them."""
-    if count < 1:
-        raise NearbankError(f"{count} threads; expected 1 or more")
+    checked_size(count, "threads")
     _workers.count = count
 
 

@@ -130,7 +130,7 @@ def test_memory_is_allocated_once_and_a_forgotten_sequence_gives_its_pages_back(
 
 def test_what_cannot_be_is_refused():
     pool = PagePool(1, KV_HEADS, DIM, 1)
-    with pytest.raises(NearbankError, match="pages = 0; expected 1 or more"):
+    with pytest.raises(NearbankError, match="pages = 0; expected a whole number, 1 or more"):
         PagePool(1, KV_HEADS, DIM, 0)
     with pytest.raises(NearbankError, match="only a sequence of the same pool"):
         pool.sequence().copy_from(PagePool(1, KV_HEADS, DIM, 1).sequence())
