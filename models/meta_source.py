@@ -1,6 +1,6 @@
 """The passes of an encoder-decoder on the meta device: the encoder once, then the decoder token by token.
 
-The encoder's layers come first, and its operations are called "encoder.…". In a decoder's layer the second attention
+The encoder's layers come first, and its operations are called "encoder.…". In a decoder's layer the last attention
 is the one over the source, called "cross.…"; K and V of the source are made and kept in the first pass.
 """
 
@@ -16,6 +16,8 @@ from nearbank.models.observed import Observed, Reader, Row, Seen, Timed, with_la
 from nearbank.models.operations import OUTSIDE, append
 
 ATTENTION = ("append", "score", "softmax", "context")
+# ProphetNet's layers also run streams that predict tokens further on: each sees the past and its own token
+KINDS = (("attn", "cross"), ("attn", "predict", "cross"))
 
 
 @dataclass
@@ -29,7 +31,7 @@ class SourceRunner:
         """Pass 0 reads the source and the start token; each further pass takes one token."""
         encoded, encoder = self._encode(source)
         layers = 1 + max(layer for layer, _, _ in encoder)
-        past, rows = None, list[list[Row]]()
+        past, rows = _empty_cache(), list[list[Row]]()
         for index in range(new):
             past, found = self._decode(encoded, past, source, index, layers)
             rows.append(found)
@@ -50,8 +52,8 @@ class SourceRunner:
         inputs = {"encoder_outputs": encoded, "decoder_input_ids": _ids(1), "past_key_values": past}
         out, calls = run_caught(self.model, **inputs, use_cache=True)
         timed = self._read(calls)
-        _check_attention(timed, source, index + 1)
-        rows = _with_source([(layer, o, t) for layer, o, t in with_layers(timed, attentions=2)], source, index == 0)
+        kinds = _kinds(timed, source, index + 1)
+        rows = _with_kinds(list(with_layers(timed, attentions=len(kinds))), kinds, source, index == 0)
         return out.past_key_values, [(layer if layer == OUTSIDE else layer + first_layer, o, t) for layer, o, t in rows]
 
     def _read(self, calls: list[Seen]) -> list[Timed]:
@@ -67,25 +69,38 @@ def _ids(tokens: int) -> Any:
     return torch.zeros(1, tokens, dtype=torch.long, device="meta")
 
 
-def _check_attention(timed: list[Timed], source: int, tokens: int) -> None:
+def _empty_cache() -> Any:
+    """A cache that grows as layers come: a cache made from a configuration may count the encoder's layers."""
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    return EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+
+def _kinds(timed: list[Timed], source: int, tokens: int) -> tuple[str, ...]:
+    """The attentions of one decoder layer in their order, told by how many positions each sees."""
+    seen = {"attn": tokens, "predict": tokens + 1, "cross": source}
     contexts = [operation.context for operation, _ in timed if operation.op == "score"]
-    if not contexts or contexts != [tokens, source] * (len(contexts) // 2):
-        raise NearbankError(
-            f"the decoder's attentions see {contexts[:8]} positions; expected {tokens} of its own and {source} of the "
-            "source in turn in every layer"
-        )
+    for kinds in KINDS:
+        if contexts and contexts == [seen[kind] for kind in kinds] * (len(contexts) // len(kinds)):
+            return kinds
+    raise NearbankError(
+        f"the decoder's attentions see {contexts[:8]} positions; expected {tokens} of its own and {source} of the "
+        "source in turn in every layer"
+    )
 
 
-def _with_source(rows: list[Row], source: int, first: bool) -> list[Row]:
-    """Every second attention is over the source, whose K and V are made and kept in the first pass alone."""
-    named, attentions = list[Row](), 0
+def _with_kinds(rows: list[Row], kinds: tuple[str, ...], source: int, first: bool) -> list[Row]:
+    """Attentions by kind. K and V of the source are made and kept in the first pass alone, those of a stream that
+    predicts further tokens never: they are gone with the pass."""
+    named, attentions = list[Row](), -1
     for layer, operation, time_ns in rows:
         attentions += operation.op == "append"  # the row that each attention begins with
-        if operation.op not in ATTENTION or attentions % 2:
+        kind = kinds[attentions % len(kinds)]
+        if operation.op not in ATTENTION or kind == "attn":
             named.append((layer, operation, time_ns))
         elif operation.op != "append":
-            named.append((layer, replace(operation, name=operation.name.replace("attn", "cross")), time_ns))
-        elif first:
+            named.append((layer, replace(operation, name=operation.name.replace("attn", kind)), time_ns))
+        elif first and kind == "cross":
             _name_source_products(named, source)
             heads = operation.kv_heads or 1
             kept = append("cross.kv", source, heads, (operation.n or 0) // heads, source, operation.kv or "")

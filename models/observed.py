@@ -22,6 +22,7 @@ from nearbank.trace import Matrix, ModelDescription, Operation
 Shape = tuple[int, ...]
 Timed = tuple[Operation, int | None]
 Row = tuple[int, Operation, int | None]  # layer, operation, time_ns
+POOLED = "pool.context"  # tokens added up in groups
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Reader:
     kv_heads: int | None = None  # when the calls show keys already repeated for every head
     sequences: int = 1
     after_softmax: bool = False
+    blocks: int = 1  # of tokens that one call attends side by side, each with keys of its own
     unknown: Counter[str] = field(default_factory=Counter)
 
     def read(self, seen: Seen) -> list[Timed]:
@@ -77,13 +79,33 @@ def _product(reader: Reader, seen: Seen) -> list[Timed] | None:
     return _attention_half(reader, a, b, seen)
 
 
+def _batched(reader: Reader, seen: Seen) -> list[Timed] | None:
+    """A half of attention that einsum wrote: a [B, .., H, m, k], axes between batch and heads being blocks."""
+    a, b = seen.shapes
+    if len(a) < 4:
+        return _attention_half(reader, a, b, seen)
+    reader.blocks = prod(a[1:-3])
+    found = _attention_half(reader, a, b, seen)
+    if found is not None and len(found) == 1:
+        reader.blocks = 1
+    return found
+
+
+def _pooled(_: Reader, seen: Seen) -> list[Timed]:
+    """a [B, D, N] and shares b [B, N, G]: N tokens added up in G groups, a context product of one head."""
+    a, b = seen.shapes
+    groups, width, tokens = b[-1], a[-2], a[-1]
+    product = operations.attention("pool", groups, 1, 1, width, tokens, groups * tokens, seen.format)[2]
+    return [(product, seen.time_ns)]
+
+
 def _attention_half(reader: Reader, a: Shape, b: Shape, seen: Seen) -> list[Timed] | None:
     """Before the softmax queries [.., T, D] times keys [.., D, S]; after it weights [.., T, S] times values."""
-    heads = prod(a[:-2]) // reader.sequences
+    heads = prod(a[:-2]) // reader.sequences // reader.blocks
     if heads < 1 or (a[-1] == 1 and not reader.after_softmax):  # an outer product: tables of positions are made so
         return None
-    kv_heads = reader.kv_heads or max(1, prod(b[:-2]) // reader.sequences)
-    tokens, context = (a[-2], a[-1]) if reader.after_softmax else (a[-2], b[-1])
+    kv_heads = reader.kv_heads or max(1, prod(b[:-2]) // reader.sequences // reader.blocks)
+    tokens, context = reader.blocks * a[-2], a[-1] if reader.after_softmax else b[-1]
     head_dim = b[-1] if reader.after_softmax else a[-1]
     score, _, product = _attention_of(reader, tokens, heads, kv_heads, head_dim, context, seen)
     if reader.after_softmax:
@@ -98,7 +120,8 @@ def _softmax(reader: Reader, seen: Seen) -> list[Timed] | None:
     if len(shape) < 3:
         return None
     reader.after_softmax = True
-    tokens, context, heads = shape[-2], shape[-1], prod(shape[:-2]) // reader.sequences
+    tokens, context = reader.blocks * shape[-2], shape[-1]
+    heads = prod(shape[:-2]) // reader.sequences // reader.blocks
     row = Operation("softmax", "attn.softmax", tokens, heads=heads, context=context, pairs=tokens * context)
     return [(row, seen.time_ns)]
 
@@ -155,6 +178,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "mm": _product,
         "bmm": _product,
         "matmul": _product,
+        "batched": _batched,
+        "pooled": _pooled,
         "softmax": _softmax,
         "_softmax": _softmax,
         "scaled_dot_product_attention": _fused_attention,
@@ -247,16 +272,16 @@ def _layers(found: list[Operation], attentions: int, head: bool) -> list[int]:
             "expected a decoder whose layers are alike"
         )
     layers = [OUTSIDE] * len(found)
-    starts = [_with_norms(found, products[count - (each - after)]) for count in before]
+    starts = [_with_what_leads(found, products[count - (each - after)]) for count in before]
     end = _past_residuals(found, products[before[-1] + after - 1] if after else scores[-1])
     for layer, (start, stop) in enumerate(zip(starts, [*starts[1:], end], strict=True)):
         layers[start:stop] = [layer] * (stop - start)
     return layers
 
 
-def _with_norms(found: list[Operation], start: int) -> int:
-    """The norms right before a layer's first matrix product are the layer's."""
-    while start > 0 and found[start - 1].op == "norm":
+def _with_what_leads(found: list[Operation], start: int) -> int:
+    """Norms and sums over tokens right before a layer's first matrix product are the layer's."""
+    while start > 0 and (found[start - 1].op == "norm" or found[start - 1].name == POOLED):
         start -= 1
     return start
 
