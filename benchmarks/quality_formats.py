@@ -50,6 +50,7 @@ WAYS = (
     Way("FP"),
     Way("W8A8", "int8", "int8", "int8"),
     Way("W4", "int4"),
+    Way("W3", "int3"),
     Way("W4KV4", "int4", kv="int4", against="W4"),
     Way("W4KV4 past-only", "int4", kv="int4-past", against="W4"),
     Way("W4KV4 two-dimensional", "int4", kv="int4-2d", against="W4", fit=searched),

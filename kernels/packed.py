@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nearbank.errors import NearbankError
-from nearbank.formats import Format, Quantised, format_named
+from nearbank.formats import FORMATS, Format, Quantised, format_named
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -77,6 +77,13 @@ class PackedMatrix:
     def levels(self) -> npt.NDArray[np.int16]:
         """The integers [N, K] that the codes stand for, before scaling."""
         return self.format.levels(self.quantised())
+
+    def in_even_fields(self) -> PackedMatrix:
+        """The same weights with codes that never lie across bytes: int3 in the fields of int4, all else as it is."""
+        if self.format.name != "int3":
+            return self
+        wider = FORMATS["int4"].with_scaling(self.format.scaling)
+        return PackedMatrix.from_codes(wider, self.quantised().codes, self.scales, self.zeros)
 
     def dequantise(self) -> Floats:
         """The float32 weights [N, K]."""

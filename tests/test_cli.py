@@ -31,7 +31,8 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, obj
         (("replay", "--model", "gpt3-xl", "--tokens", "99999999999"), "context of 2048"),
         (("replay", "--model", "gpt3-xl", "--prompt", "5000"), "context of 2048"),
         (("replay", "--model", "gpt3-xl", "--machine", "pim-gtp"), "unknown machine 'pim-gtp'; known: "),
-        (("replay", "--model", "gpt3-xl", "--weights", "int3"), "unknown format 'int3'; known: "),
+        (("replay", "--model", "gpt3-xl", "--weights", "int5"), "unknown format 'int5'; known: "),
+        (("replay", "--model", "gpt3-xl", "--weights", "int3"), "MAC units have no format 'int3'; they have: bf16"),
         (("replay", "--model", "gpt3-xl", "--kv", "int3"), "unknown KV cache 'int3'; known: "),
         (("replay", "--model", "gpt3-xl", "--tokens", "many"), "Invalid value for '--tokens'"),
         (("validate", "nothing.parquet"), "no such trace"),
@@ -50,6 +51,7 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, obj
         (("quality", "shakespeare-ternary"), "give --text (a decoder) or --pairs"),
         (("nonsense",), "No such command 'nonsense'"),
         (("replay", "--frob"), "No such option: --frob"),
+        (("trace", "--sketch"), "trace --help'"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(

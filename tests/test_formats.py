@@ -13,7 +13,7 @@ from nearbank.errors import NearbankError
 from nearbank.formats import FORMATS, Format, Scaling, format_named, from_bf16, to_bf16
 
 NAMES = list(FORMATS)
-SCALED = ["int4-g64", "int8-g32", "ternary-tensor", "ternary-g48", "binary-g7", "int2-row", "int4-tensor"]
+SCALED = ["int4-g64", "int8-g32", "ternary-tensor", "ternary-g48", "binary-g7", "int2-row", "int4-tensor", "int3-g20"]
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 301))
 
 
@@ -35,7 +35,7 @@ def test_pack_and_unpack_are_inverse_and_bytes_are_counted(name, shape, seed):
     assert fmt.bits_per_value(*shape) == 8 * stored / (shape[0] * shape[1])
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "int2", "int8-g32", "int4-g64", "int4-tensor"])
+@pytest.mark.parametrize("name", ["int8", "int4", "int3", "int2", "int8-g32", "int4-g64", "int4-tensor"])
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_uniform_formats_round_within_one_step(name, scale):
     """Symmetric: half a step. With a zero, the zero itself is rounded too: one step."""
@@ -75,6 +75,8 @@ def test_the_bytes_are_where_the_layout_says():
     np.testing.assert_array_equal(FORMATS["ternary"].pack(np.array([[2, 0, 1, 2, 0]], np.uint8)), [[0x92, 0x54]])
     np.testing.assert_array_equal(FORMATS["binary"].pack(np.array([[1, 0, 0, 1]], np.uint8)), [[0xF9]])
     np.testing.assert_array_equal(FORMATS["int4"].pack(np.array([[3, 15, 9]], np.uint8)), [[0xF3, 0x09]])
+    eight = np.array([[1, 2, 3, 4, 5, 6, 7, 0, 5]], np.uint8)  # from the low bits: 001 010 011 100 …
+    np.testing.assert_array_equal(FORMATS["int3"].pack(eight), [[0b11_010_001, 0b0_101_100_0, 0b000_111_11, 5, 0, 0]])
     np.testing.assert_array_equal(
         FORMATS["ternary-b3"].pack(np.array([[2, 1, 0, 2, 2]], np.uint8)), [[2 + 3 + 2 * 27 + 2 * 81]]
     )
@@ -95,6 +97,7 @@ def test_names_with_other_scales_come_back():
     for name in SCALED:
         assert format_named(name).spec == name
     assert format_named("int4").bits_per_value(1, 128) == 4 + 40 / 128
+    assert format_named("int3").bits_per_value(1, 128) == 3 + 40 / 128
     assert format_named("int4").for_cache().bits_per_value(1, 128) == 4.25
 
 

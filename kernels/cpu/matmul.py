@@ -45,7 +45,7 @@ def prepare(packed: PackedMatrix) -> CpuMatrix | Dense:
     if packed.format.is_float:
         return prepare_dense(packed)
     kind = PATHS[chosen_path()][0]
-    tiles = tile(packed)
+    tiles = tile(packed.in_even_fields())
     code_sums = sums_of_codes(tiles) if tiles.bits <= 2 else None
     return CpuMatrix(kind(tiles.bits), tiles, code_sums)
 

@@ -21,7 +21,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 ROW_BLOCK = 64  # rows are padded to this, so that four 16-row tiles always exist
-BITS = {"ternary": 2, "ternary-b3": 2, "int2": 2, "int4": 4, "int8": 8, "binary": 1}
+BITS = {"ternary": 2, "ternary-b3": 2, "int2": 2, "int4": 4, "int3": 4, "int8": 8, "binary": 1}
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ class DeviceWeights:
 def prepare(packed: PackedMatrix) -> DeviceWeights:
     """Copy weights to the device. Base 3 becomes two bits per weight, float weights become float32."""
     check_device()
+    packed = packed.in_even_fields()
     fmt, (rows, cols) = packed.format, packed.shape
     if fmt.is_float:
         numbers = np.array([32, 1, 0, cols], np.int32)

@@ -9,8 +9,9 @@ Every integer format means one thing:
     value = scale · (step · code − zero)
 
 with `code` the stored integer. `scale` is one float32 per tensor, per row, or per group of columns.
-Packed rows start on a byte; value k of a row lies in byte k // n at the low-to-high place k % n, where n
-values share a byte; a row's last byte is filled with the format's neutral code.
+Packed rows start on a byte; value k of a row lies in word k // n at the low-to-high place k % n, where n
+values share a word; a row's last word is filled with the format's neutral code. A word is a byte, but for int3: 8
+values there share 3 bytes, the first holding the lowest bits.
 """
 
 from __future__ import annotations
@@ -178,8 +179,9 @@ class Format:
         _check_codes(self, codes)
         if self.values_per_word == 1:
             return np.ascontiguousarray(codes).view(np.uint8).reshape(codes.shape[0], -1)
-        places = _in_places(self, codes).astype(np.uint16)
-        return np.asarray(places @ _place_values(self), dtype=np.uint8)
+        words = _in_places(self, codes).astype(np.uint32) @ _place_values(self)
+        parts = words[:, :, None] >> (8 * np.arange(self.word_bytes, dtype=np.uint32))
+        return np.asarray((parts & 255).astype(np.uint8).reshape(codes.shape[0], -1))
 
     def unpack(self, packed: Bytes, cols: int) -> Array:
         """Bytes [rows, row_bytes(cols)] back to codes [rows, cols]. Raises on codes out of range."""
@@ -188,27 +190,30 @@ class Format:
             return np.ascontiguousarray(packed).view(_CODE_DTYPE[self.name])
         base = self.high + 1 if self.name == "ternary-b3" else 1 << int(self.code_bits)
         places = _place_values(self)
-        digits = packed[:, :, None].astype(np.uint16) // places
+        parts = packed.reshape(packed.shape[0], -1, self.word_bytes).astype(np.uint32)
+        words = (parts << (8 * np.arange(self.word_bytes, dtype=np.uint32))).sum(axis=2, dtype=np.uint32)
+        digits = words[:, :, None] // places
         digits[:, :, :-1] %= base
         codes = digits.reshape(packed.shape[0], -1).astype(np.uint8)
         _check_codes(self, codes)
-        return codes[:, :cols]
+        kept: Array = codes[:, :cols]
+        return kept
 
 
 _CODE_DTYPE: Mapping[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16, "int8": np.int8}
 
 
-def _place_values(fmt: Format) -> npt.NDArray[np.uint16]:
-    """What each place of a byte counts: powers of 3 for base 3, else powers of two, low bits first."""
+def _place_values(fmt: Format) -> npt.NDArray[np.uint32]:
+    """What each place of a word counts: powers of 3 for base 3, else powers of two, low bits first."""
     if fmt.name == "ternary-b3":
-        return np.array([1, 3, 9, 27, 81], dtype=np.uint16)
-    return np.array([1 << (i * int(fmt.code_bits)) for i in range(fmt.values_per_word)], dtype=np.uint16)
+        return np.array([1, 3, 9, 27, 81], dtype=np.uint32)
+    return np.array([1 << (i * int(fmt.code_bits)) for i in range(fmt.values_per_word)], dtype=np.uint32)
 
 
 def _in_places(fmt: Format, codes: Array) -> Array:
-    """Codes [rows, cols] → [rows, bytes, values per byte], padded with the neutral code."""
+    """Codes [rows, cols] → [rows, words, values per word], padded with the neutral code."""
     rows, cols = codes.shape
-    padded = np.full((rows, fmt.row_bytes(cols) * fmt.values_per_word), fmt.zero, dtype=np.uint8)
+    padded = np.full((rows, fmt.row_bytes(cols) // fmt.word_bytes * fmt.values_per_word), fmt.zero, dtype=np.uint8)
     padded[:, :cols] = codes
     return padded.reshape(rows, -1, fmt.values_per_word)
 
@@ -337,6 +342,7 @@ _QUANTISERS: Mapping[str, Any] = {
     "bf16": _quantise_float,
     "int8": _quantise_symmetric,
     "int4": _quantise_with_zeros,
+    "int3": _quantise_with_zeros,
     "int2": _quantise_with_zeros,
     "ternary": _quantise_ternary,
     "ternary-b3": _quantise_ternary,
@@ -350,6 +356,7 @@ _ALL = (
     Format("bf16",       "the upper half of fp32",                1, 2),
     Format("int8",       "two's complement, scale per row",       1, 1, PER_ROW, low=-128, high=127),
     Format("int4",       "2 per byte, scale and zero per group",  2, 1, GROUP_128, high=15),
+    Format("int3",       "8 in 3 bytes, scale, zero per group",   8, 3, GROUP_128, high=7),
     Format("int2",       "4 per byte, scale and zero per group",  4, 1, GROUP_128, high=3),
     Format("ternary",    "−1, 0, 1 as codes 0, 1, 2: 4 per byte", 4, 1, PER_ROW, high=2, zero=1),
     Format("ternary-b3", "the same in base 3, 5 per byte: files", 5, 1, PER_ROW, high=2, zero=1),

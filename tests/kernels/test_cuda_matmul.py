@@ -17,7 +17,7 @@ from nearbank.kernels.packed import PackedMatrix
 pytestmark = pytest.mark.skipif(compiler() is None, reason="emulating CUDA needs a C++ compiler (g++, or CXX)")
 
 BITS = (1, 2, 4, 8)
-SPECS = ("ternary", "binary", "int8", "int4", "int2", "ternary-b3", "binary-tensor", "ternary-g32", "int4-g48",
+SPECS = ("ternary", "binary", "int8", "int4", "int3", "int2", "ternary-b3", "binary-tensor", "ternary-g32", "int4-g48",
          "int8-g100", "int8-g1", "binary-g300")  # fmt: skip
 MATRIX_FILES = ("quantise.cuh", "gemv.cuh", "gemv_rows.cuh", "gemm.cuh", "gemm_wide.cuh", "floats.cuh", "bits.cuh")
 NORMS_AND_KINDS = ((0, 0), (1, 1), (2, 2))  # of one token: fp32, fp16 after an RMS norm, bf16 after a layer norm
@@ -144,7 +144,7 @@ def test_a_long_row_is_shared_by_many_blocks(runtime):
     np.testing.assert_array_equal(got, np.tile(np.float32(exact) * packed.scales[:, 0], (2, 1)))
 
 
-@pytest.mark.parametrize("spec", ["fp32", "fp16", "bf16", "ternary", "binary", "int8", "int4", "int2-g16"])
+@pytest.mark.parametrize("spec", ["fp32", "fp16", "bf16", "ternary", "binary", "int8", "int4", "int3-g16", "int2-g16"])
 def test_float_activations_have_the_bits_of_the_definition(runtime, spec):
     rng = np.random.default_rng(5)
     for rows, cols, tokens in ((1, 1, 1), (33, 129, 3), (50, 300, 1)):

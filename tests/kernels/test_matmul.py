@@ -19,11 +19,13 @@ VARIANTS = [("numpy", ""), *(("numba", path) for path in available_paths())]
 INTEGER = [
     "int8",
     "int4",
+    "int3",
     "int2",
     "ternary",
     "ternary-b3",
     "binary",
     "int4-g20",
+    "int3-g20",
     "ternary-tensor",
     "int8-g32",
 ]

@@ -87,6 +87,7 @@ def test_a_pair_goes_before_a_unit_of_the_weights_alone() -> None:
     [
         (MappingOptions(kv="ternary"), "unknown KV cache 'ternary'; known: fp32"),
         (MappingOptions(weights="fp32"), r"no format 'fp32'; they have: bf16, .*binary/binary"),
+        (MappingOptions(weights="int3", inputs="int8"), r"no format 'int3'; they have: bf16, .*binary/binary"),
         (MappingOptions(weights="ternary", inputs="int2"), "'int2' cannot hold activations; expected one of: bf16"),
     ],
 )

@@ -67,7 +67,7 @@ def correlated(random: np.random.Generator, tokens: int, cols: int) -> np.ndarra
     seed=st.integers(0, 2**20),
     rows=st.integers(1, 6),
     cols=st.integers(1, 40),
-    name=st.sampled_from(["int8", "int4", "int4-g8", "int2-g16", "ternary", "ternary-tensor", "binary"]),
+    name=st.sampled_from(["int8", "int4", "int4-g8", "int3-g8", "int2-g16", "ternary", "ternary-tensor", "binary"]),
     block=st.integers(1, 40),
 )
 def test_it_is_the_plain_loop_or_the_nearest(seed: int, rows: int, cols: int, name: str, block: int) -> None:

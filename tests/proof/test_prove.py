@@ -173,7 +173,7 @@ def test_the_command_prints_both_and_refuses_in_one_line(capsys: pytest.CaptureF
     for arguments, complaint in (
         (("--machine", "gddr6"), "lacks MAC units"),
         (("--asic", "cordic"), "unknown ASIC arithmetic 'cordic'; known: exact, pim-gpt"),
-        (("--weights", "int3"), "unknown format 'int3'"),
+        (("--weights", "int5"), "unknown format 'int5'"),
         (("--tokens", "999"), "context of"),
         (("--tokens", "1", "--prompt", "A", "--positions", "999"), "at most the context of 256"),
     ):

@@ -82,7 +82,7 @@ def test_batches_and_beams_reach_the_workload() -> None:
         ({"channels": {"from": 8, "to": 4, "times": 2}}, "expected 1 <= from <= to"),
         ({"channels": {"from": 1, "to": 4}}, "expected {from: 1, to: 64, times: 2}"),
         ({"x": {"a": {"lanes": 3}}, "lanes": [3]}, "axes: x and lanes both set lanes"),
-        ({"weights": ["int3"]}, "weights: unknown format 'int3'; known: "),
+        ({"weights": ["int5"]}, "weights: unknown format 'int5'; known: "),
         ({"model": ["gpt5"]}, "model: unknown model 'gpt5'; known: "),
         ({"machine": ["pim-gtp"]}, "machine: unknown machine 'pim-gtp'; known: "),
         ({"mapping": ["best"]}, "mapping: mapping 'best' is unknown; expected one of: pim-gpt, auto"),

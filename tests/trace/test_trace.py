@@ -146,7 +146,7 @@ def _altered(path: Path, column: str, row: int, value: object) -> Path:
         ("n", 2, None, "row 2, column n: None, expected a value for op matmul"),
         ("heads", 2, 2, "row 2, column heads: 2, expected nothing for op matmul"),
         ("op", 1, "conv", "row 1, column op: 'conv', expected one of embed"),
-        ("weights", 2, "int3", "row 2, column weights: 'int3', expected one of fp32"),
+        ("weights", 2, "int5", "row 2, column weights: 'int5', expected one of fp32"),
         ("layer", 1, 3, "row 1, column layer: 3, expected -1 or a layer"),
         ("context", 3, 17, "row 3, column context: 17, expected at most the model's context of 16"),
         ("pairs", 3, 99, "row 3, column pairs: 99, expected at most m x context"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -69,7 +70,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # usage errors have no public base class that all releases of typer share
         if not hasattr(error, "format_message"):
             raise
-        return _usage(error.format_message())
+        return _usage(error.format_message(), getattr(error, "ctx", None))
     if result == INTERRUPTED:
         return _fail("interrupted; what was already written stays readable", INTERRUPTED)
     return result if isinstance(result, int) else 0
@@ -82,9 +83,10 @@ def _explain(error: OSError) -> str:
     return what
 
 
-def _usage(message: str) -> int:
-    """Wrong usage; without a message the help was shown already."""
-    return _fail(f"{message} Try 'nearbank --help'.", 2) if message else 2
+def _usage(message: str, context: Any) -> int:
+    """Wrong usage of a command; without a message the help was shown already."""
+    command = getattr(context, "command_path", "nearbank")
+    return _fail(f"{message.rstrip('.')}; see '{command} --help'", 2) if message else 2
 
 
 def _fail(message: str, status: int) -> int:
