@@ -24,7 +24,7 @@ from nearbank.formats import Format
 from nearbank.kernels.cuda import cache, decode, host
 from nearbank.kernels.cuda.cache import AttendScratch
 from nearbank.kernels.cuda.decode import Columns, Norm
-from nearbank.kernels.cuda.host import Runtime, StagedRows
+from nearbank.kernels.cuda.host import StagedRows
 from nearbank.models.device_weights import NONE, DeviceBlock, DeviceWeights, Part, upload
 from nearbank.models.model import Model
 from nearbank.models.sampling import Sampling, choose
@@ -58,7 +58,7 @@ class Buffers:
 
 def decoder_for(model: Model, capacity: int, exact: bool = False, runtime: Any = None) -> DeviceDecoder:
     """A decoder of one sequence of up to `capacity` tokens. Raises NearbankError naming what a GPU does not decode."""
-    chosen = runtime or _current_runtime()
+    chosen = runtime or current_runtime()
     weights = upload(model, capacity, chosen)
     return DeviceDecoder(weights, model.cache_format(), capacity, chosen, exact)
 
@@ -116,11 +116,11 @@ class DeviceDecoder:
         self.pages.lengths.fill(0)
         self._steps.fill(0)
 
-    def prefill(self, prompt: Sequence[int]) -> None:
-        """All tokens of the prompt in one pass."""
+    def prefill(self, prompt: Sequence[int], note: Note | None = None) -> None:
+        """All tokens of the prompt in one pass. note: as for `step`."""
         buffers = self._one if len(prompt) == 1 else self._buffers(len(prompt))
         buffers.tokens[...] = self.runtime.asarray(np.asarray(prompt, np.int32))
-        self._pass(buffers, _silent)
+        self._pass(buffers, note or _silent)
 
     def feed(self, token: int) -> None:
         """The token that the next step takes in."""
@@ -129,6 +129,10 @@ class DeviceDecoder:
     def choose(self) -> None:
         """The likeliest token after the last pass: noted, and what the next step takes in."""
         decode.choose_largest(self.runtime, self.logits, self._one.tokens, self._made, self._steps)
+
+    def next_token(self) -> int:
+        """The token that the next step takes in; waits for it."""
+        return int(self._on_host(self._one.tokens)[0])
 
     def step(self, greedy: bool = True, note: Note | None = None) -> None:
         """One token in, the logits after it (and, greedy, the next token) out. Does not wait.
@@ -293,7 +297,7 @@ def _silent(_: str) -> None:
     """Nobody listens."""
 
 
-def _current_runtime() -> Runtime:
-    from nearbank.kernels.cupy_backend import current_runtime
+def current_runtime() -> Any:
+    from nearbank.kernels import cupy_backend
 
-    return current_runtime()
+    return cupy_backend.current_runtime()

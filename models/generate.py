@@ -14,8 +14,9 @@ from time import perf_counter_ns
 import numpy as np
 
 from nearbank.errors import NearbankError
+from nearbank.models.decoder import Decoder, decoder_of
 from nearbank.models.energy import Energy, read_energy, spent
-from nearbank.models.execution import Cache, Pass, Row, Tokens
+from nearbank.models.execution import Row, Tokens
 from nearbank.models.model import Model
 from nearbank.models.operations import OUTSIDE, elementwise
 from nearbank.models.sampling import Sampling, choose
@@ -165,41 +166,52 @@ def begun_with(model: Model, prompts: Sequence[Tokens], search: Search | None) -
 def _steps(
     model: Model, prompts: Sequence[Tokens], tokens: int, sampling: Sampling, record: bool, search: Search | None
 ) -> Iterator[StepResult]:
-    new = begun_with(model, prompts, search)
-    caches = [model.cache(len(part) + tokens) for part in new]
-    generators = [sampling.generator(s) for s in range(len(prompts))]
-    outputs, sources = [[int(token) for token in part] for part in new], list[Cache]()
-    begun = [len(output) for output in outputs]
+    begun = begun_with(model, prompts, search)
+    decoder = decoder_of(model, prompts, begun, tokens, record)
+    choosers = [_Chooser(s, sampling, search, part, tokens) for s, part in enumerate(begun)]
+    chosen: tuple[int, ...] = ()
     for index in range(tokens):
         rows: list[Row] | None = [] if record else None
         start = perf_counter_ns()
-        if index == 0 and model.shape.encoder is not None:
-            sources = model.read(prompts, rows)
-        run = Pass(np.concatenate(new), [len(part) for part in new], caches, rows, sources=sources)
-        logits = model.network.forward(run)
-        for s, generator in enumerate(generators):
-            scores = logits[s : s + 1]
-            if search is not None:
-                scores = allowed(scores, outputs[s : s + 1], begun[s], begun[s] + tokens, search)
-            outputs[s].append(_sample(scores[0], sampling, generator, s, rows))
+        if index == 0:
+            decoder.prefill(rows)
+        else:
+            decoder.step(chosen, rows)
+        chosen = tuple(chooser.choose(decoder, rows) for chooser in choosers)
         time_ns = perf_counter_ns() - start
-        chosen = tuple(output[-1] for output in outputs)
-        new = [np.array([token], dtype=np.int64) for token in chosen]
         yield StepResult(index, "decode" if index else "prefill", chosen, time_ns, tuple(rows or ()))
-        if search is not None and all(_ended(o[n:], search) for o, n in zip(outputs, begun, strict=True)):
+        if search is not None and all(chooser.ended for chooser in choosers):
             return
 
 
-def _ended(made: Sequence[int], search: Search) -> bool:
-    return any(token in search.ends for token in made)
+class _Chooser:
+    """Chooses the tokens of one sequence."""
 
+    def __init__(self, sequence: int, sampling: Sampling, search: Search | None, begun: Tokens, tokens: int) -> None:
+        self._sequence, self._sampling, self._search = sequence, sampling, search
+        self._generator = sampling.generator(sequence)
+        self._output = [int(token) for token in begun]
+        self._begun, self._longest = len(begun), len(begun) + tokens
 
-def _sample(
-    logits: np.ndarray, sampling: Sampling, generator: np.random.Generator, sequence: int, rows: list[Row] | None
-) -> int:
-    start = perf_counter_ns()
-    token = choose(logits, sampling, generator)
-    if rows is not None:
-        operation = elementwise("sample", "sample", 1, len(logits), sequence)
-        rows.append((OUTSIDE, operation, perf_counter_ns() - start))
-    return token
+    def choose(self, decoder: Decoder, rows: list[Row] | None) -> int:
+        """The token after the last pass, noted as an operation where rows are wanted."""
+        if self._search is None and self._sampling.temperature == 0:
+            start = perf_counter_ns()
+            token = decoder.likeliest(self._sequence)
+        else:
+            scores = decoder.scores(self._sequence)
+            if self._search is not None:
+                scores = allowed(scores, [self._output], self._begun, self._longest, self._search)
+            start = perf_counter_ns()
+            token = choose(scores[0], self._sampling, self._generator)
+        if rows is not None:
+            operation = elementwise("sample", "sample", 1, decoder.vocabulary, self._sequence)
+            rows.append((OUTSIDE, operation, perf_counter_ns() - start))
+        self._output.append(token)
+        return token
+
+    @property
+    def ended(self) -> bool:
+        """Whether an end token was chosen."""
+        ends = self._search.ends if self._search is not None else ()
+        return any(token in ends for token in self._output[self._begun :])

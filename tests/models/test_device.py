@@ -14,15 +14,20 @@ from nearbank.formats import format_named
 from nearbank.kernels import Matrix, PackedMatrix
 from nearbank.kernels.cuda import host, sources
 from nearbank.kernels.cuda.emulation import EmulatedRuntime, compiler
+from nearbank.models import device as device_module
 from nearbank.models import tensors as tensors_module
+from nearbank.models.decoder import HostDecoder, decoder_of
 from nearbank.models.device import decoder_for
-from nearbank.models.generate import generate
+from nearbank.models.device_steps import DeviceSteps, timed
+from nearbank.models.generate import generate, steps
 from nearbank.models.gpt import load_gpt
 from nearbank.models.llama import load_llama
 from nearbank.models.model import Model
 from nearbank.models.sampling import Sampling
 from nearbank.models.shape import Shape, gpt_shape
+from nearbank.models.sketch import sketch
 from nearbank.models.tensors import Precision, Tensors
+from nearbank.trace import fold_layers
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="emulating CUDA needs a C++ compiler (g++, or CXX)")
 
@@ -176,3 +181,55 @@ def test_what_a_device_cannot_decode_is_refused(device: Device) -> None:
     with pytest.raises(NearbankError, match="sliding windows"):
         decoder_for(replace(there, network=windowed), 16, runtime=device)
     assert format_named("bf16").is_float
+
+
+@pytest.fixture
+def at_hand(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
+    """The device that a generation on "cupy" finds."""
+    monkeypatch.setattr(device_module, "current_runtime", lambda: device)
+    return device
+
+
+@pytest.mark.parametrize(("shape", "weights", "kv"), CASES)
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.9, top_k=20, seed=7)], ids=["greedy", "drawn"])
+def test_generating_on_cupy_stays_on_the_device(
+    at_hand: Device, shape: Shape, weights: str, kv: str, sampling: Sampling
+) -> None:
+    _, there = both(at_hand, shape, weights, kv)
+    assert isinstance(decoder_of(there, [np.array(PROMPT)], [np.array(PROMPT)], 6), DeviceSteps)
+    wanted = decoder_for(there, 16, runtime=at_hand).generate(PROMPT, 6, sampling)
+    assert generate(there, PROMPT, 6, sampling).tokens == tuple(wanted)
+
+
+@pytest.mark.parametrize(("shape", "weights", "kv"), CASES)
+def test_a_record_on_the_device_is_the_sketch_with_times(at_hand: Device, shape: Shape, weights: str, kv: str) -> None:
+    _, there = both(at_hand, shape, weights, kv)
+    head = there.network.head
+    formats = {"weights": weights, "inputs": there.inputs, "kv": kv}
+    sketched = sketch(shape, 5, 4, **formats, head=head.matrix.format.name, head_inputs=head.inputs)
+    results = list(steps(there, [np.array(PROMPT)], 4, record=True))
+    for step, result in zip(sketched, results, strict=True):
+        assert step.blocks == fold_layers([(layer, operation) for layer, operation, _ in result.rows])
+        measured = {o.name for _, o, time in result.rows if time is not None}
+        unmeasured = {o.name for _, o, time in result.rows if time is None}
+        assert {"ln_1", "ln_2", "attn.score", "attn.softmax"} <= unmeasured
+        assert not measured & unmeasured
+        assert measured >= {"wte", "attn.kv", "attn.context", "attn.proj", "mlp.residual", "ln_f", "lm_head", "sample"}
+        assert 0 < sum(time or 0 for _, _, time in result.rows) <= result.time_ns
+    assert [result.tokens[0] for result in results] == list(generate(there, PROMPT, 4).tokens)
+
+
+def test_what_the_device_does_not_decode_runs_pass_by_pass(at_hand: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Model, "cache", lambda self, capacity: None)  # a cache on "cupy" would need a GPU
+    _, there = both(at_hand, GPT, "ternary", "bf16")
+    prompt = np.array(PROMPT)
+    assert isinstance(decoder_of(there, [prompt, prompt], [prompt, prompt], 4), HostDecoder)
+    assert isinstance(decoder_of(replace(there, kv="fp32", backend="numpy"), [prompt], [prompt], 4), HostDecoder)
+    windowed = replace(there, network=replace(there.network, shape=replace(GPT, windows=(4,))))
+    assert isinstance(decoder_of(windowed, [prompt], [prompt], 8), HostDecoder)
+
+
+def test_a_pass_without_a_kernel_for_an_operation_is_found() -> None:
+    step = next(sketch(GPT, 1, 1))
+    with pytest.raises(AssertionError, match=r"attn\.qkv has no kernel among \['wte'\]"):
+        list(timed(step, [("wte", 5)]))
