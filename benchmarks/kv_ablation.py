@@ -1,6 +1,7 @@
 """What each half of WKVQuant does to the KV cache of a trained model, at 4 and 2 bits, with paired standard errors:
 
     python benchmarks/kv_ablation.py TEXT [--models build/quality] [--weights fp32 int4] [--caches int4 int4-past …]
+    python benchmarks/kv_ablation.py TEXT --choosing --windows 256 --lr 0.02    to compare settings; keeps nothing
 
 Every cache is scored on the same windows of the validation split, side by side and each from an empty cache, and
 compared window by window: with the exact cache under the same weights, and with plain rounding per token. Learned
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,20 @@ def windows_of(model: Model, text: str, most: int) -> torch.Tensor:
     starts = range(0, len(tokens) - length, length)
     rows = np.stack([tokens[i : i + length + 1] for i in starts])
     return torch.from_numpy(rows[: most or None])
+
+
+def settings_of(arguments: argparse.Namespace) -> Learning:
+    """How channels are learned; what is not given is as it comes."""
+    names = [field.name for field in fields(Learning)]
+    return replace(Learning(), **{k: v for k, v in vars(arguments).items() if k in names and v is not None})
+
+
+def held_out(text: str, choosing: bool) -> tuple[str, str]:
+    """What is learned from, and what is scored: the validation split, or a piece of the training split to choose
+    settings by, which nothing is learned from."""
+    cut = len(text) * 90 // 100
+    last = cut * 90 // 100
+    return (text[:last], text[last:cut]) if choosing else (text[:cut], text[cut:])
 
 
 @torch.no_grad()
@@ -92,8 +107,12 @@ def line(row: dict[str, Any]) -> str:
 def keep(results: Path, row: dict[str, Any]) -> None:
     """Put a row into the file of results, in place of an earlier one of the same name."""
     known = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
-    kept = [one for one in known if (one["weights"], one["kv"]) != (row["weights"], row["kv"])]
+    kept = [one for one in known if _of(one) != _of(row)]
     results.write_text(json.dumps([*kept, row], indent=2) + "\n", encoding="utf-8")
+
+
+def _of(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["weights"], row["kv"], row.get("model", CONTROL)
 
 
 def main() -> None:
@@ -103,19 +122,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "kv-ablation.json")
     parser.add_argument("--caches", nargs="*", default=CACHES, help="a plain one before those compared with it")
     parser.add_argument("--weights", nargs="*", default=["fp32", "int4", "int4-gptq"], help="-gptq: by GPTQ")
-    parser.add_argument("--windows", type=int, default=0, help="so many from the start; all when 0")
-    parser.add_argument("--steps", type=int, default=Learning().steps, help="of learning, per layer")
+    parser.add_argument("--model", default=CONTROL, help="which of the models")
+    parser.add_argument("--scored", type=int, default=0, help="so many windows from the start; all when 0")
+    parser.add_argument("--choosing", action="store_true", help="score a piece of the training split instead")
+    parser.add_argument("--steps", type=int, help="of learning, per layer")
+    parser.add_argument("--windows", type=int, help="of calibration text")
+    parser.add_argument("--lr", type=float, help="of learning")
     arguments = parser.parse_args()
-    text = arguments.text.read_text(encoding="utf-8")
-    cut = len(text) * 90 // 100
-    checkpoint = arguments.models / CONTROL / f"{CONTROL}.safetensors"
+    train, scored = held_out(arguments.text.read_text(encoding="utf-8"), arguments.choosing)
+    checkpoint = arguments.models / arguments.model / f"{arguments.model}.safetensors"
+    how = settings_of(arguments)
     print(HEADINGS)
     for weights in arguments.weights:
-        model = rounded_model(checkpoint, weights, text[:cut])
-        windows = windows_of(model, text[cut:], arguments.windows)
-        for row in rows(model, arguments.caches, text[:cut], windows, Learning(steps=arguments.steps)):
+        model = rounded_model(checkpoint, weights, train)
+        windows = windows_of(model, scored, arguments.scored)
+        for row in rows(model, arguments.caches, train, windows, how):
             print(line({"weights": weights, **row}), flush=True)
-            keep(arguments.out, {"weights": weights, **row, "learning_steps": arguments.steps})
+            if not arguments.choosing:
+                keep(arguments.out, {"weights": weights, **row, "model": arguments.model, "learning": asdict(how)})
 
 
 if __name__ == "__main__":

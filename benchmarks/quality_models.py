@@ -26,6 +26,7 @@ from nearbank.formats import FORMATS
 from nearbank.models.config import ModelConfig
 from nearbank.models.record import cpu_name
 from nearbank.models.training import TrainOptions, train
+from nearbank.models.training.optimiser import working_dtype
 from nearbank.models.training.run import Restorer, Trained
 
 RESULTS = Path(__file__).parents[1] / "docs" / "quality"
@@ -80,6 +81,7 @@ def row(options: TrainOptions, trained: Trained | Restorer) -> dict[str, Any]:
         "steps": options.student_steps if options.has_student else options.twin_steps,
         "lr": options.student_lr if options.has_student else options.twin_lr,
         **{key: getattr(options, key) for key in kept},
+        "products": str(working_dtype(options.device)).removeprefix("torch."),
         "training_time_s": round(trained.training_time_s, 1),
         "machine": machine(options.device),
         "torch": version("torch"),

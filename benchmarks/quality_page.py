@@ -88,7 +88,7 @@ def _told(rows: Sequence[Row]) -> Iterable[str]:
     """How each was trained."""
     columns = {
         "run": "---", "steps": "---:", "learning rate": "---:", "falls over": "---:",
-        "weights of hidden states, attention": "---", "seed": "---:", "minutes of steps": "---:",
+        "weights of hidden states, attention": "---", "seed": "---:", "products in": "---", "minutes of steps": "---:",
     }  # fmt: skip
     yield from _table(columns, map(_told_cells, rows))
     one = rows[0]
@@ -108,6 +108,7 @@ def _told_cells(row: Row) -> Sequence[str]:
         f"{row['decay_percent']} %",
         f"{row['hidden_weight']:g}, {row['attention_weight']:g}",
         str(row["seed"]),
+        row.get("products", "not recorded"),
         f"{row['training_time_s'] / 60:.1f}",
     )
 
@@ -243,7 +244,8 @@ A killed run resumes where its last state was saved, to the same bits on one mac
 first. The folder then holds the checkpoint, its card, the logs and the loss as a plot.
 
 Matrix products of training are done in bfloat16 where the machine multiplies it and in float32 elsewhere; the card says
-which. With `--device cuda` batches, learning rates and losses lie on the GPU and a step is one CUDA graph.
+which, and so does the tables' column ("not recorded" for runs older than the column). With `--device cuda` batches,
+learning rates and losses lie on the GPU and a step is one CUDA graph.
 `benchmarks/quality_gpu.py` trains larger models (4 layers of 256, and 2 + 2 for the restorers) side by side on one GPU
 within a given time. It has been tried with tiny models on a CPU; **it has not run on a GPU yet**.
 
