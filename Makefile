@@ -22,7 +22,7 @@ contracts: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 # The whole ladder, from the timing rules to published measurements: docs/validation.md.
 validation: $(VENV)/.installed-dev

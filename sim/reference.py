@@ -92,6 +92,7 @@ class Channel:
     refreshes: int = 0
     mode: str = ""
     log: list[Played] = field(default_factory=list)
+    bounds: dict[tuple[str, int, int, str], tuple[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rows = [None] * self.book.banks
@@ -117,7 +118,16 @@ class Channel:
         return range(first, first + self.book.reach[name])
 
     def bound(self, name: str, bank: int, start: int, reason: str) -> tuple[int, str]:
-        """The first cycle from `start` on that every rule allows, and what held the command longest."""
+        """The first cycle from `start` on that every rule allows, and what held the command longest.
+
+        Looked up once per history: only a command that is issued can change it.
+        """
+        question = name, bank, start, reason
+        if question not in self.bounds:
+            self.bounds[question] = self.look_up(*question)
+        return self.bounds[question]
+
+    def look_up(self, name: str, bank: int, start: int, reason: str) -> tuple[int, str]:
         for limit in self.book.limits:
             ready = ready_cycle(self.history, limit, self.banks(name, bank)) if name in limit.later else None
             if ready is not None and ready > start:
@@ -225,6 +235,7 @@ class Channel:
         played = Played(now, name, bank, kept_row, column, banks)
         longest = max([*(limit.delay for limit in self.book.limits), *self.book.latency.values()])
         self.history = [*(p for p in self.history if p.cycle > now - longest), played]
+        self.bounds.clear()
         self.log.append(played)
         self.counts[name, fmt] += 1
         self.group_counts[name, fmt, bank // self.book.group] += 1

@@ -17,26 +17,22 @@ THREADS = 4 if SIMULATED else 128  # of a block; the simulator's threads are Pyt
 f32, i32 = np.float32, np.int32
 
 # The compiler may turn a · b + c into one instruction with one rounding. These five never fuse.
+# In the simulator they are plain functions: it searches the module of every device function at every call.
 if SIMULATED:
 
-    @cuda.jit(device=True)
-    def mul(a, b):  # type: ignore[no-untyped-def]
+    def mul(a: Any, b: Any) -> Any:
         return f32(a) * f32(b)
 
-    @cuda.jit(device=True)
-    def add(a, b):  # type: ignore[no-untyped-def]
+    def add(a: Any, b: Any) -> Any:
         return f32(a) + f32(b)
 
-    @cuda.jit(device=True)
-    def div(a, b):  # type: ignore[no-untyped-def]
+    def div(a: Any, b: Any) -> Any:
         return f32(np.divide(f32(a), f32(b)))
 
-    @cuda.jit(device=True)
-    def as_bits(a):  # type: ignore[no-untyped-def]
+    def as_bits(a: Any) -> Any:
         return int(f32(a).view(np.int32))
 
-    @cuda.jit(device=True)
-    def as_float(bits):  # type: ignore[no-untyped-def]
+    def as_float(bits: Any) -> Any:
         return np.int64(bits).astype(np.int32).view(np.float32)
 else:
     libdevice: Any = import_module("numba.cuda.libdevice")

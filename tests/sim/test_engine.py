@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from tests.sim.strategies import changes, machine_with, programs
 
@@ -17,7 +18,8 @@ from nearbank.sim.program import Command, Loop, Node, Program, Stream
 from nearbank.sim.reference import Channel, Reference
 from nearbank.sim.result import ChannelResult
 
-EXAMPLES = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+PARTS = 8  # of 250 programs each, so that several processes can share the work
+EXAMPLES = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 
 @st.composite
@@ -63,9 +65,12 @@ def statistics(channel: Channel | ChannelResult) -> dict[str, object]:
     return {**same, "stalls": dict(channel.stalls), "grouped": groups}
 
 
-@EXAMPLES
-@given(cases())
-def test_engine_equals_reference(case: tuple[dict[str, Any], list[Program]]) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_engine_equals_reference(part: int) -> None:
+    seed(part)(EXAMPLES(given(cases())(assert_engine_is_reference)))()
+
+
+def assert_engine_is_reference(case: tuple[dict[str, Any], list[Program]]) -> None:
     machine, played = machine_with(**case[0]), case[1]
     slow = reference_of(machine, played)
     fast = simulate(machine, played)
