@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import nearbank
 from nearbank.cli.app import run
 
 
@@ -87,6 +88,10 @@ def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "demo",
         "trace",
         "replay",
+        "map",
+        "design",
+        "study",
+        "prove",
         "validate",
         "reproduce",
         "machines",
@@ -102,6 +107,11 @@ def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     for command in commands:
         assert command in listing
         assert run((command, "--help")) == 0
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(("--version",)) == 0
+    assert capsys.readouterr().out == f"nearbank {nearbank.__version__}\n"
 
 
 def test_listings_are_json_objects(capsys: pytest.CaptureFixture[str]) -> None:

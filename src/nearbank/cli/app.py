@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from nearbank import __version__
 from nearbank.cli import (
     bench,
     demo,
@@ -35,6 +36,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"nearbank {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
 app.command("demo")(demo.demo)
 app.command("trace")(trace.trace)
 app.command("replay")(replay.replay)
@@ -77,7 +95,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: OSError) -> str:
-    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     if error.errno == errno.ENOSPC:
         return f"{what}; free some space or choose another --out"
     return what
