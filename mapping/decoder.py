@@ -72,6 +72,11 @@ class MappedDecoder:
     """One sequence, decoded step by step in order. It is the `Unit` beside the memory of its programs."""
 
     def __init__(self, plan: Plan, weights: GptWeights, arithmetic: AsicArithmetic = EXACT) -> None:
+        if plan.target.choices.reuse > 1:
+            raise NearbankError(
+                f"a decoder is executed token by token, but the plan lets {plan.target.choices.reuse} vectors share "
+                "rows; plan it with reuse=1 (nearbank.mapping.gemm executes products of several vectors)"
+            )
         self.plan, self.weights, self.arithmetic = plan, weights, arithmetic
         self.memory = BankMemory(plan.target)
         self._matrices = {label_of(m.name): m for m in plan.placement.matrices}

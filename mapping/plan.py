@@ -213,5 +213,6 @@ def plan(model: ModelDescription, machine: Machine, options: MappingOptions | No
 
 def _units(placement: Placement) -> set[str]:
     """The MAC units that products with a placement's matrices and caches use."""
-    caches = [placement.cache, *([placement.cache.window] if placement.cache.window else [])]
-    return {part.use.mac_format for part in (*placement.matrices, *caches)}
+    cache, window = placement.cache, placement.cache.window
+    cached = {cache.use.mac_format} | ({window.use.mac_format} if window else set())
+    return cached | {matrix.use.mac_format for matrix in placement.matrices}

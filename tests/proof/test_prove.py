@@ -102,6 +102,21 @@ def test_a_flipped_bit_in_a_bank_is_seen() -> None:
     assert np.abs(good.run(step, [1, 2]) - bad.run(step, [1, 2])).max() > 1e-4
 
 
+def test_a_decoder_whose_vectors_share_rows_is_refused() -> None:
+    model = small("ternary", "bf16")
+    placed = planned(model, "pim-gpt-ternary", 8)
+    shared = plan(placed.model, placed.machine, replace(placed.options, choices=Choices(reuse=2)))
+    with pytest.raises(NearbankError, match="executed token by token, but the plan lets 2 vectors share rows"):
+        MappedDecoder(shared, mapped_weights(model))
+
+
+def test_scales_in_the_bank_have_the_bits_of_the_twin() -> None:
+    proof = prove(small("int4-g128", "bf16"), "pim-gpt-scales", [1, 2, 3], 4)
+    assert proof.logits_bit_equal
+    assert proof.commands["MACSC"] > 0
+    assert "RD" not in proof.commands
+
+
 @pytest.mark.parametrize(
     ("tokens", "again", "complaint"),
     [
