@@ -99,9 +99,12 @@ class QuantizedLinear(nn.Module):
         self._register()
 
     def _take_norm(self, norm: nn.RMSNorm | nn.LayerNorm | None, features: int) -> None:
+        kinds: dict[type, str] = {nn.RMSNorm: "rms", nn.LayerNorm: "layer"}
+        if norm is not None and type(norm) not in kinds:
+            raise NearbankError(f"norm is a {type(norm).__name__}; expected torch.nn.RMSNorm or torch.nn.LayerNorm")
         if norm is not None and tuple(norm.normalized_shape) != (features,):
             raise NearbankError(f"norm over {list(norm.normalized_shape)}; expected [{features}], what the layer takes")
-        self.norm = {nn.RMSNorm: "rms", nn.LayerNorm: "layer"}.get(type(norm), "")
+        self.norm = kinds.get(type(norm), "")
         epsilon = None if norm is None else norm.eps
         self.epsilon = float(torch.finfo(torch.float32).eps if epsilon is None else epsilon)
         for name, vector in (("gain", getattr(norm, "weight", None)), ("bias", getattr(norm, "bias", None))):
@@ -131,6 +134,8 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in_features] → […, out_features]."""
+        if not isinstance(x, Tensor):
+            raise NearbankError(f"'x' is a {type(x).__name__}; expected a tensor")
         if x.shape[-1] != self.in_features:
             raise NearbankError(f"'x' has {x.shape[-1]} features; this layer takes {self.in_features}")
         rows = x.reshape(-1, self.in_features)

@@ -74,6 +74,14 @@ def test_operators_obey_torch():
     torch.library.opcheck(ops.linear_op, (torch.randn(3, 32), layer._number, 8), test_utils=utils)
 
 
+def test_what_a_module_cannot_take_is_refused():
+    layer = torch.nn.Linear(16, 8)
+    with pytest.raises(NearbankError, match=r"norm is a BatchNorm1d; expected torch\.nn\.RMSNorm"):
+        ops.TernaryLinear.from_linear(layer, norm=torch.nn.BatchNorm1d(16))
+    with pytest.raises(NearbankError, match="'x' is a ndarray; expected a tensor"):
+        ops.TernaryLinear.from_linear(layer)(np.ones((1, 16), np.float32))
+
+
 def test_graphs_see_through_the_modules():
     model = torch.nn.Sequential(
         ops.TernaryLinear.from_linear(torch.nn.Linear(32, 16)), torch.nn.ReLU(),
