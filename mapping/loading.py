@@ -35,6 +35,11 @@ def load_matrix(memory: BankMemory, matrix: MatrixPlacement, weights: Quantised,
             f"{matrix.name}: weights are {list(weights.codes.shape)}; placed are [{matrix.n}, {matrix.k}]"
         )
     offset = layer * matrix.region.stride
+    if fmt.stores_zeros and fmt.scaling.per != "group" and not matrix.scaled_in_bank:
+        raise NearbankError(
+            f"{matrix.name}: the ASIC takes no zeros off sums of {fmt.spec}, so that they cannot be executed; "
+            "use scales per group, or banks that apply them (dequant=bank)"
+        )
     for chunks, first, width, row in chunks_of(matrix):
         room = chunks.packing.columns * matrix.use.values
         starts = [member * matrix.inputs + first for member in range(matrix.split)]

@@ -140,6 +140,12 @@ def test_row_states_are_checked(commands: tuple[Command, ...], expected: str) ->
         execute(program, BankMemory(EXACT), None)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("fmt", ["int4-row", "int2-tensor"])
+def test_zeros_that_nobody_takes_off_are_refused(fmt: str) -> None:
+    with pytest.raises(NearbankError, match=f"takes no zeros off sums of {fmt}"):
+        relative_error(20, 200, fmt, target_of(load_machine("pim-gpt-lowbit")), 0)
+
+
 def test_a_trace_with_other_shapes_is_refused() -> None:
     from tests.mapping.shapes import gpt, steps
 
