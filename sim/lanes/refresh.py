@@ -17,9 +17,9 @@ def refresh(t, m, record):  # type: ignore[no-untyped-def]
     before = m[vm.OPEN]
     for bank in range(first, first + t[vm.REGION], t[spec_of(t[vm.PRECHARGE]) + vm.REACH]):
         if m[vm.OPEN] & mask_of(t, t[vm.PRECHARGE], bank):
-            _control(t, m, record, t[vm.PRECHARGE], bank, 0)
+            _control(t, m, record, t[vm.PRECHARGE], bank, np.int64(0))
     for bank in range(first, first + t[vm.REGION], t[spec_of(t[vm.REFRESH]) + vm.REACH]):
-        _control(t, m, record, t[vm.REFRESH], bank, 0)
+        _control(t, m, record, t[vm.REFRESH], bank, np.int64(0))
         m[vm.COUNT + vm.REFRESHES] += 1
     _reopen(t, m, record, before & ~m[vm.OPEN])
     m[vm.NEXT_REGION] = (first + t[vm.REGION]) % t[vm.BANKS]
@@ -34,7 +34,7 @@ def _control(t, m, record, command, bank, row):  # type: ignore[no-untyped-def]
     keep_profile(t, m, cycle, np.int64(vm.REFRESH_REASON))
     issue(t, m, command, bank, row, cycle, np.int64(vm.REFRESH_REASON))
     m[vm.SLOTS + t[spec_of(command) + vm.SLOT] + (bank >> t[vm.GROUP_SHIFT])] += 1
-    note(record, m, command, bank, row, 0, t[spec_of(command) + vm.SLOT], cycle)
+    note(record, m, command, bank, row, np.int64(0), t[spec_of(command) + vm.SLOT], cycle)
 
 
 @compiled_part
@@ -45,7 +45,7 @@ def _reopen(t, m, record, closed):  # type: ignore[no-untyped-def]
         if not (closed >> bank) & 1 or m[rows + bank] != m[rows]:
             same = False
     if same:
-        _control(t, m, record, t[vm.ACTIVATE_ALL], 0, m[rows])
+        _control(t, m, record, t[vm.ACTIVATE_ALL], np.int64(0), m[rows])
         return
     left = closed
     for bank in range(t[vm.BANKS]):

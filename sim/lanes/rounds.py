@@ -115,12 +115,12 @@ def skip(t, m, record, code, pc, left):  # type: ignore[no-untyped-def]
         code[pc * vm.WIDTH + vm.MOVES_ROWS],
     )
     rounds = np.int64(0)
-    if may_skip(t, m, code, pc, 0):
+    if may_skip(t, m, code, pc, np.int64(0)):
         now = now_of(m)
         period = now - m[t[vm.SNAP] + depth * t[vm.SNAP_STRIDE] + vm.S_NOW]
         rounds = min(left, rounds_until(t, m, record, now, period))
         if rounds > 0:
             advance(t, m, depth, body, moves_rows, rounds, period)
     if rounds < left:
-        store(t, m, depth, body, moves_rows, 0)
+        store(t, m, depth, body, moves_rows, np.int64(0))
     return rounds
