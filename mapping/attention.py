@@ -232,13 +232,25 @@ def _context_span(b: Builder, at: Attention, span: Span, slot: Address) -> None:
     if not span.length or (isinstance(slot, int) and slot >= at.slots):
         return
     with repeat(b, cache.queries) as query:
-        for block in range(span.begin // cache.v_block, ceil_div(span.end, cache.v_block)):
-            begin = max(span.begin - block * cache.v_block, 0)
-            end = min(span.end - block * cache.v_block, cache.v_block)
-            _block(b, at, slot, query, block, begin, end)
+        _blocks(b, at, span, slot, query)
 
 
-def _block(b: Builder, at: Attention, slot: Address, query: Address, block: int, begin: int, end: int) -> None:
+def _blocks(b: Builder, at: Attention, span: Span, slot: Address, query: Address) -> None:
+    """Block after block: those attended whole in a loop, the first and the last also in part."""
+    size = at.cache.v_block
+    first, end = ceil_div(span.begin, size), span.end // size
+    if first > end:
+        _block(b, at, slot, query, end, span.begin % size, span.end % size)
+        return
+    if span.begin % size:
+        _block(b, at, slot, query, first - 1, span.begin % size, size)
+    with repeat(b, end - first) as whole:
+        _block(b, at, slot, query, whole + first, 0, size)
+    if span.end % size:
+        _block(b, at, slot, query, end, 0, span.end % size)
+
+
+def _block(b: Builder, at: Attention, slot: Address, query: Address, block: Address, begin: int, end: int) -> None:
     """Tokens [begin, end) of one block of a slot's V."""
     cache, target = at.cache, at.target
     skip = begin // cache.use.values
@@ -259,7 +271,7 @@ def _block(b: Builder, at: Attention, slot: Address, query: Address, block: int,
         output_stride=reads,
         accumulators=target.accumulators,
     )
-    row = at.rows(cache.values.first_row + block * cache.v_rows) + slot * (cache.v_blocks * cache.v_rows)
+    row = at.rows(cache.values.first_row) + block * cache.v_rows + slot * (cache.v_blocks * cache.v_rows)
     result = at.area + RESULT + slot * (cache.queries * cache.v_blocks * cache.v_local * reads)
-    result += query * (cache.v_blocks * cache.v_local * reads) + block * cache.v_local * reads
+    result += query * (cache.v_blocks * cache.v_local * reads) + block * (cache.v_local * reads)
     _sent_and_swept(b, at, plan, row, cache.v_local, result, sent, at.area + VECTOR + vector + first)
