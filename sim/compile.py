@@ -45,11 +45,11 @@ class Compiler:
 
         A program that differs from the last one only in where outermost loops begin takes over that one's tables.
         """
-        if self._last and self._last.moved(program, self._least):
+        if self._last and self._last.moved(program):
             return self._last.code
         self._last = None
         code = self._encoded(program)
-        self._last = Laid.of(program, code)
+        self._last = Laid.of(program, code, self._least)
         return code
 
     def _encoded(self, program: Program) -> Code:

@@ -22,7 +22,6 @@ from nearbank.sim.code import Code
 from nearbank.sim.compile import Compiler
 from nearbank.sim.counters import Meaning
 from nearbank.sim.lanes.play import play
-from nearbank.sim.lanes.twins import twins
 from nearbank.sim.layout import (
     NEVER,
     Ints,
@@ -46,6 +45,7 @@ from nearbank.sim.numbering import Numbering
 from nearbank.sim.program import Program
 from nearbank.sim.result import ChannelResult, Profile, SimResult
 from nearbank.sim.rules import RuleBook, rulebook
+from nearbank.sim.ways import Ways
 
 _NO_DUE = 1 << 61
 _KEPT = 1 << 14  # stretches whose outcome is kept: some 45 MB
@@ -99,7 +99,7 @@ class Player:
         self._used: frozenset[str] = self._book.refresh.commands
         self._known = (0, 0)
         self._kept = np.zeros(0, dtype=np.int64)
-        self._twins: tuple[Code, Ints, Ints] | None = None
+        self._ways = Ways()
         self._tables = self._make_tables()
         self._lanes: tuple[tuple[int, ...], ...] = (tuple(range(machine.organization.channels)),)
         self._grouped: tuple[tuple[int, ...], ...] = ()
@@ -176,18 +176,14 @@ class Player:
     def _run(self, program: Program, code: Code, record: Ints) -> int:
         streams = self._streams(program)
         entries = np.array([code.entries[s] for s in streams], dtype=np.int64)
-        twin = self._twins_of(code, entries)
-        end = int(play(self._tables, self._memory, self._shared, entries, code.rows, twin, record, self._kept))
+        told = self._ways.of(code, streams, entries)
+        self._ways.make_room(self._tables, self._shared, len(streams))
+        kept = self._kept, self._ways.passed
+        end = int(play(self._tables, self._memory, self._shared, entries, code.rows, *told, record, *kept))
         if end < 0:
             self._fail(program, code, streams, -1 - end)
         self._ends.append(end)
         return end
-
-    def _twins_of(self, code: Code, entries: Ints) -> Ints:
-        """The same rows of the lanes' streams, worked out once for programs that share their code."""
-        if self._twins is None or self._twins[0] is not code or not np.array_equal(self._twins[1], entries):
-            self._twins = code, entries, twins(code.rows, entries) if len(entries) > 1 else entries
-        return self._twins[2]
 
     def _streams(self, program: Program) -> list[int]:
         """The stream that each of the first lanes plays; lanes without a stream come last."""

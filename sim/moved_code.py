@@ -11,17 +11,19 @@ from nearbank.sim.code import Code
 from nearbank.sim.layout import Ints
 from nearbank.sim.program import Loop, Program
 
+_FAR = 1 << 32  # rounds, where no address moves
+
 
 @dataclass(frozen=True, slots=True)
 class _Outermost:
-    """An outermost loop in the code: its first and last row, and the rows between whose addresses its counter moves."""
+    """An outermost loop in the code: its first and last row, and where it may begin so that all addresses exist."""
 
     stream: int
     node: int
     begin: int
     end: int
-    moved: Ints
-    strides: Ints
+    least_first: int
+    most_first: int
 
 
 @dataclass
@@ -34,10 +36,11 @@ class Laid:
     loops: list[_Outermost]
 
     @classmethod
-    def of(cls, program: Program, code: Code) -> Laid:
-        return cls(program, _shape(program), code, _outermost(program, code))
+    def of(cls, program: Program, code: Code, least: Ints) -> Laid:
+        """`least`: banks, rows and columns that every command may address."""
+        return cls(program, _shape(program), code, _outermost(program, code, least))
 
-    def moved(self, program: Program, least: Ints) -> bool:
+    def moved(self, program: Program) -> bool:
         """Make the code that of `program`; False, and the code is of no more use, where it cannot be."""
         if _shape(program) != self.shape:
             return False
@@ -45,20 +48,17 @@ class Laid:
             before, after = (p.streams[loop.stream].body[loop.node] for p in (self.program, program))
             assert isinstance(before, Loop)
             assert isinstance(after, Loop)
-            if before.first != after.first and not self._move(loop, after, after.first - before.first, least):
+            if before.first != after.first and not self._move(loop, after):
                 return False
         self.program = program
         return True
 
-    def _move(self, loop: _Outermost, node: Loop, rounds: int, least: Ints) -> bool:
-        rows, end = self.code.rows, node.first + node.count
-        if not rows[loop.begin, vm.MEETS] or not isinstance(node.first, int) or node.first < 0 or end >= 1 << 32:
+    def _move(self, loop: _Outermost, node: Loop) -> bool:
+        rows, first, end = self.code.rows, node.first, node.first + node.count
+        if not rows[loop.begin, vm.MEETS] or not isinstance(first, int) or first < 0 or end >= 1 << 32:
             return False
-        rows[loop.begin, vm.A], rows[loop.begin, vm.B], rows[loop.end, vm.A] = end, node.first, end
-        rows[loop.moved, vm.LOW : vm.HIGH] += rounds * loop.strides
-        rows[loop.moved, vm.HIGH : vm.STRETCH] += rounds * loop.strides
-        moved = rows[loop.moved, vm.LOW : vm.STRETCH]
-        return bool((moved[:, :3] >= 0).all() and (moved[:, 3:] < least).all())
+        rows[loop.begin, vm.A], rows[loop.begin, vm.B], rows[loop.end, vm.A] = end, first, end
+        return loop.least_first <= first <= loop.most_first
 
 
 def _shape(program: Program) -> tuple[object, ...]:
@@ -69,19 +69,28 @@ def _shape(program: Program) -> tuple[object, ...]:
     )
 
 
-def _outermost(program: Program, code: Code) -> list[_Outermost]:
+def _outermost(program: Program, code: Code, least: Ints) -> list[_Outermost]:
     found = []
     for number, stream in enumerate(program.streams):
         at = code.entries[number]
         for place, node in enumerate(stream.body):
             if isinstance(node, Loop):
                 begin, at = at, at + _length(code.rows, at)
-                strides = code.rows[begin:at, vm.BANK_STRIDES : vm.LOW : vm.MAX_DEPTH]
-                moved = begin + np.flatnonzero(strides.any(axis=1))
-                found.append(_Outermost(number, place, begin, at - 1, moved, strides[moved - begin]))
+                down, up = _room(code.rows[begin:at], least)
+                found.append(_Outermost(number, place, begin, at - 1, node.first - down, node.first + up))
             else:
                 at += 1
     return found
+
+
+def _room(rows: Ints, least: Ints) -> tuple[int, int]:
+    """How many rounds earlier and later the outermost loop around the rows may begin: (earlier, later)."""
+    strides = rows[:, vm.BANK_STRIDES : vm.LOW : vm.MAX_DEPTH]
+    below, above = rows[:, vm.LOW : vm.HIGH], least - 1 - rows[:, vm.HIGH : vm.STRETCH]
+    rising, falling = strides > 0, strides < 0
+    down = [*(below[rising] // strides[rising]), *(above[falling] // -strides[falling]), _FAR]
+    up = [*(above[rising] // strides[rising]), *(below[falling] // -strides[falling]), _FAR]
+    return int(min(down)), int(min(up))
 
 
 def _length(rows: Ints, begin: int) -> int:

@@ -10,7 +10,7 @@ compiled code in `sim/lanes` plays them.
 COMMAND, LOOP, END, START, WAIT, MARK, HALT = range(7)
 OP, A, B, C, DEPTH, MEETS, MOVES_ROWS, HAS_BANK, HAS_ROW = range(9)
 BANK, ROW, COLUMN = 9, 10, 11
-MAX_DEPTH = 8
+MAX_DEPTH = 9
 BANK_STRIDES = 12
 ROW_STRIDES = BANK_STRIDES + MAX_DEPTH
 COLUMN_STRIDES = ROW_STRIDES + MAX_DEPTH
@@ -70,3 +70,16 @@ RECORD_WIDTH = 6
 # and the same again per loop depth
 (G_JOBS, G_LABELS, G_MARKED, G_LABEL, G_UNITS) = range(5)
 G_BUSY = G_UNITS + MAX_UNITS
+
+# A passage in `through`, and what is being played of it: see `nearbank.sim.passages` and `sim/lanes/passage.py`
+P_NUMBER, P_STRIDES, P_ENDS = 0, 1, 1 + MAX_DEPTH
+PP_AT, PP_ENTRY, PP_ORIGIN, PP_BEGAN, PP_SIZE = range(5)
+# What is kept of passages: how many there is room for, room for a key, then a key and what was done of each. A key: its
+# number, label and units, then of every lane these, ages of last issues, open rows
+P_COUNT, P_KEY = 0, 1
+PK_NUMBER, PK_LABEL, PK_UNITS, PK_SHARED = 0, 1, 2, 2 + MAX_UNITS
+(PK_PREVIOUS, PK_NOW, PK_UNIT, PK_DUE, PK_REGION, PK_OPEN, PK_TOUCHED, PK_SIZE) = range(8)
+# What was done: these, jobs and labels; then of every lane these, counters, last issues, open rows
+PD_CYCLES, PD_LABEL, PD_UNITS, PD_BUSY = 0, 1, 2, 2 + MAX_UNITS
+(PD_PREVIOUS, PD_FLOOR, PD_UNIT, PD_DUE, PD_REGION, PD_OPEN, PD_TOUCHED, PD_SAME_ROW, PD_STORED) = range(9)
+PD_SIZE = PD_STORED + MAX_DEPTH

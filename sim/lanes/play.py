@@ -7,6 +7,7 @@ from nearbank.sim import vm
 from nearbank.sim.lanes.follow import pair, part_all
 from nearbank.sim.lanes.lane import run
 from nearbank.sim.lanes.meeting import meet
+from nearbank.sim.lanes.passage import take_passages
 from nearbank.sim.lanes.profile import keep_profile
 from nearbank.sim.lanes.refresh import refresh
 from nearbank.sim.lanes.shared import data_ready, flush_label, wall_of
@@ -14,10 +15,10 @@ from nearbank.sim.pointers import pointer
 
 
 @compiled
-def play(tables, memory, g, entry, code, twin, record, kept):  # type: ignore[no-untyped-def]
+def play(tables, memory, g, entry, code, twin, through, record, kept, passed):  # type: ignore[no-untyped-def]
     """Play one program, lane i running the code from row entry[i] on; returns the end cycle, or -1 - lane.
 
-    `twin` is what `twins` says of the code.
+    `twin` is what `twins` says of the code, `through` what `nearbank.sim.passages` does.
 
     Lanes without an entry are channels that the program leaves alone: they are only refreshed. A negative result
     means that this lane stopped on an error, with its STATUS and PC saying which and where.
@@ -32,6 +33,8 @@ def play(tables, memory, g, entry, code, twin, record, kept):  # type: ignore[no
     keeps = whole and t[vm.KEPT] > 0
     counts = np.empty((active, t[vm.COUNT_SIZE]), dtype=np.int64)
     ahead = np.empty(active, dtype=np.int64)
+    passes = keeps and through.shape[0] > 0 and passed[vm.P_COUNT] > 0
+    played = np.zeros(vm.PP_SIZE, dtype=np.int64)
     while active > 0:
         if pairs:
             pair(t, memory, active, twin, counts, ahead)
@@ -45,6 +48,8 @@ def play(tables, memory, g, entry, code, twin, record, kept):  # type: ignore[no
         if code[memory[0, vm.PC], vm.OP] == vm.HALT:
             part_all(t, memory, active, counts)
             break
+        if passes:
+            take_passages(t, memory, g, active, counts, pointer(through, 0), passed, pointer(played, 0))
         meet(t, memory, g, active, code, record, counts)
     if wall_of(memory, memory.shape[0]) >= t[vm.HORIZON]:
         memory[0, vm.STATUS] = vm.OVERFLOW

@@ -47,7 +47,7 @@ CASES: list[tuple[tuple, str]] = [  # type: ignore[type-arg]
         (Loop(2, (Command("ACT", bank=Index(0, (1,))), Command("PREA")), 15),),
         "node 0.0: ACT bank 16; the machine has banks 0 to 15",
     ),
-    ((nested(9),), "node 0: loops are nested deeper than 8"),
+    ((nested(10),), "node 0: loops are nested deeper than 9"),
     ((Start("asic", "x", -1),), "node 0: job 'x' on 'asic' takes -1 ps; expected 0 to 2^60 - 1"),
     ((Command("MACAB", format="fp64"),), "node 0: MACAB in format 'fp64'"),
     ((Command("RD", bank=Index(2)),), "node 0, rounds []: RD needs an open row, but one of its banks has none"),
