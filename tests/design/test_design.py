@@ -71,7 +71,7 @@ def test_figures_have_axes_with_units(rows: dict[str, PowerRow]) -> None:
 
 
 def test_scales_per_group_cost_time_and_pins() -> None:
-    one, group = (scaled(weights, "gpt2-small") for weights in ("int4-tensor", "int4"))
+    one, group = (scaled(weights, model="gpt2-small") for weights in ("int4-tensor", "int4"))
     assert one.over_bound == 1.0
     assert group.over_bound > 1.1
     assert group.pin_bytes["results_out"] > one.pin_bytes["results_out"]
@@ -85,6 +85,6 @@ def test_scales_in_the_bank_leave_one_sum_per_output_and_no_scales_on_the_pins()
     )
     assert bank.pin_bytes["results_out"] == one.pin_bytes["results_out"]
     assert bank.pin_bytes["values_out"] == 0
-    assert one.us_per_token < bank.us_per_token < asic.us_per_token
+    assert bank.us_per_token < 0.6 * asic.us_per_token
     assert bank.uj_per_token < asic.uj_per_token
     assert (bank.bits_per_weight, asic.bits_per_weight) == (4 + 24 / 128, 4 + 40 / 128)
