@@ -55,6 +55,7 @@ def _table(setup: Sequence[int] | Ints, rows: list["_Row"], commands: int, path:
     table = np.zeros(timing.PATH + len(path) * timing.LEVELS, np.int64)
     table[: len(setup)] = setup
     table[timing.USED_LEVELS] = path.shape[1]
+    table[timing.HAS_ROOT] = int((path[:, 0] == path[0, 0]).all())
     rings = sorted({row.rule for row in rows if row.window > 1})
     for number, row in enumerate(rows):
         ring = rings.index(row.rule) if row.window > 1 else -1

@@ -37,7 +37,7 @@ from nearbank.sim.requests.state import (
     do_command,
     do_to_all,
 )
-from nearbank.sim.requests.timing import ready_cycle, ready_cycle_of_all
+from nearbank.sim.requests.timing import ready_cycle, ready_cycle_anywhere, ready_cycle_of_all
 
 ANY_BUS, COLUMN_BUS, ROW_BUS, SECOND_HALF = 0, 1, 2, 3  # SECOND_HALF: of a clock, for precharges alone
 ALL_BANKS = 1  # a refresh policy
@@ -98,7 +98,7 @@ def _take(t, m, q, number, cycle):  # type: ignore[no-untyped-def]
     if at.queued_write(m, q, number):
         answer(m, write, cycle + 1, 1)
         return fields.ANSWERED
-    at.append(m, q, WRITES if write else READS, number, cycle)
+    at.append(t, m, q, WRITES if write else READS, number, cycle)
     return fields.QUEUED
 
 
@@ -135,14 +135,16 @@ def _slot(t, m, q, log, cycle, bus):  # type: ignore[no-untyped-def]
     """Fill one place on a command bus, if any candidate is ready."""
     soonest = FAR
     if bus < ROW_BUS and m[at.OPENED_COUNT]:
-        e, soonest = _oldest_opened(t, m, cycle)
+        e = _oldest_ready(t, m, cycle, at.OPENED_READS, at.OPENED_ENTRY, RD, 0)
+        e = _oldest_ready(t, m, cycle, at.OPENED_WRITES, at.OPENED_ENTRY, WR, e)
         if e:
             _serve(t, m, q, log, cycle, OPENED, e)
             return cycle + 1
+        soonest = min(m[at.group_at(at.OPENED_READS)], m[at.group_at(at.OPENED_WRITES)])
     if m[at.WAITING]:
         return soonest if bus == COLUMN_BUS else min(soonest, _refresh(t, m, log, cycle, bus))
     queue = _queue_to_serve(t, m)
-    e, when = _oldest_ready(t, m, cycle, queue, bus)
+    e, when = _oldest_queued(t, m, cycle, queue, bus)
     if e:
         _serve(t, m, q, log, cycle, queue, e)
         return cycle + 1
@@ -165,78 +167,49 @@ def _queue_to_serve(t, m):  # type: ignore[no-untyped-def]
 
 
 @compiled_part
-def _oldest_opened(t, m, cycle):  # type: ignore[no-untyped-def]
-    """The oldest ready request among those a row was opened for, 0 if none; and when one may be ready."""
-    best, oldest, soonest = 0, FAR, FAR
-    for word in range((t[at.BANKS] + 63) >> 6):
-        left = m[at.MASKS + OPENED * at.WORDS + word]
-        while left:
-            bank = word * 64 + lowest_bit(left)
-            left &= left - 1
-            b = bank_at(bank)
-            e, when = m[b + at.OPENED_ENTRY], m[b + at.SOON_OPENED]
-            if when <= cycle:
-                when = ready_cycle(t, m, WR if m[e + at.ENTRY_WRITE] else RD, bank)
-                m[b + at.SOON_OPENED] = when
-            if when > cycle:
-                soonest = min(soonest, when)
-            elif m[e + at.NUMBER] < oldest:
-                best, oldest = e, m[e + at.NUMBER]
-    return best, soonest
+def _oldest_queued(t, m, cycle, queue, bus):  # type: ignore[no-untyped-def]
+    """The oldest request of a queue whose command is ready, 0 if none; and when one may be ready."""
+    e, soonest, group, lane = 0, FAR, queue * at.KINDS, at.LANES + queue * at.LANE_WIDTH
+    if bus < ROW_BUS:
+        e = _oldest_ready(t, m, cycle, group + at.COLUMNS, lane + at.HIT, WR if queue == WRITES else RD, e)
+        soonest = min(soonest, m[at.group_at(group + at.COLUMNS)])
+    if bus == ANY_BUS or bus == ROW_BUS:
+        e = _oldest_ready(t, m, cycle, group + at.ACTIVATIONS, lane + at.MISS, ACT, e)
+        soonest = min(soonest, m[at.group_at(group + at.ACTIVATIONS)])
+    if bus != COLUMN_BUS:
+        e = _oldest_ready(t, m, cycle, group + at.PRECHARGES, lane + at.MISS, PRE, e)
+        soonest = min(soonest, m[at.group_at(group + at.PRECHARGES)])
+    return e, soonest
 
 
 @compiled_part
-def _oldest_ready(t, m, cycle, queue, bus):  # type: ignore[no-untyped-def]
-    """The oldest request of a queue whose command is ready, 0 if none; and when one may be ready.
+def _oldest_ready(t, m, cycle, group, place, command, best):  # type: ignore[no-untyped-def]
+    """The oldest entry at `place` of the group's banks whose command is ready, or `best` (0: none) if that is older.
 
-    A bank is looked at again only from its `SOON` on: rules never make a command ready earlier than it was before.
+    Nothing is looked at before the cycle noted for the group, no bank before the one noted for its command.
     """
-    best, oldest, soonest = 0, FAR, FAR
-    column = WR if queue == WRITES else RD
-    for word in range((t[at.BANKS] + 63) >> 6):
-        left = m[at.MASKS + queue * at.WORDS + word]
-        while left:
-            bank = word * 64 + lowest_bit(left)
-            left &= left - 1
-            lane = at.lane_at(bank, queue)
-            e = m[lane + at.HIT]
-            if e and bus < ROW_BUS:
-                when = m[lane + at.SOON_HIT]
-                if when <= cycle:
-                    when = ready_cycle(t, m, column, bank)
-                    m[lane + at.SOON_HIT] = when
-                if when > cycle:
-                    soonest = min(soonest, when)
-                elif m[e + at.NUMBER] < oldest:
-                    best, oldest = e, m[e + at.NUMBER]
-            e = m[lane + at.MISS]
-            if e and bus != COLUMN_BUS and m[e + at.NUMBER] < oldest:
-                when = _miss_ready(t, m, cycle, bank, lane, bus)
-                if when > cycle:
-                    soonest = min(soonest, when)
-                else:
-                    best, oldest = e, m[e + at.NUMBER]
-    return best, soonest
-
-
-@compiled_part
-def _miss_ready(t, m, cycle, bank, lane, bus):  # type: ignore[no-untyped-def]
-    """When the bank's row may be opened, or closed, for the oldest request that needs that; FAR if it stays open."""
-    b = bank_at(bank)
-    closed = m[b + OPEN_ROW] < 0
-    if closed:
-        if bus == SECOND_HALF:
-            return FAR
-    elif m[b + at.OPENED_ENTRY]:
-        return FAR
-    elif t[at.KEEP_HITS] and m[lane + at.HIT]:
-        if m[m[lane + at.HIT] + at.NUMBER] < m[m[lane + at.MISS] + at.NUMBER]:
-            return FAR
-    when = m[lane + at.SOON_MISS]
-    if when <= cycle:
-        when = ready_cycle(t, m, ACT if closed else PRE, bank)
-        m[lane + at.SOON_MISS] = when
-    return when
+    g = at.group_at(group)
+    if m[g + at.BOUND] > cycle:
+        return best
+    soonest = ready_cycle_anywhere(t, m, command)
+    if soonest <= cycle:
+        soonest = FAR
+        oldest = m[best + at.NUMBER] if best else FAR
+        for word in range((t[at.BANKS] + 63) >> 6):
+            left = m[g + at.MASK + word]
+            while left:
+                bank = word * 64 + lowest_bit(left)
+                left &= left - 1
+                b = bank_at(bank)
+                e, when = m[b + place], m[b + at.SOON + command]
+                if when <= cycle and m[e + at.NUMBER] < oldest:
+                    when = ready_cycle(t, m, command, bank)
+                    m[b + at.SOON + command] = when
+                    if when <= cycle:
+                        best, oldest = e, m[e + at.NUMBER]
+                soonest = min(soonest, when)
+    m[g + at.BOUND] = soonest
+    return best
 
 
 @compiled_part
@@ -254,16 +227,13 @@ def _serve(t, m, q, log, cycle, queue, e):  # type: ignore[no-untyped-def]
         command = _column_command(t, m, queue, e, b)
     column = q[m[e + at.NUMBER] * REQUEST_WIDTH + fields.COLUMN]
     do_command(t, m, log, command, m[at.CHANNEL], bank, row, column, cycle)
-    if command != RD and command != WR:
-        at.look_again(m, bank, bank + 1)
     if hit:
         _finish(t, m, q, cycle, queue, e)
-    elif command == ACT and queue != OPENED:
-        at.take_out(m, q, queue, e)
-        m[b + at.OPENED_ENTRY] = e
-        m[b + at.SOON_OPENED] = 0
-        m[at.OPENED_COUNT] += 1
-        at.set_bit(m, OPENED, bank)
+    elif command == ACT:
+        at.unlink(m, q, queue, e)
+        at.set_opened(t, m, bank, e, m[e + at.ENTRY_WRITE])
+    if command != RD and command != WR:
+        at.look_again(t, m, bank, bank + 1)
 
 
 @compiled_part
@@ -283,11 +253,11 @@ def _finish(t, m, q, cycle, queue, e):  # type: ignore[no-untyped-def]
     done = cycle + (t[at.WRITE_LATENCY] if write else t[at.READ_LATENCY])
     answer(m, write, done, done - m[e + at.ARRIVED])
     if queue == OPENED:
-        m[bank_at(bank) + at.OPENED_ENTRY] = 0
-        m[at.OPENED_COUNT] -= 1
-        at.clear_bit(m, OPENED, bank)
+        at.set_opened(t, m, bank, 0, write)
+        at.regroup(t, m, bank, READS)
+        at.regroup(t, m, bank, WRITES)
     else:
-        at.take_out(m, q, queue, e)
+        at.take_out(t, m, q, queue, e)
     at.give_back(m, e)
 
 
@@ -307,7 +277,7 @@ def _refresh(t, m, log, cycle, bus):  # type: ignore[no-untyped-def]
     if when > cycle or (bus == SECOND_HALF and command != close):
         return when
     do_to_all(t, m, log, command, m[at.CHANNEL], first, count, cycle)
-    at.look_again(m, first, first + count)
+    at.look_again(t, m, first, first + count)
     if command != close:
         m[at.HEAD_REFRESH] = (m[at.HEAD_REFRESH] + 1) % at.MOST_REFRESHES
         m[at.WAITING] -= 1
@@ -327,7 +297,7 @@ def _close_idle_row(t, m, log, cycle):  # type: ignore[no-untyped-def]
         when = max(m[b + TOUCHED] + t[at.ROW_TIMEOUT], ready_cycle(t, m, PRE, bank))
         if when <= cycle:
             do_command(t, m, log, PRE, m[at.CHANNEL], bank, -1, -1, cycle)
-            at.look_again(m, bank, bank + 1)
+            at.look_again(t, m, bank, bank + 1)
             return cycle + 1
         soonest = min(soonest, when)
     return soonest

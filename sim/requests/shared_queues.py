@@ -7,14 +7,20 @@ the row, and the oldest that does not. Both are kept, so nobody has to search.
 from nearbank.compiled import compiled_part
 from nearbank.sim.requests import state as fields
 from nearbank.sim.requests.state import (
+    ACT,
     AFTER_BANKS,
     BANK_FIELDS,
+    COMMANDS,
     MOST_BANKS,
     OPEN_ROW,
+    PRE,
+    RD,
     REQUEST_WIDTH,
     SCALARS,
+    WR,
     bank_at,
 )
+from nearbank.sim.requests.timing import ready_cycle
 
 LONGEST_QUEUE = 1024
 READS, WRITES, OPENED = 0, 1, 2  # the queues; OPENED holds requests a row was opened for, one a bank
@@ -35,15 +41,21 @@ SETUP = (
     SCALARS, SCALARS + 11
 )
 
-# m: a bank. Its entry in OPENED and a cycle before which that is not ready; then for each queue: first and last entry,
-# the oldest that hits the open row and the oldest that does not (0: none), and a cycle before which each is not ready.
-OPENED_ENTRY, SOON_OPENED, LANES = BANK_FIELDS, BANK_FIELDS + 1, BANK_FIELDS + 5
-FIRST, LAST, HIT, MISS, SOON_HIT, SOON_MISS, LANE_WIDTH = *range(6), 8
+# m: a bank. Its entry in OPENED; for each command a cycle before which the rules do not allow it (they never make it
+# ready earlier than it was before); then for each queue: first and last entry, the oldest that hits the open row and
+# the oldest that does not (0: none).
+OPENED_ENTRY, SOON, LANES = BANK_FIELDS, BANK_FIELDS + 1, BANK_FIELDS + 1 + len(COMMANDS)
+FIRST, LAST, HIT, MISS, LANE_WIDTH = *range(4), 4
 
-# m: banks with entries, as bits, by queue; how many queued writes have this hash; waiting refreshes; entries
-WORDS = MOST_BANKS // 64
-MASKS = AFTER_BANKS
-WRITTEN, WRITTEN_HASH = MASKS + 3 * WORDS, 1 << 10
+# m: groups of banks that could issue the same command: for each queue a column access, an activation and a precharge;
+# then reads and writes of OPENED. A cycle before which none of the group is ready; its banks as bits.
+COLUMNS, ACTIVATIONS, PRECHARGES, KINDS = *range(3), 3
+OPENED_READS, OPENED_WRITES, GROUP_COUNT = 2 * KINDS, 2 * KINDS + 1, 2 * KINDS + 2
+BOUND, MASK, GROUP_WIDTH = 0, 1, 1 + MOST_BANKS // 64
+
+# m: groups; how many queued writes have this hash; waiting refreshes; entries
+GROUPS = AFTER_BANKS
+WRITTEN, WRITTEN_HASH = GROUPS + GROUP_COUNT * GROUP_WIDTH, 1 << 10
 REFRESHES, MOST_REFRESHES = WRITTEN + WRITTEN_HASH, 4 * MOST_BANKS
 ENTRIES = REFRESHES + MOST_REFRESHES
 NUMBER, ENTRY_BANK, ENTRY_ROW, ENTRY_WRITE, ARRIVED, SEEN, NEXT, PREVIOUS, ENTRY_WIDTH = range(9)
@@ -57,17 +69,42 @@ def lane_at(bank, queue):  # type: ignore[no-untyped-def]
 
 
 @compiled_part
-def set_bit(m, queue, bank):  # type: ignore[no-untyped-def]
-    m[MASKS + queue * WORDS + (bank >> 6)] |= 1 << (bank & 63)
+def group_at(group):  # type: ignore[no-untyped-def]
+    return GROUPS + group * GROUP_WIDTH
 
 
 @compiled_part
-def clear_bit(m, queue, bank):  # type: ignore[no-untyped-def]
-    m[MASKS + queue * WORDS + (bank >> 6)] &= ~(1 << (bank & 63))
+def put(t, m, group, bank, command, belongs):  # type: ignore[no-untyped-def]
+    """Put a bank into a group, or take it out."""
+    g = group_at(group)
+    word, bit = g + MASK + (bank >> 6), 1 << (bank & 63)
+    if not belongs:
+        m[word] &= ~bit
+    elif m[word] & bit == 0:
+        m[word] |= bit
+        when = ready_cycle(t, m, command, bank)
+        m[bank_at(bank) + SOON + command] = when
+        m[g + BOUND] = min(m[g + BOUND], when)
 
 
 @compiled_part
-def append(m, q, queue, number, cycle):  # type: ignore[no-untyped-def]
+def regroup(t, m, bank, queue):  # type: ignore[no-untyped-def]
+    """Put a bank into those groups of the queue whose commands its requests call for.
+
+    A row stays open for the request it was opened for, and for older hits if the policy says so.
+    """
+    b, lane, first = bank_at(bank), lane_at(bank, queue), queue * KINDS
+    hit, miss, closed = m[lane + HIT], m[lane + MISS], m[b + OPEN_ROW] < 0
+    kept = m[b + OPENED_ENTRY] != 0
+    if hit and miss and t[KEEP_HITS]:
+        kept |= m[hit + NUMBER] < m[miss + NUMBER]
+    put(t, m, first + COLUMNS, bank, WR if queue == WRITES else RD, hit != 0)
+    put(t, m, first + ACTIVATIONS, bank, ACT, miss != 0 and closed)
+    put(t, m, first + PRECHARGES, bank, PRE, miss != 0 and not closed and not kept)
+
+
+@compiled_part
+def append(t, m, q, queue, number, cycle):  # type: ignore[no-untyped-def]
     """A new entry for the request, the youngest of its bank."""
     e = _new_entry(m)
     request = number * REQUEST_WIDTH
@@ -87,14 +124,13 @@ def append(m, q, queue, number, cycle):  # type: ignore[no-untyped-def]
         m[last + NEXT] = e
     else:
         m[lane + FIRST] = e
-        set_bit(m, queue, bank)
     m[SIZE + queue] += 1
     if queue == WRITES:
         m[WRITTEN + q[request + fields.BLOCK] % WRITTEN_HASH] += 1
     kind = HIT if m[e + ENTRY_ROW] == m[bank_at(bank) + OPEN_ROW] else MISS
     if m[lane + kind] == 0:
         m[lane + kind] = e
-        m[lane + kind + SOON_HIT - HIT] = 0
+        regroup(t, m, bank, queue)
 
 
 @compiled_part
@@ -115,16 +151,22 @@ def give_back(m, e):  # type: ignore[no-untyped-def]
 
 
 @compiled_part
-def take_out(m, q, queue, e):  # type: ignore[no-untyped-def]
-    """Take an entry out of its queue. What waited for a row that it kept open is looked at again."""
+def take_out(t, m, q, queue, e):  # type: ignore[no-untyped-def]
+    """Take an entry out of its queue, and find the next one like it."""
     bank = m[e + ENTRY_BANK]
-    lane = lane_at(bank, queue)
-    before, after = m[e + PREVIOUS], m[e + NEXT]
+    lane, row = lane_at(bank, queue), m[bank_at(bank) + OPEN_ROW]
     if m[lane + HIT] == e:
-        m[lane + HIT] = _first(m, after, m[bank_at(bank) + OPEN_ROW], True)
+        m[lane + HIT] = _first(m, m[e + NEXT], row, True)
     if m[lane + MISS] == e:
-        m[lane + MISS] = _first(m, after, m[bank_at(bank) + OPEN_ROW], False)
-        m[lane + SOON_MISS] = 0
+        m[lane + MISS] = _first(m, m[e + NEXT], row, False)
+    unlink(m, q, queue, e)
+    regroup(t, m, bank, queue)
+
+
+@compiled_part
+def unlink(m, q, queue, e):  # type: ignore[no-untyped-def]
+    lane = lane_at(m[e + ENTRY_BANK], queue)
+    before, after = m[e + PREVIOUS], m[e + NEXT]
     if before:
         m[before + NEXT] = after
     else:
@@ -133,8 +175,6 @@ def take_out(m, q, queue, e):  # type: ignore[no-untyped-def]
         m[after + PREVIOUS] = before
     else:
         m[lane + LAST] = before
-    if before == 0 and after == 0:
-        clear_bit(m, queue, bank)
     m[SIZE + queue] -= 1
     if queue == WRITES:
         m[WRITTEN + q[m[e + NUMBER] * REQUEST_WIDTH + fields.BLOCK] % WRITTEN_HASH] -= 1
@@ -149,18 +189,24 @@ def _first(m, e, row, hits):  # type: ignore[no-untyped-def]
 
 
 @compiled_part
-def look_again(m, first_bank, end_bank):  # type: ignore[no-untyped-def]
-    """The rows of these banks changed: what their requests need next may be ready at any time."""
+def look_again(t, m, first_bank, end_bank):  # type: ignore[no-untyped-def]
+    """The rows of these banks changed: find out what their requests need next."""
     for bank in range(first_bank, end_bank):
         row = m[bank_at(bank) + OPEN_ROW]
         for queue in range(2):
             lane = lane_at(bank, queue)
             first = m[lane + FIRST]
-            if first:
-                m[lane + HIT] = _first(m, first, row, True) if row >= 0 else 0
-                m[lane + MISS] = _first(m, first, row, False)
-                m[lane + SOON_HIT] = 0
-                m[lane + SOON_MISS] = 0
+            m[lane + HIT] = _first(m, first, row, True) if row >= 0 else 0
+            m[lane + MISS] = _first(m, first, row, False)
+            regroup(t, m, bank, queue)
+
+
+@compiled_part
+def set_opened(t, m, bank, e, write):  # type: ignore[no-untyped-def]
+    """From now on the bank's row is open for entry `e`, or with 0 for nobody any more."""
+    m[bank_at(bank) + OPENED_ENTRY] = e
+    put(t, m, OPENED_WRITES if write else OPENED_READS, bank, WR if write else RD, e != 0)
+    m[OPENED_COUNT] += 1 if e else -1
 
 
 @compiled_part

@@ -12,8 +12,8 @@ from nearbank.compiled import compiled_part
 # --- t: the scheduler's own numbers come first
 SETUP_SIZE = 64
 MOST_COMMANDS, LEVELS, MOST_RULES = 24, 5, 1024
-USED_LEVELS = SETUP_SIZE
-FIRST = USED_LEVELS + 1  # where each command's rules begin in t (and the last one's end)
+USED_LEVELS, HAS_ROOT = SETUP_SIZE, SETUP_SIZE + 1  # HAS_ROOT: the first level is one node
+FIRST = HAS_ROOT + 1  # where each command's rules begin in t (and the last one's end)
 SPECIAL = FIRST + MOST_COMMANDS + 1  # where, among them, those begin that need more than their level and delay
 RULES = SPECIAL + MOST_COMMANDS
 RULE_WIDTH = 8
@@ -38,6 +38,12 @@ def ready_cycle(t, m, command, bank):  # type: ignore[no-untyped-def]
     for level in range(path, path + t[USED_LEVELS]):
         earliest = max(earliest, m[t[level] + NODE_READY + command])
     return earliest
+
+
+@compiled_part
+def ready_cycle_anywhere(t, m, command):  # type: ignore[no-untyped-def]
+    """A cycle before which no bank allows `command`: that of the node above all, if there is one."""
+    return m[t[PATH] + NODE_READY + command] if t[HAS_ROOT] else 0
 
 
 @compiled_part
@@ -93,5 +99,5 @@ def _window_start(t, m, rule, node, cycle):  # type: ignore[no-untyped-def]
     ring = node + NODE_RINGS + t[rule + RING] * RING_WIDTH
     if t[rule + KEEP]:
         m[ring + 1 + m[ring]] = cycle
-        m[ring] = (m[ring] + 1) % t[rule + WINDOW]
+        m[ring] = m[ring] + 1 if m[ring] + 1 < t[rule + WINDOW] else 0
     return m[ring + 1 + m[ring]]
