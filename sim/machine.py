@@ -22,9 +22,12 @@ from nearbank import units
 from nearbank.errors import NearbankError
 from nearbank.sim.mac_unit import Process, ScaleFormat, UnitDesign, unit_formats, with_derived
 from nearbank.sim.policy import Policy
+from nearbank.sim.standards import standard_named, timing_names
 
 _MACHINES = Path(__file__).parent / "machines"
 MACHINE_SCHEMA = "nearbank.machine/1"
+_LONGEST_PS = 10**12  # no time of a memory is longer than a second, and sums of many fit into 64 bits
+_LARGEST_BYTES = 2**60
 
 
 class _Strict(BaseModel):
@@ -49,8 +52,13 @@ def _of(quantity: units.Quantity) -> BeforeValidator:
         text = value.get("value") if isinstance(value, dict) else getattr(value, "value", value)
         if not isinstance(value, dict | Constant):
             raise NearbankError(f"{value!r} has no source; write {{value: …, source: …}}")
-        if quantity.parse(text) < 0:
+        number = quantity.parse(text)
+        if number < 0:
             raise NearbankError(f"{text!r} is negative")
+        if number == 0 and quantity in (units.FREQUENCY, units.BIT_RATE):
+            raise NearbankError(f"{text!r}: expected more than 0")
+        if quantity is units.TIME and number > _LONGEST_PS:
+            raise NearbankError(f"{text!r}: expected at most 1 s")
         return value
 
     return BeforeValidator(check)
@@ -331,7 +339,14 @@ def _effective(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = own.pop("extends", None)
     if base is None:
         return own
-    return _merged(_effective(_locate(str(base), path.parent), (*seen, path)), own)
+    return _merged(_effective(_base_of(path, str(base)), (*seen, path)), own)
+
+
+def _base_of(path: Path, base: str) -> Path:
+    try:
+        return _locate(base, path.parent)
+    except NearbankError as error:
+        raise NearbankError(f"{path}: extends: {error}") from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -339,6 +354,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise NearbankError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise NearbankError(f"{path}: not readable as YAML: nested too deeply; expected few levels") from error
     if not isinstance(content, dict):
         raise NearbankError(f"{path}: expected a mapping of keys, such as 'schema: {MACHINE_SCHEMA}'")
     return content
@@ -372,12 +389,20 @@ def _complaint(error: dict[str, Any]) -> str:
     known = {
         "extra_forbidden": "unknown key; `nearbank machines pim-gpt` shows a machine with every key",
         "missing": "is missing; `nearbank machines pim-gpt` shows a machine with every key",
+        "dict_type": "expected keys with values below it",
+        "model_type": "expected keys with values below it",
     }
     return known.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
 
 
 def check_timing(machine: Machine, path: Path | str) -> None:
-    """Refuse timing that contradicts itself; `path` says in the error where it stands."""
+    """Refuse timing that contradicts itself or that no rule knows; `path` says in the error where it stands."""
+    _check_names(machine, path)
+    if machine.tck_ps == 0:
+        raise NearbankError(f"{path}: tCK: a clock of 0 ps; expected more than 0")
+    if machine.organization.total_bytes > _LARGEST_BYTES:
+        capacity = machine.organization.total_bytes
+        raise NearbankError(f"{path}: organization: {capacity} bytes; expected at most {_LARGEST_BYTES}")
     t = {name: units.TIME.parse(constant.value) for name, constant in machine.timing.items()}
     if {"tRC", "tRAS", "tRP"} <= t.keys() and t["tRC"] < t["tRAS"] + t["tRP"]:
         raise NearbankError(f"{path}: timing.tRC: {t['tRC']} ps is less than tRAS + tRP = {t['tRAS'] + t['tRP']} ps")
@@ -386,3 +411,15 @@ def check_timing(machine: Machine, path: Path | str) -> None:
             raise NearbankError(f"{path}: timing: refresh needs tREFI and tRFC; give both, or refresh policy none")
         if t["tREFI"] <= t["tRFC"]:
             raise NearbankError(f"{path}: timing.tREFI: {t['tREFI']} ps is not more than tRFC = {t['tRFC']} ps")
+
+
+def _check_names(machine: Machine, path: Path | str) -> None:
+    """Refuse an unknown standard, and timing values no standard has: a misspelt one would count for nothing."""
+    try:
+        standard_named(machine.standard)
+    except NearbankError as error:
+        raise NearbankError(f"{path}: standard: {error}") from error
+    unknown = sorted(machine.timing.keys() - timing_names())
+    if unknown:
+        known = ", ".join(sorted(timing_names()))
+        raise NearbankError(f"{path}: timing.{unknown[0]}: no standard has such a time; known: {known}")

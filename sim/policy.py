@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nearbank.errors import NearbankError
 
@@ -49,6 +49,15 @@ class Policy(BaseModel):
     row_timeout: Annotated[int, Field(gt=0, le=2**31)] = 1000
     mapping: str = "RoBaRaCoCh"
 
+    @model_validator(mode="after")
+    def _drains_before_it_stops(self) -> Policy:
+        if self.write_low > self.write_high:
+            raise ValueError(
+                f"write_low {self.write_low} is above write_high {self.write_high}; "
+                "draining writes ends at write_low, so that must not be more"
+            )
+        return self
+
 
 POLICIES = {
     "ramulator": Policy(),
@@ -61,10 +70,19 @@ def policy_with(policy: Policy, changes: Mapping[str, str]) -> Policy:
     try:
         return Policy.model_validate(policy.model_dump() | dict(changes))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        what = first["msg"] if key in Policy.model_fields else f"unknown key; known: {', '.join(Policy.model_fields)}"
-        raise NearbankError(f"policy {key}={changes.get(key, '')}: {what}") from error
+        raise NearbankError(f"policy {_complaint(error, changes)}") from error
+
+
+def _complaint(error: ValidationError, changes: Mapping[str, str]) -> str:
+    """What is wrong with which key; some values are wrong only together."""
+    first = error.errors()[0]
+    what = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return f"{', '.join(f'{key}={value}' for key, value in changes.items())}: {what}"
+    key = str(first["loc"][0])
+    if key not in Policy.model_fields:
+        what = f"unknown key; known: {', '.join(Policy.model_fields)}"
+    return f"{key}={changes.get(key, '')}: {what}"
 
 
 def policy_named(name: str) -> Policy:

@@ -9,6 +9,7 @@ import pytest
 
 import nearbank
 from nearbank.cli.app import run
+from nearbank.sim.checker import Flat
 
 
 def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
@@ -50,6 +51,8 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, obj
         (("trace", "--model", "gpt3-xl", "--prompt", "1", "--beams", "0"), "beams is 0"),
         (("trace", "--beams", "2", "--temperature", "1"), "2 beams with temperature 1"),
         (("quality", "shakespeare-ternary"), "give --text (a decoder) or --pairs"),
+        (("replay", "--model", "gpt3-xl", "--commands", "c.csv", "--window", "9:3"), "expected FIRST:LAST in cycles"),
+        (("replay", "--model", "gpt3-xl", "--window", "0:3"), "--window belongs to --commands"),
         (("nonsense",), "No such command 'nonsense'"),
         (("replay", "--frob"), "No such option: --frob"),
         (("trace", "--sketch"), "trace --help'"),
@@ -81,6 +84,43 @@ def test_beams_are_in_the_trace(model: tuple[str, ...], capsys: pytest.CaptureFi
     assert trace.header.beams == 3
     sequences = [{o.sequence for _, o in step.rows() if o.op == "score"} for step in trace.steps()]
     assert sequences == [{0}, {0, 1, 2}, {0, 1, 2}, {0, 1, 2}]
+
+
+def test_the_commands_of_a_window_are_read_back_and_checked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """From the first cycle on the checker finds nothing; a later window is that part of the same commands."""
+    from nearbank.sim.checker import check
+    from nearbank.sim.machine import load_machine
+    from nearbank.sim.readers import read_commands
+
+    machine = load_machine("pim-gpt")
+
+    def window(first: int, last: int) -> dict[int, list[Flat]]:
+        path = tmp_path / f"{first}.csv"
+        run_of_gpt2 = ("replay", "--model", "gpt2-small", "--prompt", "1", "--tokens", "1", "--json")
+        output(capsys, *run_of_gpt2, "--commands", str(path), "--window", f"{first}:{last}")
+        return read_commands(path, machine)
+
+    channels = window(0, 9000)
+    assert len(channels) == machine.organization.channels
+    assert all(commands[-1].cycle > 5000 for commands in channels.values())
+    assert [str(found) for commands in channels.values() if (found := check(machine, commands))] == []
+    inside = {ch: [c for c in commands if 4000 <= c.cycle < 6000] for ch, commands in channels.items()}
+    assert window(4000, 6000) == inside
+
+
+def test_the_commands_of_a_request_trace_are_read_back_and_checked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from nearbank.sim.checker import check
+    from nearbank.sim.machine import load_machine
+    from nearbank.sim.readers import read_commands
+
+    trace, path = tmp_path / "loads.trace", tmp_path / "issued.csv"
+    trace.write_text("".join(f"LD {(i * 7919) % 4096 * 64}\n" for i in range(500)))
+    shown = output(capsys, "replay", str(trace), "--machine", "ddr4", "--commands", str(path), "--json")
+    channels = read_commands(path, load_machine("ddr4"))
+    assert sum(map(len, channels.values())) == sum(shown["commands"].values())  # type: ignore[attr-defined]
+    assert check(load_machine("ddr4"), channels[0]) is None
 
 
 def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,9 @@ def replay_file(
     policy: Sequence[str] = (),
     commands: str | Path | None = None,
 ) -> Replay:
-    """Replay a trace of AiM instructions or of DRAMsim3's or Ramulator's requests; gzip files are fine.
+    """Replay a trace of AiM instructions or of DRAMsim3's or Ramulator's requests.
+
+    Packed files are fine, and pipes too where `format` is given.
 
     The front end is the format's own: AiM's host unit; one request a cycle until the last answer (DRAMsim3) or until
     the last request is taken (Ramulator). The policy is the machine's `controller`, else that simulator's; `policy`
@@ -60,8 +62,10 @@ def replay_file(
     """
     path = Path(path)
     device = load_machine(machine) if isinstance(machine, str) else machine
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         raise NearbankError(f"{path}: no such file; expected a trace ({', '.join(FORMATS)})")
+    if format is None and not path.is_file():
+        raise NearbankError(f"{path}: a pipe can be read but once; say which format it has ({', '.join(FORMATS)})")
     kind = format or sniff(path)
     if kind not in FORMATS:
         raise NearbankError(f"unknown trace format {kind!r}; known: {', '.join(FORMATS)}")
@@ -100,19 +104,23 @@ def _write(path: Path, play: _Player, count: int) -> None:
 
 
 def with_policy(machine: Machine, policy: Policy | None, changes: Sequence[str]) -> tuple[Machine, Policy | None]:
-    """Machine and policy with changes such as "dramsim3", "row_policy=closed" and "refresh=none", in order.
+    """Machine and policy with changes such as "dramsim3", "row_policy=closed" and "refresh=none".
 
-    Without a policy (AiM's host unit has its own) only the refresh can be changed.
+    Values are laid over the last policy named. Without a policy (AiM's host unit has its own) only the refresh can be
+    changed.
     """
+    values: dict[str, str] = {}
     for change in changes:
         key, equals, value = (part.strip() for part in change.partition("="))
         if key == "refresh":
             machine = _with_refresh(machine, value)
         elif policy is None:
             raise NearbankError(f"policy {change!r}: AiM traces have their own order; only refresh=… can be changed")
+        elif equals:
+            values[key] = value
         else:
-            policy = policy_with(policy, {key: value}) if equals else policy_named(key)
-    return machine, policy
+            policy, values = policy_named(key), {}
+    return machine, policy_with(policy, values) if policy is not None and values else policy
 
 
 def _with_refresh(machine: Machine, kind: str) -> Machine:

@@ -39,7 +39,7 @@ def read_dramsim3(path: Path, most: int = MOST_REQUESTS) -> Trace:
         write = _DRAMSIM3_TYPES.get(words[1].upper())
         if write is None:
             raise bad_line(path, number, f"unknown request type {words[1][:40]!r}", _DRAMSIM3_LINE)
-        address = integer(path, number, _hex(words[0]), "address", _MOST_ADDRESS)
+        address = integer(path, number, _hex(words[0]), "address", _MOST_ADDRESS, words[0])
         cycle = integer(path, number, words[2], "cycle", _MOST_CYCLE)
         if cycle < last:
             raise bad_line(path, number, f"cycle {cycle} comes before the one above, {last}", "cycles in order")

@@ -8,7 +8,7 @@ of the reads (or of the writes while draining). Here cycles in which nothing can
 candidate has a first cycle at which it is ready, and nothing moves before the least of them.
 """
 
-# ruff: noqa: SIM102  (compiled code: plain comparisons and loops)
+# ruff: noqa: SIM109  (compiled code: plain comparisons and loops)
 
 import numpy as np
 

@@ -99,5 +99,5 @@ def _window_start(t, m, rule, node, cycle):  # type: ignore[no-untyped-def]
     ring = node + NODE_RINGS + t[rule + RING] * RING_WIDTH
     if t[rule + KEEP]:
         m[ring + 1 + m[ring]] = cycle
-        m[ring] = m[ring] + 1 if m[ring] + 1 < t[rule + WINDOW] else 0
+        m[ring] = (m[ring] + 1) % t[rule + WINDOW]
     return m[ring + 1 + m[ring]]

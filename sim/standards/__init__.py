@@ -5,7 +5,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from nearbank.errors import NearbankError
-from nearbank.sim.standard import Standard
+from nearbank.sim.standard import Standard, delay_names
 
 
 def standard_named(name: str) -> Standard:
@@ -20,3 +20,12 @@ def standard_named(name: str) -> Standard:
 def _standards() -> dict[str, Standard]:
     modules = (import_module(f"{__name__}.{info.name}") for info in iter_modules(__path__))
     return {standard.name: standard for module in modules for standard in getattr(module, "STANDARDS", ())}
+
+
+@cache
+def timing_names() -> frozenset[str]:
+    """The timing values that the rules, latencies and refreshes of any standard know."""
+    standards = _standards().values()
+    delays = [rule.delay for standard in standards for rule in standard.rules]
+    delays += [command.latency for standard in standards for command in standard.commands]
+    return frozenset(name for delay in delays for name in delay_names(delay)) | {"tREFI", "tREFIpb"}

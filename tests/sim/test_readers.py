@@ -3,6 +3,8 @@
 import bz2
 import gzip
 import lzma
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from nearbank.sim.readers import (
     write_dramsim3,
     write_ramulator,
 )
+from nearbank.sim.readers.replay import with_policy
 from nearbank.sim.requests import Trace
 
 GEMV = (
@@ -68,7 +71,9 @@ def test_ramulator_vectors_are_addresses(tmp_path: Path) -> None:
     assert trace.writes.tolist() == [False, True]
 
 
-@pytest.mark.parametrize("change", [bytes, gzip.compress, lambda raw: raw.replace(b"\n", b"\r\n")])
+@pytest.mark.parametrize(
+    "change", [bytes, gzip.compress, bz2.compress, lzma.compress, lambda raw: raw.replace(b"\n", b"\r\n")]
+)
 @pytest.mark.parametrize(
     ("text", "machine", "kind", "requests"),
     [
@@ -124,6 +129,8 @@ def test_the_policy_can_be_chosen(tmp_path: Path) -> None:
         ("rows=open", "unknown key; known: queues"),
         ("fcfs", "unknown policy 'fcfs'; known: ramulator, dramsim3"),
         ("read_queue=0", "read_queue=0.*greater than 0"),
+        ("write_low=0.9", r"write_low=0.9: write_low 0.9 is above write_high 0.8"),
+        ("bank_queue=many", "bank_queue=many.*integer"),
         ("refresh=often", "expected one of none, all_bank, per_bank"),
         ("refresh=per_bank", "ddr4 has no tREFIpb"),
     ],
@@ -132,6 +139,12 @@ def test_policies_that_do_not_exist_are_refused(change: str, message: str, tmp_p
     with pytest.raises(NearbankError, match=message) as caught:
         replay_file(file(tmp_path, "0x40 READ 0\n"), "ddr4", policy=[change])
     assert "\n" not in str(caught.value)
+
+
+def test_values_that_belong_together_are_taken_together() -> None:
+    changes = ["write_low=0.9", "dramsim3", "write_low=0.85", "write_high=0.95"]
+    _, policy = with_policy(load_machine("ddr4"), POLICIES["ramulator"], changes)
+    assert policy == POLICIES["dramsim3"].model_copy(update={"write_low": 0.85, "write_high": 0.95})
 
 
 @pytest.mark.parametrize(
@@ -191,8 +204,11 @@ def test_broken_traces_are_named_in_one_line(kind: str, text: str, message: str,
     [
         gzip.compress(GEMV.encode() * 100)[:60],
         b"\x1f\x8bnonsense",
-        bz2.compress(GEMV.encode()),
-        lzma.compress(GEMV.encode()),
+        bz2.compress(GEMV.encode())[:-9],
+        lzma.compress(GEMV.encode() * 100)[:-9],
+        b"BZhnonsense",
+        b"\xfd7zXZ\x00nonsense",
+        b"\x28\xb5\x2f\xfdzstd",
         b"\x00" * 100,
         b"\xff\xfe" * 100,
         b"x" * (1 << 17),
@@ -200,13 +216,47 @@ def test_broken_traces_are_named_in_one_line(kind: str, text: str, message: str,
         b"\n" * 5,
         b"hello world, this is prose\n",
     ],
-    ids=["cut gzip", "false gzip", "bzip2", "xz", "zeros", "bytes", "endless line", "empty", "blank", "prose"],
+    ids=[
+        "cut gzip",
+        "false gzip",
+        "cut bzip2",
+        "cut xz",
+        "false bzip2",
+        "false xz",
+        "zstd",
+        "zeros",
+        "bytes",
+        "endless line",
+        "empty",
+        "blank",
+        "prose",
+    ],
 )
 def test_foreign_files_are_refused_in_one_line(raw: bytes, tmp_path: Path) -> None:
     with pytest.raises(NearbankError) as caught:
         replay_file(file(tmp_path, raw), "ddr4")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_where_a_cut_file_ends_is_said(tmp_path: Path) -> None:
+    """The lines before the cut are read; the error counts them."""
+    packed = gzip.compress(b"".join(b"0x%x READ %d\n" % (i * i * 64, i) for i in range(50_000)))
+    with pytest.raises(NearbankError, match=r"trace.txt, after line [1-9]\d{3,}: not readable to its end"):
+        replay_file(file(tmp_path, packed[: len(packed) // 2]), "ddr4", "dramsim3")
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    pipe, text = tmp_path / "pipe", "LD 0x40\nST 128\n"
+    os.mkfifo(pipe)
+    with pytest.raises(NearbankError, match="a pipe can be read but once; say which format"):
+        replay_file(pipe, "ddr4")
+    writer = threading.Thread(target=pipe.write_text, args=(text,))
+    writer.start()
+    piped = replay_file(pipe, "ddr4", "ramulator")
+    writer.join()
+    plain = replay_file(file(tmp_path, text), "ddr4", "ramulator")
+    assert (piped.requests, piped.cycles) == (2, plain.cycles)
 
 
 def test_wrong_choices_are_refused(tmp_path: Path) -> None:

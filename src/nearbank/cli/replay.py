@@ -25,7 +25,9 @@ PROFILE_BINS = 512
 
 
 def replay(
-    file: Annotated[Path | None, typer.Argument(help="A trace file. Leave out with --model.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="A trace file; - for standard input, with --format. Leave out with --model.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A shape by name, such as gpt3-xl, instead of a file.")] = None,
     prompt: Annotated[int | None, typer.Option(help="Prompt tokens of --model.")] = None,
     tokens: Annotated[int | None, typer.Option(help="New tokens of --model.")] = None,
@@ -52,6 +54,8 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Replay a trace, a shape's workload or another simulator's trace file on a machine: time, energy, row hits."""
+    if file == Path("-"):
+        file = Path("/dev/stdin")
     if file is not None and (file_format is not None or _is_foreign(file)):
         _refuse({"--out": out, "--window": window}, "belongs to this package's own traces")
         _replay_foreign(file, machine, file_format, policy or (), commands, as_json)
@@ -99,6 +103,8 @@ def _mapping(name: str) -> MappingName:
 
 def _is_foreign(file: Path) -> bool:
     """True for a file that is not Parquet: another simulator's text."""
+    if file.is_fifo():
+        return True
     if not file.is_file():
         return False
     with file.open("rb") as stream:
