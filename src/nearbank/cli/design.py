@@ -41,6 +41,7 @@ def _draw(study: str, tables: list[Sequence[Mapping[str, Any]]], path: Path) -> 
     from matplotlib.figure import Figure
 
     from nearbank.plot import design as plots
+    from nearbank.plot.picture import write_picture
 
     width = 7.5 if study == "crossover" else 11
     figure = Figure(figsize=(width, 4.5), layout="constrained")
@@ -50,4 +51,4 @@ def _draw(study: str, tables: list[Sequence[Mapping[str, Any]]], path: Path) -> 
         left, right = figure.subplots(1, 2)
         plots.power(tables[0], "tfaw_ns", left)
         plots.power(tables[1], "budget", right)
-    figure.savefig(path)
+    write_picture(figure, path)

@@ -121,8 +121,6 @@ def _show(rows: list[dict[str, Any]]) -> None:
 
 def _draw(placed: Plan, picture: Path) -> None:
     from nearbank.plot.mapping import mapping_figure
+    from nearbank.plot.picture import write_picture
 
-    try:
-        mapping_figure(placed).savefig(picture, dpi=150)
-    except OSError as error:
-        raise NearbankError(f"--picture {picture}: cannot write it ({error.strerror}); choose another") from error
+    write_picture(mapping_figure(placed), picture, dpi=150)

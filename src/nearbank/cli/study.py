@@ -98,6 +98,7 @@ def fields(
 def _draw(
     results: StudyResults, x: str | None, y: str | None, by: str | None, metric: str, front: str | None, path: Path
 ) -> None:
+    from nearbank.plot.picture import write_picture
     from nearbank.study import figures
 
     if front is not None:
@@ -113,7 +114,7 @@ def _draw(
         fig = figures.lines(results, str(x), metric, by)
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise NearbankError(f"--save {path}: expected a name that ends in .png, .svg or .pdf")
-    fig.savefig(path, dpi=140)
+    write_picture(fig, path, dpi=140)
 
 
 def _show(results: StudyResults, folder: Path, most: int, as_json: bool) -> None:

@@ -65,10 +65,10 @@ def _plot(out: Path) -> Path:
     from matplotlib.figure import Figure
 
     from nearbank.models.training.loop import read_log
+    from nearbank.plot.picture import write_picture
     from nearbank.plot.training import loss_curves
 
     found = [(name, out / f"{name}.log.jsonl") for name in ("twin", "student")]
     figure = Figure(figsize=(7, 4), layout="constrained")
     loss_curves({name: read_log(log) for name, log in found if log.exists()}, figure.subplots())
-    figure.savefig(out / "loss.svg")
-    return out / "loss.svg"
+    return write_picture(figure, out / "loss.svg")

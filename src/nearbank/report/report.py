@@ -88,6 +88,7 @@ class Report:
 
     def _save_figures(self, folder: Path) -> dict[tuple[int, str], Path]:
         from nearbank import plot
+        from nearbank.plot.picture import write_picture
 
         saved = {}
         for index, section in enumerate(self.sections):
@@ -95,9 +96,9 @@ class Report:
                 path = folder / f"{name}_{index + 1}.svg"
                 drawing = section.drawings.get(name)
                 fig = plot.drawn(drawing) if drawing else plot.figure(name, section.rows)
-                fig.savefig(path, metadata={"Date": None})
+                write_picture(fig, path, metadata={"Date": None})
                 fig.set_layout_engine("none")  # the layout is found; finding it again doubles the time
-                fig.savefig(path.with_suffix(".png"), dpi=110)
+                write_picture(fig, path.with_suffix(".png"), dpi=110)
                 saved[index, name] = path
         return saved
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nearbank.plot.picture import write_picture
 from nearbank.report.report import write_atomically
 from nearbank.reproduce.causes import causes
 from nearbank.reproduce.figures import FIGURES, figure
@@ -28,7 +29,7 @@ def write_page(results: Results, folder: Path) -> Path:
     results.save(data / f"{results.system}.json")
     with rc_context({"svg.hashsalt": "nearbank", "svg.fonttype": "none"}):  # the same results make the same files
         for name in FIGURES:
-            figure(name, results).savefig(data / f"{name}.svg", metadata={"Date": None})
+            write_picture(figure(name, results), data / f"{name}.svg", metadata={"Date": None})
     write_atomically(folder / "reproduction.md", page(results))
     return folder / "reproduction.md"
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from nearbank.plot.picture import write_picture
 from nearbank.report.page import STYLE, configuration_section, inline_svg
 from nearbank.report.report import write_atomically
 from nearbank.report.row import number
@@ -30,8 +31,8 @@ def write_page(results: StudyResults, folder: Path) -> list[Path]:
     figures = []
     for name, fig in report_figures(results):
         path = folder / f"{name}.svg"
-        fig.savefig(path, metadata={"Date": None})
-        fig.savefig(path.with_suffix(".png"), dpi=110)
+        write_picture(fig, path, metadata={"Date": None})
+        write_picture(fig, path.with_suffix(".png"), dpi=110)
         figures.append(path)
     write_atomically(folder / PAGE, page(results, figures))
     return [folder / PAGE, *figures]
