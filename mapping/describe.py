@@ -32,9 +32,10 @@ def _matrix(matrix: MatrixPlacement, target: Target) -> str:
     use = matrix.use
     outputs = {target.outputs_of(c, matrix.n) for c in range(target.channels)}
     each = " or ".join(str(n) for n in sorted(outputs))
+    steps = "step" if use.steps == 1 else "steps"
     return (
         f"{matrix.name} [{matrix.n}, {matrix.k}] {use.format} x {matrix.input_format}: {_rows(matrix.region)}; "
-        f"{each} outputs per bank, {use.lanes} lanes, {use.steps} steps per column; "
+        f"{each} outputs per bank, {use.lanes} lanes, {use.steps} {steps} per column; "
         + " + ".join(_chunks(chunks) for chunks in matrix.chunks)
         + (f"; scales in {_rows(matrix.scales)}" if matrix.scales else "")
     )

@@ -236,11 +236,11 @@ def linear_one(
     """`quantise` and `matmul` of one row x [1, K] in one launch, with the same bits → y [1, N] float32."""
     shape = tiles.shape
     y = runtime.empty((1, shape.rows), np.float32) if y is None else y
-    row_tiles = -(-shape.rows // 16)
-    grid = (min(row_tiles, 4 * runtime.multiprocessors),)
+    row_tiles, grouped = -(-shape.rows // 16), shape.groups > 1
+    grid = (min(row_tiles, sources.gemv_one_resident(shape.bits, grouped) * runtime.multiprocessors),)
     sizes = map(np.int32, (shape.cols, shape.width, shape.padded, row_tiles))
     arguments = (tiles.words, x, *sizes, gain, bias, np.float32(epsilon), *epilogue_of(tiles, None, None, y, 1))
-    kernel = runtime.kernel(sources.gemv_one(shape.bits, 3 * norm + kind, shape.groups > 1))
+    kernel = runtime.kernel(sources.gemv_one(shape.bits, 3 * norm + kind, grouped))
     kernel(grid, THREADS, _one_shared_bytes(shape), arguments)
     return y
 

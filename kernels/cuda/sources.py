@@ -71,9 +71,15 @@ def gemv_rows(bits: int, tokens: int, tiling: tuple[int, int, int]) -> Kernel:
     return Kernel("gemv_rows.cuh", f"gemv_rows<{bits}, {rows}, {tokens}, {depth}, {resident}>", early=True)
 
 
+def gemv_one_resident(bits: int, grouped: bool) -> int:
+    """Thread blocks of `gemv_one` per multiprocessor: what the registers hold."""
+    return 3 if bits == 1 and grouped else 4
+
+
 def gemv_one(bits: int, source: int, grouped: bool) -> Kernel:
     """One token, x rounded on the way in. source: 3 · norm + kind of `quantise`; grouped: a scale per group."""
-    return Kernel("gemv_one.cuh", f"gemv_one<{bits}, {source}, {str(grouped).lower()}, 4, 4>", early=True)
+    resident = gemv_one_resident(bits, grouped)
+    return Kernel("gemv_one.cuh", f"gemv_one<{bits}, {source}, {str(grouped).lower()}, 4, {resident}>", early=True)
 
 
 def gemv_groups(bits: int, tokens: int) -> Kernel:
