@@ -15,9 +15,10 @@ from nearbank.formats import FORMATS
 from nearbank.mapping import MappingOptions, plan
 from nearbank.mapping.account import MACS
 from nearbank.mapping.search import plan_best
+from nearbank.sim.constants import Constant
 from nearbank.sim.engine import Player
 from nearbank.sim.mac_unit import Process, UnitDesign, unit_costs, unit_formats
-from nearbank.sim.machine import Constant, Machine, load_machine
+from nearbank.sim.machine import Machine, load_machine
 from nearbank.sim.result import SimResult
 from nearbank.sim.throttle import PREFIX, power_delays
 from nearbank.workload import sketch_workload

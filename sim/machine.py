@@ -12,71 +12,25 @@ import json
 from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from nearbank import units
 from nearbank.errors import NearbankError
+from nearbank.sim.constants import Area, BitRate, Count, Current, Energy, Frequency, Power, Size, Strict, Time, Voltage
 from nearbank.sim.mac_unit import Process, ScaleFormat, UnitDesign, unit_formats, with_derived
 from nearbank.sim.policy import Policy
 from nearbank.sim.standards import standard_named, timing_names
 
 _MACHINES = Path(__file__).parent / "machines"
 MACHINE_SCHEMA = "nearbank.machine/1"
-_LONGEST_PS = 10**12  # no time of a memory is longer than a second, and sums of many fit into 64 bits
 _LARGEST_BYTES = 2**60
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Constant(_Strict):
-    """A value with its unit and where it comes from; `verified` is false when the source was not checked."""
-
-    value: str
-    source: str
-    verified: bool = True
-
-    @model_validator(mode="after")
-    def _has_a_unit(self) -> Constant:
-        units.quantity_of(self.value)
-        return self
-
-
-def _of(quantity: units.Quantity) -> BeforeValidator:
-    def check(value: object) -> object:
-        text = value.get("value") if isinstance(value, dict) else getattr(value, "value", value)
-        if not isinstance(value, dict | Constant):
-            raise NearbankError(f"{value!r} has no source; write {{value: …, source: …}}")
-        number = quantity.parse(text)
-        if number < 0:
-            raise NearbankError(f"{text!r} is negative")
-        if number == 0 and quantity in (units.FREQUENCY, units.BIT_RATE):
-            raise NearbankError(f"{text!r}: expected more than 0")
-        if quantity is units.TIME and number > _LONGEST_PS:
-            raise NearbankError(f"{text!r}: expected at most 1 s")
-        return value
-
-    return BeforeValidator(check)
-
-
-Time = Annotated[Constant, _of(units.TIME)]
-Energy = Annotated[Constant, _of(units.ENERGY)]
-Power = Annotated[Constant, _of(units.POWER)]
-Voltage = Annotated[Constant, _of(units.VOLTAGE)]
-Current = Annotated[Constant, _of(units.CURRENT)]
-Size = Annotated[Constant, _of(units.SIZE)]
-Frequency = Annotated[Constant, _of(units.FREQUENCY)]
-BitRate = Annotated[Constant, _of(units.BIT_RATE)]
-Area = Annotated[Constant, _of(units.AREA)]
-Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
-
-
-class Organization(_Strict):
+class Organization(Strict):
     """Channels of bank groups of banks of rows of columns; one column access moves `column_bytes` per bank.
 
     A channel may be split in pseudo-channels (HBM) and shared by ranks (DIMMs, stack ids): each has all bank groups.
@@ -94,6 +48,13 @@ class Organization(_Strict):
     ranks: Count = 1
     channels_per_chip: Count | None = None
     verified: bool = True
+
+    @field_validator("column_bytes")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise NearbankError(f"{value} bytes; expected a power of two, as a burst of a memory has")
+        return value
 
     @property
     def banks(self) -> int:
@@ -113,7 +74,7 @@ class Organization(_Strict):
         return self.channels * self.channel_bytes
 
 
-class Pins(_Strict):
+class Pins(Strict):
     """The bus between one channel and the unit that drives it."""
 
     width: Count
@@ -126,7 +87,7 @@ class Pins(_Strict):
         return self.width * units.BIT_RATE.parse(self.rate.value)
 
 
-class Refresh(_Strict):
+class Refresh(Strict):
     """`all_bank` refreshes every bank of a channel each tREFI, `per_bank` one bank after another each tREFIpb.
 
     `by_use` leaves refresh to the program, which opens every row with data often enough (`sim.retention`).
@@ -137,7 +98,7 @@ class Refresh(_Strict):
     source: str
 
 
-class Lanes(_Strict):
+class Lanes(Strict):
     """How many weights a bank's unit takes from an open column in one step, and what a MAC costs.
 
     A step lasts `serial` MAC commands, in each of which the unit takes some bits of the activations. With `activations`
@@ -156,7 +117,7 @@ class Lanes(_Strict):
     unit: UnitDesign | None = None
 
 
-class MacUnit(_Strict):
+class MacUnit(Strict):
     """The multiply-accumulate units beside every bank, by weight format or by pair of weights and activations.
 
     A pair ("int8/bf16") goes before a unit of the weights alone, which takes all activations or all integers.
@@ -176,7 +137,7 @@ class MacUnit(_Strict):
         return self
 
 
-class GlobalBuffer(_Strict):
+class GlobalBuffer(Strict):
     """The SRAM per channel that holds the input vector and feeds it to every bank."""
 
     size: Size
@@ -187,7 +148,7 @@ class GlobalBuffer(_Strict):
         return units.SIZE.parse(self.size.value)
 
 
-class Asic(_Strict):
+class Asic(Strict):
     """The unit beside the memory for everything that is not a matrix product."""
 
     clock: Frequency
@@ -200,7 +161,7 @@ class Asic(_Strict):
     verified: bool = True
 
 
-class Currents(_Strict):
+class Currents(Strict):
     """Datasheet currents of one channel, from which command and background energy follow (as DRAMPower does)."""
 
     VDD: Voltage
@@ -212,7 +173,7 @@ class Currents(_Strict):
     IDD5B: Current
 
 
-class CommandEnergy(_Strict):
+class CommandEnergy(Strict):
     """Energy per command or per bit, where that is published; each goes before what the currents would give.
 
     `read_per_bit` and `write_per_bit` are a column's way from the bank to the pins, without the pins themselves;
@@ -229,7 +190,7 @@ class CommandEnergy(_Strict):
     standby_precharged: Power | None = None
 
 
-class PowerModel(_Strict):
+class PowerModel(Strict):
     """Per channel. What is absent is reported as absent, never as zero.
 
     With a `budget_per_channel` commands are spaced so that a channel takes no more (`sim.throttle`).
@@ -242,11 +203,11 @@ class PowerModel(_Strict):
     budget_per_channel: Power | None = None
 
 
-class Machine(_Strict):
+class Machine(Strict):
     """A whole machine description. `standard` names the table of commands and timing rules it obeys."""
 
     machine_schema: Literal["nearbank.machine/1"] = Field(alias="schema")
-    name: str
+    name: str = Field(min_length=1)
     title: str
     standard: str
     tCK: Time  # noqa: N815  (the field's own name)
@@ -406,11 +367,21 @@ def check_timing(machine: Machine, path: Path | str) -> None:
     t = {name: units.TIME.parse(constant.value) for name, constant in machine.timing.items()}
     if {"tRC", "tRAS", "tRP"} <= t.keys() and t["tRC"] < t["tRAS"] + t["tRP"]:
         raise NearbankError(f"{path}: timing.tRC: {t['tRC']} ps is less than tRAS + tRP = {t['tRAS'] + t['tRP']} ps")
-    if machine.refresh.policy not in ("none", "by_use"):
-        if not {"tREFI", "tRFC"} <= t.keys():
-            raise NearbankError(f"{path}: timing: refresh needs tREFI and tRFC; give both, or refresh policy none")
-        if t["tREFI"] <= t["tRFC"]:
-            raise NearbankError(f"{path}: timing.tREFI: {t['tREFI']} ps is not more than tRFC = {t['tRFC']} ps")
+    _check_refresh(machine, t, path)
+
+
+def _check_refresh(machine: Machine, t: dict[str, int], path: Path | str) -> None:
+    """A machine that refreshes says how often and for how long, and the first is more than the second."""
+    if machine.refresh.policy in ("none", "by_use"):
+        return
+    if not {"tREFI", "tRFC"} <= t.keys():
+        raise NearbankError(f"{path}: timing: refresh needs tREFI and tRFC; give both, or refresh policy none")
+    if t["tREFI"] <= t["tRFC"]:
+        raise NearbankError(f"{path}: timing.tREFI: {t['tREFI']} ps is not more than tRFC = {t['tRFC']} ps")
+    if machine.refresh.policy == "per_bank" and "tREFIpb" not in t:
+        raise NearbankError(f"{path}: timing: refresh per_bank needs tREFIpb; give it, or refresh policy all_bank")
+    if machine.refresh.policy == "per_bank" and not standard_named(machine.standard).refresh_bank:
+        raise NearbankError(f"{path}: refresh.policy: {machine.standard} has no refresh of one bank; expected all_bank")
 
 
 def _check_names(machine: Machine, path: Path | str) -> None:

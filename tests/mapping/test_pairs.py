@@ -17,7 +17,8 @@ from nearbank.mapping.gemv import run_gemv
 from nearbank.mapping.matrix_placement import MatrixPlacement
 from nearbank.mapping.placement import place
 from nearbank.mapping.target import MacLanes, Target, target_of
-from nearbank.sim.machine import Constant, load_machine
+from nearbank.sim.constants import Constant
+from nearbank.sim.machine import load_machine
 from nearbank.trace import Matrix
 
 LOWBIT = load_machine("pim-gpt-lowbit")

@@ -9,6 +9,7 @@ from nearbank.sim.machine import Machine, load_machine, machine_names
 from nearbank.sim.rules import rulebook
 
 HEAD = "extends: pim-gpt\nname: mine\ntitle: what if\n"
+PER_BANK = "timing: {tREFIpb: {value: 488 ns, source: what if}}\n"
 
 
 def constant(name: str, value: str) -> str:
@@ -51,6 +52,11 @@ def test_a_file_extends_another_and_overrides_one_value(tmp_path: Path) -> None:
         (HEAD + "standard: ddr9\n", "standard: unknown standard 'ddr9'"),
         (HEAD + "controller: {write_low: 0.9}\n", "controller: write_low 0.9 is above write_high 0.8"),
         (HEAD + "organization: {channels: 0}\n", "organization.channels"),
+        (HEAD + "organization: {column_bytes: 7}\n", "7 bytes; expected a power of two"),
+        (HEAD + "global_buffer: {size: {value: 0 KiB, source: what if}}\n", "'0 KiB': expected more than 0"),
+        (HEAD + "refresh: {policy: per_bank}\n", "refresh per_bank needs tREFIpb"),
+        ("extends: ddr4\nname: mine\nrefresh: {policy: per_bank}\n" + PER_BANK, "ddr4 has no refresh of one bank"),
+        ('extends: pim-gpt\nname: ""\n', "name: String should have at least 1 character"),
         (HEAD + "organization: {rows: 2147483647, columns: 2147483647}\n", "bytes; expected at most"),
         ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
         ("schema: nearbank.machine/1\nname: x\n", "title: is missing"),

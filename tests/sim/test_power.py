@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tests.sim.strategies import changes, machine_with, programs
 
 from nearbank.errors import NearbankError
+from nearbank.sim.constants import Constant
 from nearbank.sim.energy import EnergyReport, energy
 from nearbank.sim.engine import Player, simulate
-from nearbank.sim.machine import Constant, load_machine
+from nearbank.sim.machine import load_machine
 from nearbank.sim.power import Window, average_nw, peak_nw, power, profile_power
 from nearbank.sim.program import Builder, Program, Start, Stream, Wait
 

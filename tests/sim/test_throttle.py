@@ -13,8 +13,9 @@ from tests.sim.test_engine import assert_same_commands, reference_of, statistics
 
 from nearbank.errors import NearbankError
 from nearbank.sim.checker import Flat, check
+from nearbank.sim.constants import Constant
 from nearbank.sim.engine import Player, simulate
-from nearbank.sim.machine import Constant, Machine, PowerModel, load_machine
+from nearbank.sim.machine import Machine, PowerModel, load_machine
 from nearbank.sim.program import Builder, Program, Stream
 from nearbank.sim.throttle import explain_budget, power_delays, with_units
 

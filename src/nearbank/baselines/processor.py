@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from nearbank import units
 from nearbank.errors import NearbankError
-from nearbank.sim.machine import BitRate, Constant, Power, Time
+from nearbank.sim.constants import BitRate, Constant, Power, Time
 
 _FOLDER = Path(__file__).parent
 _FRAMEWORKS = _FOLDER / "frameworks"

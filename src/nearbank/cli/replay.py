@@ -80,6 +80,10 @@ def replay(
         )
     if commands is not None:
         record_commands(done, commands, *cycles)
+    _give(load, done, out, as_json)
+
+
+def _give(load: Workload, done: Replay, out: Path | None, as_json: bool) -> None:
     if out is not None:
         _report(load, done).save(output_folder(out))
     if as_json:
