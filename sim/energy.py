@@ -16,7 +16,8 @@ from fractions import Fraction
 from functools import cached_property
 
 from nearbank import units
-from nearbank.sim.machine import Asic, Constant, Currents, Machine
+from nearbank.sim.constants import Constant
+from nearbank.sim.machine import Asic, Currents, Machine
 from nearbank.sim.result import SimResult
 from nearbank.sim.rules import RuleBook, rulebook
 from nearbank.sim.standard import LOAD_SCALES, MAC_AND_SCALE, CommandSpec, Effect, Row

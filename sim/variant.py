@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from nearbank.errors import NearbankError
-from nearbank.sim.machine import Constant, Lanes, Machine, check_timing
+from nearbank.sim.constants import Constant
+from nearbank.sim.machine import Lanes, Machine, check_timing
 from nearbank.units import quantity_of
 
 _SOURCE = "what if"
