@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 import nearbank
 from nearbank.cli.app import run
+from nearbank.cli.train import train
+from nearbank.models.training.options import TrainOptions
 from nearbank.sim.checker import Flat
 
 
@@ -147,6 +151,24 @@ def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     for command in commands:
         assert command in listing
         assert run((command, "--help")) == 0
+
+
+def test_the_defaults_that_the_help_of_train_shows_are_those_of_a_run() -> None:
+    used = {field.name: str(field.default) for field in fields(TrainOptions)}
+    options = {
+        name: hint.__metadata__[0]
+        for name, hint in get_type_hints(train, include_extras=True).items()
+        if hasattr(hint, "__metadata__")
+    }
+    shown = {name: option.show_default for name, option in options.items() if isinstance(option.show_default, str)}
+    assert shown == {name: used[name] for name in shown}
+    assert options.keys() - shown.keys() == {"text", "out", "teacher", "as_json"}
+
+
+def test_a_trace_is_not_written_over_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(("trace", "--model", "gpt2-small", "--prompt", "1", "--tokens", "1", "--out", str(tmp_path))) == 2
+    assert f"{tmp_path}: is a folder; expected a file to write" in capsys.readouterr().err
+    assert list(tmp_path.parent.glob(f"{tmp_path.name}.*")) == []
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

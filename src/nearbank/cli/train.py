@@ -15,33 +15,57 @@ PRECISIONS = "fp, 2-8, 1-8, 2-2, 1-1 (weights, activations), twn-2, bwn-1 (naive
 def train(
     text: Annotated[Path, typer.Argument(help="UTF-8 text: the first 90 % trains, the last 10 % validates.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint, its card and what a resumed run needs.")],
-    task: Annotated[str | None, typer.Option(help="continue, or restore damaged text (encoder and decoder).")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", "--variant", help=PRECISIONS)] = None,
-    form: Annotated[str | None, typer.Option(help="Quantisers' form: paper, or reference (the authors' code).")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="continue, or restore damaged text (encoder and decoder).", show_default="continue"),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", "--variant", help=PRECISIONS, show_default="2-8")
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(help="Quantisers' form: paper, or reference (the authors' code).", show_default="paper"),
+    ] = None,
     teacher: Annotated[
         Path | None, typer.Option(help="Folder of a run whose twin teaches; else it is trained.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The model's name, and its files'.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Transformer blocks.")] = None,
-    width: Annotated[int | None, typer.Option(help="Values per token between blocks.")] = None,
-    heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
-    context: Annotated[int | None, typer.Option(help="Characters the model sees at once.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
-    twin_steps: Annotated[int | None, typer.Option(help="Steps of the full-precision twin.")] = None,
-    student_steps: Annotated[int | None, typer.Option(help="Steps of the low-bit student.")] = None,
-    twin_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the twin.")] = None,
-    student_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the student.")] = None,
-    warmup_steps: Annotated[int | None, typer.Option(help="Steps over which the learning rate rises.")] = None,
-    decay_percent: Annotated[int | None, typer.Option(help="Share of the last steps over which it falls to 0.")] = None,
-    hidden_weight: Annotated[float | None, typer.Option(help="Weight of the teacher's hidden states.")] = None,
-    attention_weight: Annotated[float | None, typer.Option(help="Weight of the teacher's attention scores.")] = None,
-    dropout: Annotated[float | None, typer.Option(help="Share of channels dropped while the twin trains.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights, batches and dropout.")] = None,
-    save_every: Annotated[
-        int | None, typer.Option(help="Steps between states that a resumed run can start from.")
+    name: Annotated[str | None, typer.Option(help="The model's name, and its files'.", show_default="ternary")] = None,
+    layers: Annotated[int | None, typer.Option(help="Transformer blocks.", show_default="4")] = None,
+    width: Annotated[int | None, typer.Option(help="Values per token between blocks.", show_default="256")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads.", show_default="4")] = None,
+    context: Annotated[int | None, typer.Option(help="Characters the model sees at once.", show_default="256")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences per step.", show_default="16")] = None,
+    twin_steps: Annotated[
+        int | None, typer.Option(help="Steps of the full-precision twin.", show_default="1550")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    student_steps: Annotated[
+        int | None, typer.Option(help="Steps of the low-bit student.", show_default="1700")
+    ] = None,
+    twin_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the twin.", show_default="0.002")] = None,
+    student_lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate of the student.", show_default="0.002")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="Steps over which the learning rate rises.", show_default="40")
+    ] = None,
+    decay_percent: Annotated[
+        int | None, typer.Option(help="Share of the last steps over which it falls to 0.", show_default="35")
+    ] = None,
+    hidden_weight: Annotated[
+        float | None, typer.Option(help="Weight of the teacher's hidden states.", show_default="0.0")
+    ] = None,
+    attention_weight: Annotated[
+        float | None, typer.Option(help="Weight of the teacher's attention scores.", show_default="0.0")
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Share of channels dropped while the twin trains.", show_default="0.1")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, batches and dropout.", show_default="1")] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between states that a resumed run can start from.", show_default="100")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="2")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cpu")] = None,
     as_json: Json = False,
 ) -> None:
     """Train a character model and its low-bit student by distillation; an interrupted run resumes."""

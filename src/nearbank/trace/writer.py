@@ -37,6 +37,8 @@ class TraceWriter:
     """
 
     def __init__(self, path: Path, header: TraceHeader, rows_per_part: int = 1 << 16) -> None:
+        if path.is_dir():
+            raise NearbankError(f"{path}: is a folder; expected a file to write, such as {path / 'trace.parquet'}")
         self.path = path
         self._schema = COLUMNS.with_metadata({TRACE_SCHEMA: header.model_dump_json()})
         self._rows_per_part = rows_per_part
