@@ -95,3 +95,9 @@ def test_other_files_of_the_package_do_not(package: Path) -> None:
     again = load()
     assert again(3) == 5
     assert was_cached(again)
+
+
+def test_constants_do_not_compile_a_part_anew(package: Path) -> None:
+    (package / "caller.py").write_text(CALLER.replace("twice(x)\n", "twice(x) + twice(1) + twice(2)\n"))
+    assert load()(3) == 5 + 3 + 4
+    assert len(sys.modules["parts.caller"].twice.overloads) == 1

@@ -10,12 +10,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import njit, types
 from numba.core.caching import FunctionCache
 
 
@@ -38,7 +38,15 @@ def compiled_part(function: Callable[..., Any] | None = None, **options: Any) ->
     if function is None:
         return partial(compiled_part, **options)
     make: Any = njit
-    return make(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function)
+    part = make(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function)
+    part.get_call_template = partial(_call_template, part.get_call_template)
+    return part
+
+
+def _call_template(original: Callable[..., Any], args: Sequence[Any], kws: Mapping[str, Any]) -> Any:
+    """What a call compiles: once for all integers, where Numba would compile anew for every constant it is given."""
+    plain: Any = types.unliteral
+    return original([plain(arg) for arg in args], {name: plain(arg) for name, arg in kws.items()})
 
 
 class _Cache(FunctionCache):
