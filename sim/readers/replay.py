@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nearbank.errors import NearbankError
 from nearbank.sim.machine import Machine, load_machine
@@ -19,11 +19,15 @@ from nearbank.sim.requests.controller import RequestResult, Until, serve
 FORMATS = ("aim", "dramsim3", "ramulator")
 MOST_COMMANDS = 2 * 10**7
 _SNIFF_LINES = 1000
+_UNTIL: dict[str, Until] = {"dramsim3": "answered", "ramulator": "accepted"}  # as those simulators count
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What a trace file took on a machine; `commands` counts issued commands by name, absent values are None."""
+    """What a trace file took on a machine; `commands` counts issued commands by name, absent values are None.
+
+    `cycles`, `commands` and rows count `until` the last request was accepted, answered, or drained into the memory.
+    """
 
     file: str
     format: str
@@ -37,6 +41,7 @@ class Replay:
     row_conflicts: int | None = None
     read_latency_cycles: float | None = None
     wrapped_addresses: int | None = None
+    until: Until | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, for JSON."""
@@ -49,6 +54,7 @@ def replay_file(
     format: str | None = None,  # noqa: A002
     *,
     policy: Sequence[str] = (),
+    until: str | None = None,
     commands: str | Path | None = None,
 ) -> Replay:
     """Replay a trace of AiM instructions or of DRAMsim3's or Ramulator's requests.
@@ -56,9 +62,9 @@ def replay_file(
     Packed files are fine, and pipes too where `format` is given.
 
     The front end is the format's own: AiM's host unit; one request a cycle until the last answer (DRAMsim3) or until
-    the last request is taken (Ramulator). The policy is the machine's `controller`, else that simulator's; `policy`
-    changes it: names of policies and "key=value" of `Policy`, and "refresh=…" of the machine. The issued commands go
-    to the file `commands`, as CSV.
+    the last request is taken (Ramulator), unless `until` says accepted, answered or drained. The policy is the
+    machine's `controller`, else that simulator's; `policy` changes it: names of policies and "key=value" of `Policy`,
+    and "refresh=…" of the machine. The issued commands go to the file `commands`, as CSV.
     """
     path = Path(path)
     device = load_machine(machine) if isinstance(machine, str) else machine
@@ -70,13 +76,24 @@ def replay_file(
     if kind not in FORMATS:
         raise NearbankError(f"unknown trace format {kind!r}; known: {', '.join(FORMATS)}")
     device, rules = with_policy(device, device.controller or POLICIES.get(kind), policy)
-    play = _aim_player(path, device) if rules is None else _request_player(path, kind, device, rules)
+    end = _until(kind, until)
+    play = _aim_player(path, device) if rules is None else _request_player(path, kind, device, rules, end)
     result = play(0)
     if commands is not None:
         _write(Path(commands), play, sum(result.commands.values()))
     if isinstance(result, AimResult):
         return _of_aim(path, device, result)
-    return _of_requests(path, kind, device, result)
+    return _of_requests(path, kind, device, result, end)
+
+
+def _until(kind: str, until: str | None) -> Until:
+    if until is None:
+        return _UNTIL.get(kind, "answered")
+    if kind not in _UNTIL:
+        raise NearbankError(f"until {until!r}: {kind} traces end with their last instruction; leave it out")
+    if until not in get_args(Until):
+        raise NearbankError(f"until {until!r}: expected one of {', '.join(get_args(Until))}")
+    return until  # type: ignore[return-value]
 
 
 _Result = AimResult | RequestResult
@@ -88,8 +105,7 @@ def _aim_player(path: Path, machine: Machine) -> _Player:
     return lambda record: play_aim(machine, program, record)
 
 
-def _request_player(path: Path, kind: str, machine: Machine, policy: Policy) -> _Player:
-    until: Until = "answered" if kind == "dramsim3" else "accepted"
+def _request_player(path: Path, kind: str, machine: Machine, policy: Policy, until: Until) -> _Player:
     trace = read_dramsim3(path) if kind == "dramsim3" else read_ramulator(path, machine, policy)
     return lambda record: serve(machine, trace, policy, until=until, record=record)
 
@@ -169,7 +185,7 @@ def _of_aim(path: Path, machine: Machine, result: AimResult) -> Replay:
     )
 
 
-def _of_requests(path: Path, kind: str, machine: Machine, result: RequestResult) -> Replay:
+def _of_requests(path: Path, kind: str, machine: Machine, result: RequestResult, until: Until) -> Replay:
     return Replay(
         file=str(path),
         format=kind,
@@ -183,4 +199,5 @@ def _of_requests(path: Path, kind: str, machine: Machine, result: RequestResult)
         row_conflicts=result.row_conflicts,
         read_latency_cycles=result.read_latency_cycles,
         wrapped_addresses=result.wrapped,
+        until=until,
     )

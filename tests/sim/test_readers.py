@@ -122,6 +122,17 @@ def test_the_policy_can_be_chosen(tmp_path: Path) -> None:
     assert spread.cycles < closed.cycles
 
 
+def test_a_short_trace_is_counted_to_its_last_command_where_that_is_asked(tmp_path: Path) -> None:
+    path = file(tmp_path, "LD 0x12345680\nST 0x4cbd56c0\nLD 0x35d46f00\n")
+    accepted, drained = replay_file(path, "ddr4"), replay_file(path, "ddr4", until="drained")
+    assert (accepted.until, accepted.cycles) == ("accepted", 2)
+    assert drained.commands == {"ACT": 3, "RD": 2, "WR": 1}
+    with pytest.raises(NearbankError, match="until 'done': expected one of accepted, answered, drained"):
+        replay_file(path, "ddr4", until="done")
+    with pytest.raises(NearbankError, match="aim traces end with their last instruction"):
+        replay_file(file(tmp_path, "AiM EOC\n"), "gddr6-aim-peer", until="drained")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

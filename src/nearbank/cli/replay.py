@@ -16,7 +16,7 @@ from nearbank.errors import NearbankError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from nearbank.replay import MappingName, Replay
+    from nearbank.replay import Replay
     from nearbank.report import Report
     from nearbank.workload import Workload
 
@@ -46,6 +46,12 @@ def replay(
         list[str] | None,
         typer.Option(help="Of --format: dramsim3, ramulator, KEY=VALUE such as row_policy=closed, refresh=none."),
     ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --format: count until the last request is accepted (ramulator), answered (dramsim3) or drained."
+        ),
+    ] = None,
     commands: Annotated[Path | None, typer.Option(help="Write the issued commands here, as CSV.")] = None,
     window: Annotated[
         str | None, typer.Option(help="Of --commands: the cycles FIRST:LAST of a mapped run; 0:200000 if left out.")
@@ -58,29 +64,29 @@ def replay(
         file = Path("/dev/stdin")
     if file is not None and (file_format is not None or _is_foreign(file)):
         _refuse({"--out": out, "--window": window}, "belongs to this package's own traces")
-        _replay_foreign(file, machine, file_format, policy or (), commands, as_json)
+        _replay_foreign(file, machine, file_format, policy or (), until, commands, as_json)
         return
-    _refuse({"--policy": policy}, "belongs to other tools' trace files")
+    _refuse({"--policy": policy, "--until": until}, "belongs to other tools' trace files")
     _refuse({"--window": window} if commands is None else {}, "belongs to --commands")
     from nearbank.replay import record_commands
-    from nearbank.replay import replay as run
 
     cycles = _cycles(window or "0:200000")
     load = _workload(file, model, prompt, tokens, batch)
-    with progress(f"replaying {load.model.name} on {machine}", load.tokens) as advance:
-        done = run(
-            load,
-            machine,
-            weights=weights,
-            kv=kv,
-            mapping=_mapping(mapping),
-            reuse=None if reuse is None else _count("--reuse", reuse, 1),
-            advance=advance,
-            bins=0 if out is None else PROFILE_BINS,
-        )
+    again = None if reuse is None else _count("--reuse", reuse, 1)
+    done = _run(load, machine, weights, kv, mapping, again, bins=0 if out is None else PROFILE_BINS)
     if commands is not None:
         record_commands(done, commands, *cycles)
     _give(load, done, out, as_json)
+
+
+def _run(
+    load: Workload, machine: str, weights: str | None, kv: str | None, mapping: str, reuse: int | None, bins: int
+) -> Replay:
+    from nearbank.replay import mapping_named, replay
+
+    chosen = mapping_named(mapping)
+    with progress(f"replaying {load.model.name} on {machine}", load.tokens) as advance:
+        return replay(load, machine, weights=weights, kv=kv, mapping=chosen, reuse=reuse, advance=advance, bins=bins)
 
 
 def _give(load: Workload, done: Replay, out: Path | None, as_json: bool) -> None:
@@ -99,12 +105,6 @@ def _cycles(window: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def _mapping(name: str) -> MappingName:
-    from nearbank.replay import mapping_named
-
-    return mapping_named(name)
-
-
 def _is_foreign(file: Path) -> bool:
     """True for a file that is not Parquet: another simulator's text."""
     if file.is_fifo():
@@ -116,11 +116,17 @@ def _is_foreign(file: Path) -> bool:
 
 
 def _replay_foreign(
-    file: Path, machine: str, file_format: str | None, policy: Sequence[str], commands: Path | None, as_json: bool
+    file: Path,
+    machine: str,
+    file_format: str | None,
+    policy: Sequence[str],
+    until: str | None,
+    commands: Path | None,
+    as_json: bool,
 ) -> None:
     from nearbank.sim.readers.replay import replay_file
 
-    result = replay_file(file, machine, file_format, policy=policy, commands=commands).as_dict()
+    result = replay_file(file, machine, file_format, policy=policy, until=until, commands=commands).as_dict()
     if as_json:
         print_json(result)
     else:
