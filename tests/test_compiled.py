@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from numba import njit
+from numba.core.errors import UnsupportedError
 
-from nearbank.compiled import source_stamp
+from nearbank.compiled import compiled_part, source_stamp
 
 CALLER = """
 from nearbank.compiled import compiled, compiled_part
@@ -101,3 +103,39 @@ def test_constants_do_not_compile_a_part_anew(package: Path) -> None:
     (package / "caller.py").write_text(CALLER.replace("twice(x)\n", "twice(x) + twice(1) + twice(2)\n"))
     assert load()(3) == 5 + 3 + 4
     assert len(sys.modules["parts.caller"].twice.overloads) == 1
+
+
+@compiled_part
+def say(x):
+    print("said", x)
+    return x + 1
+
+
+@compiled_part
+def say_both(x):
+    return say(x) + say(2 * x)
+
+
+def test_a_part_is_in_the_machine_code_of_its_caller_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    @njit
+    def run(x):
+        return say_both(x)
+
+    assert run(3) == 11
+    assert capfd.readouterr().out == "said 3\nsaid 6\n"
+    assert [part.library.get_pointer_to_function(part.fndesc.mangled_name) for part in say.overloads.values()] == [0]
+
+
+def test_what_a_part_may_not_contain_is_refused() -> None:
+    @compiled_part
+    def strict(x):
+        if x < 0:
+            raise ValueError("negative")
+        return x
+
+    @njit
+    def run(x):
+        return strict(x)
+
+    with pytest.raises(UnsupportedError, match="raise"):
+        run(1)

@@ -10,7 +10,8 @@ from nearbank.sim.lanes.state import spec_of
 def earliest(t, m, command, bank, start, reason):  # type: ignore[no-untyped-def]
     """The first cycle from `start` on at which every rule lets the command go, and which one held it longest."""
     spec = spec_of(command)
-    for p in range(t[spec + vm.PULLS], t[spec + vm.PULLS_END], vm.PULL_WIDTH):
+    p = t[spec + vm.PULLS]
+    while p < t[spec + vm.PULLS_END]:
         entry = t[p + vm.PULL_BASE]
         if t[p + vm.PULL_BANKED]:
             scope = (bank >> t[p + vm.PULL_SHIFT]) ^ t[p + vm.PULL_FLIP]
@@ -19,6 +20,7 @@ def earliest(t, m, command, bank, start, reason):  # type: ignore[no-untyped-def
         if bound > start:
             start = bound
             reason = t[p + vm.PULL_REASON]
+        p += vm.PULL_WIDTH
     if t[spec + vm.ON_CLOCK] & (start + 1):
         start += 1
         reason = vm.EDGE_REASON if reason == vm.END_REASON else reason
@@ -36,13 +38,15 @@ def issue(t, m, command, bank, row, cycle, reason):  # type: ignore[no-untyped-d
         m[vm.COUNT + vm.OPEN_BANK_CYCLES] += (idle + 1) * m[vm.OPEN_BANKS]
     m[vm.PREVIOUS] = cycle
     spec = spec_of(command)
-    for p in range(t[spec + vm.PUSHES], t[spec + vm.PUSHES_END], vm.PUSH_WIDTH):
+    p = t[spec + vm.PUSHES]
+    while p < t[spec + vm.PUSHES_END]:
         span = t[p + vm.PUSH_SPAN]
         entry = t[p + vm.PUSH_BASE] + (bank >> t[p + vm.PUSH_SHIFT]) * span
         if span == 1:
             m[entry] = cycle
         else:
             _push_window(m, entry, span, t[p + vm.PUSH_SCOPES], cycle)
+        p += vm.PUSH_WIDTH
     if t[spec + vm.EFFECT] != vm.NO_EFFECT:
         move_rows(t, m, command, bank, row)
 

@@ -18,6 +18,8 @@ from typing import Any
 from numba import njit, types
 from numba.core.caching import FunctionCache
 
+from nearbank.parts import PartCompiler
+
 
 def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """A compiled function that Python calls; cached on disk, by the types it is called with.
@@ -34,11 +36,11 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 
 def compiled_part(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """A function for compiled functions alone. Python cannot call it, which saves a third of the time to compile."""
+    """A function for compiled functions alone, which takes half the time to compile: `nearbank.parts` says why."""
     if function is None:
         return partial(compiled_part, **options)
     make: Any = njit
-    part = make(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function)
+    part = make(no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=PartCompiler, **options)(function)
     part.get_call_template = partial(_call_template, part.get_call_template)
     return part
 
