@@ -1,4 +1,4 @@
-"""What each half of WKVQuant does to the KV cache of a trained model, at 4 and 2 bits, with paired standard errors:
+"""What each part of WKVQuant does to the KV cache of a trained model, at 4 and 2 bits, with paired standard errors:
 
     python benchmarks/kv_ablation.py TEXT [--models build/quality] [--weights fp32 int4] [--caches int4 int4-past …]
     python benchmarks/kv_ablation.py TEXT --choosing --windows 256 --lr 0.02    to compare settings; keeps nothing
@@ -15,6 +15,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,17 @@ import torch
 from quality_models import CONTROL, RESULTS
 from torch.nn import functional
 
-from nearbank.models.kv import kv_scheme
+from nearbank.models.kv import ChannelFit, kv_scheme
+from nearbank.models.kv_metric import with_feedback
 from nearbank.models.load import load_model
 from nearbank.models.model import Model
 from nearbank.models.wkv_fit import Learning, learn_channels, torch_logits
 
-CACHES = ("int4", "int4-past", "int4-2d", "int4-wkv", "int2", "int2-past", "int2-2d", "int2-wkv")
+FED = "+feedback"  # after a past-only or a fitted cache: errors of rounding fed back, which is not WKVQuant's
+CACHES = (
+    "int4", "int4-past", "int4-past+feedback", "int4-2d", "int4-wkv", "int4-wkv+feedback",
+    "int2", "int2-past", "int2-past+feedback", "int2-2d", "int2-wkv", "int2-wkv+feedback",
+)  # fmt: skip
 HEADINGS = "| weights | KV | above the exact cache | above plain rounding | share of plain |\n|---|---|---:|---:|---:|"
 BATCH = 16
 
@@ -77,17 +83,29 @@ def mean_and_error(differences: np.ndarray) -> tuple[float, float]:
     return float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(differences)))
 
 
+def with_channels(model: Model, train: str, kv: str, learning: Learning) -> Model:
+    """The model with this cache, its channels learned if they are fitted."""
+    return learn_channels(model, train, kv, learning) if kv_scheme(kv).needs_fit else replace(model, kv=kv)
+
+
+def fitted(model: Model) -> Model:
+    """The model as it is, or with a fit that leaves channels alone: past-only rounding of unfitted channels."""
+    if model.kv_fit is not None:
+        return model
+    zero = np.zeros((model.shape.layers, model.shape.kv_heads, model.shape.head_dim), np.float32)
+    return replace(model, kv=model.kv.replace("-past", "-wkv"), kv_fit=ChannelFit(zero, zero + 1, zero, zero + 1))
+
+
 def rows(
     model: Model, caches: Sequence[str], train: str, windows: torch.Tensor, learning: Learning
 ) -> Iterator[dict[str, Any]]:
     """One row per cache, each against the exact one and against plain rounding at the same bits."""
     exact, plain = losses(model, windows), np.zeros(0)
+    channels = lru_cache(partial(with_channels, model, train, learning=learning))
     for kv in caches:
-        held = replace(model, kv=kv)
-        if kv_scheme(kv).needs_fit:
-            held = learn_channels(model, train, kv, learning)
-        found = losses(held, windows)
-        plain = found if kv_scheme(kv).method == "plain" else plain
+        held = channels(kv.removesuffix(FED))
+        found = losses(with_feedback(fitted(held), train) if kv.endswith(FED) else held, windows)
+        plain = found if kv_scheme(held.kv).method == "plain" else plain
         above, error = mean_and_error(found - exact)
         gain, gain_error = mean_and_error(found - plain)
         yield {

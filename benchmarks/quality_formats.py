@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,41 +22,70 @@ import numpy as np
 from quality_models import CONTROL, RESULTS
 
 from nearbank.models.kv_fit import fit_channels
+from nearbank.models.kv_metric import with_feedback
 from nearbank.models.load import load_model
 from nearbank.models.model import Model
 from nearbank.models.quality import measure, weight_bytes
+from nearbank.models.wkv_fit import learn_channels
 
-CALIBRATION_WINDOWS = 8  # of the training split, for ways that are fitted
-Fit = Callable[[Model, str, str], Model]  # the model, a text, the name of the KV cache
+CALIBRATION_WINDOWS = 8  # of the training split, for channels that are searched; others as their modules have it
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of rounding. against: the way whose loss is subtracted; fit: for KV caches that are fitted."""
+    """One way of rounding. weights: "-gptq" by GPTQ; against: the way whose loss is subtracted; fit: for KV caches
+    that are fitted."""
 
     name: str
     weights: str = "fp32"
     inputs: str = "fp32"
     kv: str = "fp32"
     against: str = "FP"
-    fit: Fit | None = None
+    fit: Callable[[Path, Way, str], Model] | None = None
 
 
-def searched(model: Model, text: str, kv: str) -> Model:
+def rounded(checkpoint: Path, text: str, weights: str, inputs: str = "fp32", kv: str = "fp32") -> Model:
+    """The full-precision model, its weights rounded to nearest or by GPTQ on `text`."""
+    name, _, quantiser = weights.partition("-")
+    how = {"quantiser": quantiser, "calibration": text} if quantiser else {}
+    return load_model(checkpoint, kv=kv, weights=name, inputs=inputs, head="fp32", **how)
+
+
+def searched(checkpoint: Path, way: Way, text: str) -> Model:
     """Channels fitted by a search of each layer's exponents."""
-    return fit_channels(model, text, kv, CALIBRATION_WINDOWS)
+    return fit_channels(rounded(checkpoint, text, way.weights), text, way.kv, CALIBRATION_WINDOWS)
+
+
+def learned(checkpoint: Path, way: Way, text: str) -> Model:
+    """Channels learned by gradient."""
+    return _learned(checkpoint, way.weights, way.kv, text)
+
+
+def fed_back(checkpoint: Path, way: Way, text: str) -> Model:
+    """The same channels, and errors of rounding fed back."""
+    return with_feedback(_learned(checkpoint, way.weights, way.kv, text), text)
+
+
+@lru_cache(maxsize=1)
+def _learned(checkpoint: Path, weights: str, kv: str, text: str) -> Model:
+    return learn_channels(rounded(checkpoint, text, weights), text, kv)
 
 
 WAYS = (
     Way("FP"),
     Way("W8A8", "int8", "int8", "int8"),
     Way("W4", "int4"),
+    Way("W4 GPTQ", "int4-gptq"),
     Way("W3", "int3"),
+    Way("W3 GPTQ", "int3-gptq"),
     Way("W4KV4", "int4", kv="int4", against="W4"),
     Way("W4KV4 past-only", "int4", kv="int4-past", against="W4"),
     Way("W4KV4 two-dimensional", "int4", kv="int4-2d", against="W4", fit=searched),
     Way("W4KV4 WKVQuant, searched", "int4", kv="int4-wkv", against="W4", fit=searched),
     Way("W4KV4 KIVI", "int4", kv="int4-kivi", against="W4"),
+    Way("W4KV4 on GPTQ", "int4-gptq", kv="int4", against="W4 GPTQ"),
+    Way("W4KV4 on GPTQ, WKVQuant, learned", "int4-gptq", kv="int4-wkv", against="W4 GPTQ", fit=learned),
+    Way("W4KV4 on GPTQ, WKVQuant, learned, fed back", "int4-gptq", kv="int4-wkv", against="W4 GPTQ", fit=fed_back),
     Way("W4A4", "int4", "int4", "int4", against="W4"),
     Way("KV4", kv="int4"),
     Way("KV4 past-only", kv="int4-past"),
@@ -71,9 +101,9 @@ WAYS = (
 
 def model_of(way: Way, checkpoint: Path, text: str) -> Model:
     """The full-precision model, rounded."""
-    kv = "fp32" if way.fit else way.kv
-    model = load_model(checkpoint, kv=kv, weights=way.weights, inputs=way.inputs, head="fp32")
-    return way.fit(model, text, way.kv) if way.fit else model
+    if way.fit is not None:
+        return way.fit(checkpoint, way, text)
+    return rounded(checkpoint, text, way.weights, way.inputs, way.kv)
 
 
 def losses(model: Model, text: str) -> np.ndarray:
@@ -108,7 +138,7 @@ def row(way: Way, scored: Scored, reference: Scored) -> dict[str, Any]:
     """What the page needs to know."""
     difference = scored.losses - reference.losses
     return {
-        **{key: value for key, value in asdict(way).items() if key != "fit"},
+        **{key: value for key, value in vars(way).items() if key != "fit"},
         "nats_per_character": float(scored.losses.mean()),
         "above_reference_nats": float(difference.mean()),
         "standard_error_nats": float(difference.std(ddof=1) / np.sqrt(len(difference))),

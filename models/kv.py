@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
@@ -22,12 +23,18 @@ __all__ = ["FITTED", "KIVI_GROUP", "METHODS", "ChannelFit", "KvScheme", "kv_sche
 
 @dataclass(frozen=True)
 class ChannelFit:
-    """A shift and a scale for each channel of K and V: float32 [layers, kv_heads, head_dim] each."""
+    """A shift and a scale for each channel of K and V: float32 [layers, kv_heads, head_dim] each.
+
+    key_feedback, value_feedback: where errors of rounding are fed back (`nearbank.models.kv_feedback`), float32
+    [layers, kv_heads, head_dim, head_dim].
+    """
 
     key_shift: Floats
     key_scale: Floats
     value_shift: Floats
     value_scale: Floats
+    key_feedback: Floats | None = None
+    value_feedback: Floats | None = None
 
     def keys(self, layer: int) -> tuple[Floats, Floats]:
         """(shift, scale) [G, 1, E] of a layer's keys."""
@@ -36,6 +43,11 @@ class ChannelFit:
     def values(self, layer: int) -> tuple[Floats, Floats]:
         """(shift, scale) [G, 1, E] of a layer's values."""
         return self.value_shift[layer][:, None], self.value_scale[layer][:, None]
+
+    def feedback(self, kind: Literal["keys", "values"], layer: int) -> Floats | None:
+        """[G, E, E] of a layer's keys or values; None where codes are the nearest ones."""
+        every = self.key_feedback if kind == "keys" else self.value_feedback
+        return None if every is None else every[layer]
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def _distance(model: Model, parts: list[Tokens], exact: list[Floats]) -> float:
 def save_fit(path: Path, fit: ChannelFit) -> None:
     """Write a fit as safetensors."""
     try:
-        save_file(dict(vars(fit)), path)
+        save_file({name: tensor for name, tensor in vars(fit).items() if tensor is not None}, path)
     except (OSError, SafetensorError) as error:
         raise NearbankError(f"{path}: cannot write the fit ({error})") from error
 
@@ -132,10 +132,11 @@ def load_fit(path: Path, model: Model) -> ChannelFit:
     except (OSError, SafetensorError) as error:
         raise NearbankError(f"{path}: no fit of a KV cache; expected a file that save_fit wrote") from error
     shape = (model.shape.layers, model.shape.kv_heads, model.shape.head_dim)
-    names = ("key_shift", "key_scale", "value_shift", "value_scale")
-    for name in names:
+    shapes = dict.fromkeys(("key_shift", "key_scale", "value_shift", "value_scale"), shape)
+    fed = {name: (*shape, shape[-1]) for name in ("key_feedback", "value_feedback") if name in tensors}
+    for name, expected in (shapes | fed).items():
         found = tensors.get(name)
-        if found is None or found.shape != shape or found.dtype != np.float32:
+        if found is None or found.shape != expected or found.dtype != np.float32:
             given = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
-            raise NearbankError(f"{path}: tensor {name} is {given}; {model.name} needs float32{list(shape)}")
-    return ChannelFit(*(tensors[name] for name in names))
+            raise NearbankError(f"{path}: tensor {name} is {given}; {model.name} needs float32{list(expected)}")
+    return ChannelFit(**{name: tensors[name] for name in shapes | fed})

@@ -7,6 +7,7 @@ It holds exact and rounded values side by side as float32; what a format would s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from nearbank.errors import NearbankError
 from nearbank.models.execution import Floats
 from nearbank.models.kv import KIVI_GROUP, ChannelFit, KvScheme
+from nearbank.models.kv_feedback import rounded_with_feedback
 from nearbank.models.sequence_cache import SequenceCache
 
 
@@ -71,6 +73,9 @@ class PlainCache(SequenceCache):
         if self._fit is None:
             return rounded(exact)
         shift, scale = self._fit.keys(layer) if kind == "keys" else self._fit.values(layer)
+        feedback = self._fit.feedback(kind, layer)
+        if feedback is not None:
+            rounded = partial(rounded_with_feedback, feedback=feedback, top=self.format.for_cache().high)
         return rounded((exact - shift) / scale) * scale + shift
 
     def _closed(self, end: int) -> int:

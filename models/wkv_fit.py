@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from nearbank.models import gpt
 from nearbank.models.execution import Linear
 from nearbank.models.gptq import float_weights
 from nearbank.models.kv import ChannelFit, KvScheme, kv_scheme
+from nearbank.models.kv_feedback import rounded_with_feedback
 from nearbank.models.kv_fit import EXPONENTS, calibration_parts
 from nearbank.models.model import Model
 from nearbank.models.training.straight_through import fake_int8
@@ -73,6 +75,28 @@ class Channels:
         return (low + step * codes) * scale + self.shift
 
 
+@dataclass(frozen=True)
+class Fed:
+    """One layer's K or V with errors fed back, in the cache's own arithmetic; shift and scale [heads, 1, head_dim],
+    feedback [heads, head_dim, head_dim]. Nothing is learned through it."""
+
+    shift: np.ndarray
+    scale: np.ndarray
+    feedback: np.ndarray
+
+    def rounded(self, x: torch.Tensor, top: int) -> torch.Tensor:
+        heads = x.detach().transpose(0, 1)
+        flat = (heads.flatten(1, 2).numpy() - self.shift) / self.scale
+        found = rounded_with_feedback(flat, self.feedback, top) * self.scale + self.shift
+        return torch.from_numpy(found).view(heads.shape).transpose(0, 1)
+
+
+class Rounder(Protocol):
+    """What gives K or V [B, heads, T, E] back as codes 0 … top hold them."""
+
+    def rounded(self, x: torch.Tensor, top: int) -> torch.Tensor: ...
+
+
 def _through(x: torch.Tensor, to_bits: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
     """x as bfloat16 holds it; the gradient is x's own."""
     held = torch.from_numpy(from_bf16(to_bits(x.detach().numpy())))
@@ -81,11 +105,19 @@ def _through(x: torch.Tensor, to_bits: Callable[[np.ndarray], np.ndarray]) -> to
 
 @dataclass(frozen=True)
 class Cached:
-    """A layer's channels and the scheme that rounds them."""
+    """What rounds a layer's K and V, and the scheme."""
+
+    keys: Rounder
+    values: Rounder
+    scheme: KvScheme
+
+
+@dataclass(frozen=True)
+class Learned(Cached):
+    """A layer whose channels are learned."""
 
     keys: Channels
     values: Channels
-    scheme: KvScheme
 
 
 @dataclass(frozen=True)
@@ -140,7 +172,7 @@ def _multiply(linear: Linear) -> Multiply:
     return lambda x: functional.linear(x if exact else fake_int8(x), weight, bias)
 
 
-def _blocks(model: Model) -> list[Block]:
+def blocks_of(model: Model) -> list[Block]:
     """The model's blocks in torch."""
     network = model.network
     if not isinstance(network, gpt.Gpt):
@@ -162,7 +194,7 @@ def learn_channels(
     scheme, how = kv_scheme(kv), learning or Learning()
     if not scheme.needs_fit:
         raise NearbankError(f"KV cache '{kv}' has nothing to fit; choose one that ends in -2d or -wkv")
-    blocks, stream = _blocks(model), _embedded(model, text, how.windows)
+    blocks, stream = blocks_of(model), embedded(model, text, how.windows)
     random = np.random.default_rng(how.seed)
     exact, fitted = stream, []
     for layer, block in enumerate(blocks):
@@ -179,12 +211,19 @@ def torch_logits(model: Model, tokens: torch.Tensor) -> torch.Tensor:
 
     The cache is fp32, a plain or past-only integer one, or a fitted one.
     """
-    network, blocks = model.network, _blocks(model)
+    network, blocks = model.network, blocks_of(model)
     assert isinstance(network, gpt.Gpt)
     table, places = torch.from_numpy(network.wte), torch.from_numpy(network.wpe)
     x = table[tokens] + places[: tokens.shape[1]]
     for block, cached in zip(blocks, _cached(model), strict=True):
         x = block(x, cached)
+    return logits_of(model, x)
+
+
+def logits_of(model: Model, x: torch.Tensor) -> torch.Tensor:
+    """Logits [B, T, V] of the stream x [B, T, D] after the last block."""
+    network = model.network
+    assert isinstance(network, gpt.Gpt)
     return functional.linear(_norm(x, network.ln_f), torch.from_numpy(float_weights(network.head)))
 
 
@@ -199,11 +238,16 @@ def _cached(model: Model) -> list[Cached | None]:
     if scheme.needs_fit and model.kv_fit is None:
         raise NearbankError(f"KV cache '{model.kv}' needs a fit; make one with learn_channels")
     fit = model.kv_fit if scheme.needs_fit and model.kv_fit else ChannelFit(zero, zero + 1, zero, zero + 1)
-    return [Cached(_given(*fit.keys(i)), _given(*fit.values(i)), scheme) for i in range(shape.layers)]
+    return [
+        Cached(_given(*fit.keys(i), fit.feedback("keys", i)), _given(*fit.values(i), fit.feedback("values", i)), scheme)
+        for i in range(shape.layers)
+    ]
 
 
-def _given(shift: np.ndarray, scale: np.ndarray) -> Channels:
+def _given(shift: np.ndarray, scale: np.ndarray, feedback: np.ndarray | None) -> Rounder:
     """Channels with this shift and scale."""
+    if feedback is not None:
+        return Fed(shift, scale, feedback)
     middle = torch.from_numpy(shift)
     zero = torch.zeros_like(middle)
     return Channels(middle, zero, zero, torch.from_numpy(scale).log())
@@ -213,7 +257,7 @@ def _counted(progress: Progress, layer: int, layers: int, steps: int) -> Callabl
     return lambda done: progress(layer * steps + done, layers * steps)
 
 
-def _embedded(model: Model, text: str, windows: int) -> torch.Tensor:
+def embedded(model: Model, text: str, windows: int) -> torch.Tensor:
     """The stream [B, T, D] before the first block; a last window that is shorter is left out unless it is alone."""
     parts = calibration_parts(model, text[: 16 * windows * model.shape.context], windows)
     whole = [part for part in parts if len(part) == len(parts[0])]
@@ -242,7 +286,7 @@ class _Task:
     scheme: KvScheme
     how: Learning
 
-    def learned(self, random: np.random.Generator, progress: Callable[[int], None] | None) -> Cached:
+    def learned(self, random: np.random.Generator, progress: Callable[[int], None] | None) -> Learned:
         """The start, or what gradient descent makes of it where that is nearer over the whole calibration text."""
         with torch.no_grad():
             targets = _in_batches(lambda x: _through_all(self.blocks, x), self.exact)
@@ -275,11 +319,11 @@ class _Task:
         rows = torch.split(torch.arange(len(self.stream)), WINDOWS_AT_ONCE)
         return sum(float(self._error(cached, part, targets)) * len(part) for part in rows)
 
-    def _start(self, targets: torch.Tensor) -> Cached:
+    def _start(self, targets: torch.Tensor) -> Learned:
         """Middles, and the best power of the ranges for K and for V, judged on a few windows."""
         some = torch.arange(min(self.how.batch, len(self.stream)))
         _, k, v = self.blocks[0].heads_of(self.exact)
-        starts = [Cached(_channels(k, a), _channels(v, b), self.scheme) for a, b in product(EXPONENTS, repeat=2)]
+        starts = [Learned(_channels(k, a), _channels(v, b), self.scheme) for a, b in product(EXPONENTS, repeat=2)]
         return min(starts, key=lambda one: float(self._error(one, some, targets)))
 
 
@@ -291,7 +335,7 @@ def _channels(x: torch.Tensor, exponent: float) -> Channels:
     return Channels((low + high) / 2, half, torch.zeros_like(half), scale)
 
 
-def _learnable(start: Cached) -> Cached:
+def _learnable(start: Learned) -> Learned:
     def copied(channels: Channels) -> Channels:
         moved, log_scale = (x.clone().requires_grad_() for x in (channels.moved, channels.log_scale))
         return replace(channels, moved=moved, log_scale=log_scale)
@@ -299,7 +343,7 @@ def _learnable(start: Cached) -> Cached:
     return replace(start, keys=copied(start.keys), values=copied(start.values))
 
 
-def _as_fit(layers: Sequence[Cached]) -> ChannelFit:
+def _as_fit(layers: Sequence[Learned]) -> ChannelFit:
     def stacked(parts: list[torch.Tensor]) -> np.ndarray:
         return np.ascontiguousarray(torch.stack(parts).detach().numpy()[:, :, 0])
 

@@ -40,12 +40,17 @@ def quantise_tokens(
 
     value ≈ offset + scale · code. The offset is rounded down and the scale up, so codes cover the range.
     """
-    offsets = floor_bf16(values.min(axis=-1))
-    low = from_bf16(offsets)
-    scales = ceil_bf16(((values.max(axis=-1) - low) / np.float32(top)).astype(np.float32))
+    scales, offsets = token_grid(values.min(axis=-1), values.max(axis=-1), top)
     step = from_bf16(scales)[..., None]
-    shifted = values - low[..., None]
+    shifted = values - from_bf16(offsets)[..., None]
     ratio = np.zeros_like(values)
     np.divide(shifted, step, out=ratio, where=step != 0)
     codes = np.clip(np.rint(ratio), 0, top).astype(np.uint8)
     return codes, scales, offsets
+
+
+def token_grid(low: Floats, high: Floats, top: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
+    """Scale and offset, as bfloat16 bits, of codes 0 … top that cover low … high, the offset rounded down, the scale
+    up."""
+    offsets = floor_bf16(low)
+    return ceil_bf16(((high - from_bf16(offsets)) / np.float32(top)).astype(np.float32)), offsets

@@ -20,17 +20,20 @@ TEXT = "the quick brown fox jumps over the lazy dog, and then it rests a while. 
 QUICK = Learning(windows=4, steps=20, batch=2, lr=0.05)
 
 
-def random_fit() -> ChannelFit:
+def random_fit(fed: bool = False) -> ChannelFit:
     random = np.random.default_rng(0)
     shifts, scales = random.normal(0, 0.3, (2, 3, 4, 8)), np.exp(random.normal(0, 0.3, (2, 3, 4, 8)))
-    return ChannelFit(*(part.astype(np.float32) for part in (shifts[0], scales[0], shifts[1], scales[1])))
+    fit = ChannelFit(*(part.astype(np.float32) for part in (shifts[0], scales[0], shifts[1], scales[1])))
+    upper = np.triu(random.normal(0, 0.2, (3, 4, 8, 8)), 1).astype(np.float32) + np.eye(8, dtype=np.float32)
+    return replace(fit, key_feedback=upper, value_feedback=upper) if fed else fit
 
 
-@pytest.mark.parametrize("kv", ["fp32", "int4", "int2-past", "int4-2d", "int2-wkv"])
+@pytest.mark.parametrize("kv", ["fp32", "int4", "int2-past", "int4-2d", "int2-wkv", "int4-wkv+feedback"])
 @pytest.mark.parametrize("weights", ["fp32", "ternary"])
 def test_the_torch_model_is_the_runtimes(kv: str, weights: str) -> None:
     """Logits agree, so what is learned and measured in one is what the other runs."""
-    model = replace(random_model("numpy", weights, kv), kv_fit=random_fit())
+    name, _, fed = kv.partition("+")
+    model = replace(random_model("numpy", weights, name), kv_fit=random_fit(bool(fed)))
     tokens = model.encode(TEXT[:40])
     with torch.no_grad():
         found = torch_logits(model, torch.from_numpy(tokens)[None])[0].numpy()

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from nearbank.errors import NearbankError
 from nearbank.models import Model, gpt
 from nearbank.models.execution import Floats, Linear
 from nearbank.models.kv import ChannelFit
@@ -22,6 +23,11 @@ def fold_channels(model: Model) -> Model:
     """The model with its channel fit in its weights; what is left is `context_scales`. As it is, without a fit."""
     if model.kv_fit is None:
         return model
+    if model.kv_fit.key_feedback is not None or model.kv_fit.value_feedback is not None:
+        raise NearbankError(
+            f"KV cache '{model.kv}' of {model.name} feeds errors of rounding back, which the ASIC does not; use a fit "
+            "without feedback"
+        )
     network = network_of(model)
     blocks = tuple(_folded(block, model.kv_fit, layer, model) for layer, block in enumerate(network.blocks))
     return replace(model, network=replace(network, blocks=blocks))
