@@ -42,6 +42,7 @@ bench-gpu: $(VENV)/.installed-dev
 quality: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/quality_models.py $(TEXT)
 	$(BIN)/python benchmarks/quality_formats.py $(TEXT)
+	$(BIN)/python benchmarks/kv_ablation.py $(TEXT)
 	$(BIN)/python benchmarks/quality_page.py
 
 # The README's picture is the second table of the demo.

@@ -1,12 +1,13 @@
 """What each part of WKVQuant does to the KV cache of a trained model, at 4 and 2 bits, with paired standard errors:
 
-    python benchmarks/kv_ablation.py TEXT [--models build/quality] [--weights fp32 int4] [--caches int4 int4-past …]
+    python benchmarks/kv_ablation.py TEXT [--models build/quality] [--weights int4-gptq] [--caches int4 int4-wkv …]
     python benchmarks/kv_ablation.py TEXT --choosing --windows 256 --lr 0.02    to compare settings; keeps nothing
 
 Every cache is scored on the same windows of the validation split, side by side and each from an empty cache, and
 compared window by window: with the exact cache under the same weights, and with plain rounding per token. Learned
 channels see the training split alone. The arithmetic is torch's (`nearbank.models.wkv_fit.torch_logits`), which tests
-hold against the runtime's. Writes docs/quality/kv-ablation.json and prints it as a table.
+hold against the runtime's. Writes docs/quality/kv-ablation.json and prints it as a table; weights all of whose
+rows are there, learned alike, are passed over.
 """
 
 from __future__ import annotations
@@ -31,12 +32,9 @@ from nearbank.models.model import Model
 from nearbank.models.wkv_fit import Learning, learn_channels, torch_logits
 
 FED = "+feedback"  # after a past-only or a fitted cache: errors of rounding fed back, which is not WKVQuant's
-CACHES = (
-    "int4", "int4-past", "int4-past+feedback", "int4-2d", "int4-wkv", "int4-wkv+feedback",
-    "int2", "int2-past", "int2-past+feedback", "int2-2d", "int2-wkv", "int2-wkv+feedback",
-)  # fmt: skip
+PARTS = ("int4", "int4-past", "int4-past+feedback", "int4-wkv", "int4-wkv+feedback")
+CACHES = {"int4-gptq": PARTS, "int4": PARTS, "fp32": ("int4", "int4-past", "int2", "int2-past")}
 HEADINGS = "| weights | KV | above the exact cache | above plain rounding | share of plain |\n|---|---|---:|---:|---:|"
-BATCH = 16
 
 
 def rounded_model(checkpoint: Path, weights: str, train: str) -> Model:
@@ -71,11 +69,8 @@ def held_out(text: str, choosing: bool) -> tuple[str, str]:
 @torch.no_grad()
 def losses(model: Model, windows: torch.Tensor) -> np.ndarray:
     """Nats per token of each window."""
-    found = []
-    for part in torch.split(windows, BATCH):
-        logits = torch_logits(model, part[:, :-1])
-        found.append(functional.cross_entropy(logits.mT, part[:, 1:], reduction="none").mean(1))
-    return torch.cat(found).double().numpy()
+    logits = torch_logits(model, windows[:, :-1])
+    return functional.cross_entropy(logits.mT, windows[:, 1:], reduction="none").mean(1).double().numpy()
 
 
 def mean_and_error(differences: np.ndarray) -> tuple[float, float]:
@@ -124,13 +119,17 @@ def line(row: dict[str, Any]) -> str:
 
 def keep(results: Path, row: dict[str, Any]) -> None:
     """Put a row into the file of results, in place of an earlier one of the same name."""
-    known = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
-    kept = [one for one in known if _of(one) != _of(row)]
+    kept = [one for one in _kept(results) if any(one[key] != row[key] for key in ("weights", "kv", "model"))]
     results.write_text(json.dumps([*kept, row], indent=2) + "\n", encoding="utf-8")
 
 
-def _of(row: dict[str, Any]) -> tuple[str, str, str]:
-    return row["weights"], row["kv"], row.get("model", CONTROL)
+def known(results: Path, wanted: dict[str, Any]) -> bool:
+    """True if there is a row with all that is wanted."""
+    return any(all(row[key] == value for key, value in wanted.items()) for row in _kept(results))
+
+
+def _kept(results: Path) -> list[dict[str, Any]]:
+    return json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
 
 
 def main() -> None:
@@ -138,8 +137,8 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--models", type=Path, default=Path("build/quality"))
     parser.add_argument("--out", type=Path, default=RESULTS / "kv-ablation.json")
-    parser.add_argument("--caches", nargs="*", default=CACHES, help="a plain one before those compared with it")
-    parser.add_argument("--weights", nargs="*", default=["fp32", "int4", "int4-gptq"], help="-gptq: by GPTQ")
+    parser.add_argument("--caches", nargs="*", help="a plain one before those compared with it")
+    parser.add_argument("--weights", nargs="*", choices=CACHES, default=list(CACHES), help="-gptq: by GPTQ")
     parser.add_argument("--model", default=CONTROL, help="which of the models")
     parser.add_argument("--scored", type=int, default=0, help="so many windows from the start; all when 0")
     parser.add_argument("--choosing", action="store_true", help="score a piece of the training split instead")
@@ -152,12 +151,17 @@ def main() -> None:
     how = settings_of(arguments)
     print(HEADINGS)
     for weights in arguments.weights:
+        caches, same = arguments.caches or CACHES[weights], {"model": arguments.model, "learning": asdict(how)}
+        if not arguments.choosing and all(
+            known(arguments.out, {"weights": weights, "kv": kv, **same}) for kv in caches
+        ):
+            continue
         model = rounded_model(checkpoint, weights, train)
         windows = windows_of(model, scored, arguments.scored)
-        for row in rows(model, arguments.caches, train, windows, how):
+        for row in rows(model, caches, train, windows, how):
             print(line({"weights": weights, **row}), flush=True)
             if not arguments.choosing:
-                keep(arguments.out, {"weights": weights, **row, "model": arguments.model, "learning": asdict(how)})
+                keep(arguments.out, {"weights": weights, **row, **same})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train the small models of docs/quality.md, each as one JSON file in docs/quality: `make quality TEXT=file`.
 
-    python benchmarks/quality_models.py TEXT [--out build/quality] [--only 2-8 ...]
+    python benchmarks/quality_models.py TEXT [--out build/quality] [--results docs/quality] [--only 2-8 ...]
 
 One after the other, on one thread; a killed run resumes where it was, a finished one is not trained again.
 `quality_formats.py` rounds the full-precision model afterwards, `quality_page.py` writes the page. `quality_gpu.py`
@@ -127,12 +127,15 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--out", type=Path, default=Path("build/quality"))
     parser.add_argument("--only", nargs="*", default=None, help="names of runs; all when absent")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    arguments.results.mkdir(parents=True, exist_ok=True)
     for options in runs(arguments.text, arguments.out, SMALL, SMALL_RESTORER):
         if arguments.only is None or options.name in arguments.only:
             found = row(options, train(options, arguments.out / options.name))
-            (RESULTS / f"{options.name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            (arguments.results / f"{options.name}.json").write_text(
+                json.dumps(found, indent=2) + "\n", encoding="utf-8"
+            )
             print(f"{options.name}: {found['nats_per_character']:.4f} nats per character", flush=True)
 
 

@@ -45,7 +45,7 @@ def with_feedback(model: Model, text: str, windows: int = WINDOWS, seed: int = 0
     fit = model.kv_fit
     if fit is None or not kv_scheme(model.kv).needs_fit:
         raise NearbankError(f"KV cache '{model.kv}' has no channel fit to feed errors back in; fit its channels first")
-    keys, values = _metrics(model, text, windows, seed)
+    keys, values = metrics(model, text, windows, seed)
     fed = replace(
         fit,
         key_feedback=np.stack([feedback_of(*pair) for pair in zip(keys, fit.key_scale, strict=True)]),
@@ -60,17 +60,17 @@ def feedback_of(metric: Doubles, scale: Floats) -> Floats:
     return np.array([inverse_factor(one, DAMPING) for one in scaled], np.float32, order="C")
 
 
-def _metrics(model: Model, text: str, windows: int, seed: int) -> Sequence[Sequence[Doubles]]:
-    """[keys, values][layer] → [G, E, E]."""
+def metrics(model: Model, text: str, windows: int, seed: int) -> Doubles:
+    """Of keys and of values, by layer and head: [2, layers, G, E, E]."""
     blocks, stream = blocks_of(model), embedded(model, text, windows)
     draw = torch.Generator().manual_seed(seed)
-    total = [[0.0] * len(blocks), [0.0] * len(blocks)]
+    shape = model.shape
+    total = np.zeros((2, len(blocks), shape.heads, shape.head_dim, shape.head_dim))
     for part in torch.split(stream, WINDOWS_AT_ONCE):
         for kind, gradients in enumerate(_gradients(model, blocks, part, draw)):
             for layer, g in enumerate(gradients):
-                total[kind][layer] += torch.einsum("bhte,bhtf->hef", g.double(), g.double()).numpy()
-    tokens = stream.shape[0] * stream.shape[1]
-    return [[one / tokens for one in kind] for kind in total]
+                total[kind, layer] += torch.einsum("bhte,bhtf->hef", g.double(), g.double()).numpy()
+    return total / (stream.shape[0] * stream.shape[1])
 
 
 def _gradients(

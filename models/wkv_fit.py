@@ -216,7 +216,7 @@ def torch_logits(model: Model, tokens: torch.Tensor) -> torch.Tensor:
     table, places = torch.from_numpy(network.wte), torch.from_numpy(network.wpe)
     x = table[tokens] + places[: tokens.shape[1]]
     for block, cached in zip(blocks, _cached(model), strict=True):
-        x = block(x, cached)
+        x = _in_batches(partial(block, cached=cached), x)
     return logits_of(model, x)
 
 

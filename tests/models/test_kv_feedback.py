@@ -20,7 +20,7 @@ from nearbank.proof.folding import fold_channels
 
 torch = pytest.importorskip("torch")
 
-from nearbank.models.kv_metric import _metrics, feedback_of, with_feedback  # noqa: E402
+from nearbank.models.kv_metric import feedback_of, metrics, with_feedback  # noqa: E402
 from nearbank.models.wkv_fit import Cached, blocks_of, embedded, logits_of  # noqa: E402
 
 TEXT = "the quick brown fox jumps over the lazy dog, and then it rests a while. why not?\n" * 12
@@ -116,7 +116,7 @@ class Noise:
 def test_the_metric_foretells_what_noise_costs(kind: int) -> None:
     """Independent errors of variance s² cost s² / 2 · trace of the metric, in nats per token."""
     model, size = replace(random_model("numpy", "fp32", "fp32"), kv="int4-wkv"), 0.02
-    metric = _metrics(model, TEXT, 16, 0)[kind][1]
+    metric = metrics(model, TEXT, 16, 0)[kind, 1]
     blocks, x = blocks_of(model), embedded(model, TEXT, 16)
     scheme, noise, none = kv_scheme("int4-wkv"), Noise(size, 1), Noise(0, 1)
     cached = Cached(noise, none, scheme) if kind == 0 else Cached(none, noise, scheme)
