@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kv_ablation import CACHES
 from matplotlib.figure import Figure
 from quality_models import CONTROL, RESTORER, RESTORER_CONTROL, RESTORERS, RESULTS, STUDENTS, TEACHER
 
@@ -31,7 +32,7 @@ def page(trained: Sequence[Row], restored: Sequence[Row], rounded: Sequence[Row]
         [INTRO], _trained_table(trained), [""], _missing([*trained, *restored]), _bars(trained), [""],
         _told(trained), ["", FIGURE, BUNDLED], _bundled(),
         *([[RESTORING], _restored_table(restored), [""], _told(restored), [""]] if restored else []),
-        [ROUNDED], _rounded_table(rounded), ["", CACHES], _rounded_control(trained, rounded, caches),
+        [ROUNDED], _rounded_table(rounded), ["", PARTS], _rounded_control(trained, rounded, caches),
         _caches_table(caches), [""], _cache_bars(caches), ["", TRAINING],
     ]  # fmt: skip
     return "\n".join(line for part in parts for line in part)
@@ -192,7 +193,11 @@ def _caches_table(rows: Sequence[Row]) -> Iterable[str]:
         "weights": "---", "KV": "---", "windows": "---:", "above the exact cache": "---:",
         "above plain rounding": "---:", "share of plain": "---:",
     }  # fmt: skip
-    return _table(columns, (_cache_cells(row) for row in rows if row["model"] == CONTROL))
+    ours = [row for row in rows if row["model"] == CONTROL and row["kv"] in CACHES[row["weights"]]]
+    ordered = sorted(
+        ours, key=lambda row: (list(CACHES).index(row["weights"]), CACHES[row["weights"]].index(row["kv"]))
+    )
+    return _table(columns, map(_cache_cells, ordered))
 
 
 def _cache_cells(row: Row) -> Sequence[str]:
@@ -284,7 +289,7 @@ fed back as the first 192 weigh them. KIVI keeps the last 32 tokens exact, here 
 it; they are not in the bytes. KV bytes count a scale and an offset in bf16 for each token and head; heads are so small
 here, 32 values, that these are a fifth of a 4-bit cache.
 """
-CACHES = """### What each part of WKVQuant brings
+PARTS = """### What each part of WKVQuant brings
 
 Caches of equal bits take the same bytes and have the same decoder. "past": a token sees its own K and V exactly. "wkv":
 that, and each channel has a learned shift and scale. "+feedback" goes beyond WKVQuant: codes need not be the nearest
