@@ -66,10 +66,20 @@ def _table(setup: Sequence[int] | Ints, rows: list["_Row"], commands: int, path:
         table[timing.FIRST + command] = timing.RULES + timing.RULE_WIDTH * bisect_left(begins, (command, False))
     for command in range(commands):
         table[timing.SPECIAL + command] = timing.RULES + timing.RULE_WIDTH * bisect_left(begins, (command, True))
+    table[timing.ELSEWHERE : timing.ELSEWHERE + len(path)] = _elsewhere(path[:, 0])
     padded = np.zeros((len(path), timing.LEVELS), np.int64)
     padded[:, : path.shape[1]] = path
     table[timing.PATH :] = padded.ravel()
     return table
+
+
+def _elsewhere(top: Ints) -> Ints:
+    """For each bank, the banks of its word (64 in a row) whose first node is another one, as bits."""
+    bits = np.zeros(len(top), np.uint64)
+    for bank, node in enumerate(top):
+        word = top[bank // 64 * 64 :][:64]
+        bits[bank] = sum(1 << place for place in np.flatnonzero(word != node).tolist())
+    return bits.astype(np.int64)
 
 
 def _nodes(organization: Organization, used: list[Scope], path: Ints, nodes_at: int) -> Ints:

@@ -135,14 +135,18 @@ def _run_per_bank(machine: Machine, policy: Policy, requests: Ints, log: Ints, u
     _check_sizes(per_bank_lines.LONGEST_LINE, bank_queue=policy.bank_queue)
     if standard_named(machine.standard).any_edge:
         raise NearbankError(f"policy: queues per_bank do not know the half clocks of {machine.standard}; use shared")
-    org = machine.organization
+    org, closed = machine.organization, policy.row_policy == "closed"
     setup = _common_setup(machine, policy) | {
         "line_size": policy.bank_queue,
         "write_idle": policy.write_idle,
         "hit_cap": policy.row_hit_cap,
         "groups": org.bank_groups,
         "banks_per_group": org.banks_per_group,
-        "closed": int(policy.row_policy == "closed"),
+        "closed": int(closed),
+        "activate": fields.ACT,
+        "close": fields.PRE,
+        "read": fields.RDA if closed else fields.RD,
+        "write": fields.WRA if closed else fields.WR,
     }
     if machine.refresh.policy == "all_bank":
         setup["refresh_interval"] //= setup["units"]  # the units take turns

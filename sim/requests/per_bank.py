@@ -16,21 +16,24 @@ from nearbank.sim.requests.state import (
     FAR,
     OPEN_ROW,
     PRE,
-    RD,
-    RDA,
     REFAB,
     REFPB,
     REQUEST_WIDTH,
     TOUCHED,
     USED,
-    WR,
-    WRA,
     answer,
     bank_at,
     do_command,
     do_to_all,
 )
-from nearbank.sim.requests.timing import ready_cycle, ready_cycle_of_all
+from nearbank.sim.requests.timing import (
+    ELSEWHERE,
+    LEVELS,
+    NODE_READY,
+    PATH,
+    ready_cycle,
+    ready_cycle_of_all,
+)
 
 ALL_BANKS = 1  # a refresh policy
 
@@ -45,6 +48,8 @@ def run_per_bank(tables, memory, requests, issued, wakes, drain):  # type: ignor
     for channel in range(len(memory)):
         m = pointer(memory, channel)
         m[at.NEXT_REFRESH] = t[at.REFRESH_INTERVAL] if t[at.REFRESH] else FAR
+        m[at.LOOSE + READS] = -1
+        m[at.LOOSE + WRITES] = -1
     total, taken, cycle = len(requests), 0, 0
     while taken < total or cycle <= _busy_until(memory, drain):
         for channel in range(len(memory)):
@@ -130,13 +135,13 @@ def _queue_refreshes(t, m):  # type: ignore[no-untyped-def]
 def _issue_one(t, m, q, log, cycle):  # type: ignore[no-untyped-def]
     """One command, or with two buses one row and one column command; whether anything issued."""
     column = False
-    if m[at.WAITING] == 0 or not _refresh(t, m, log, cycle):
-        bank, place = _bank_in_turn(t, m, q, cycle)
+    if m[at.WAITING] == 0 or not _refresh(t, m, q, log, cycle):
+        bank, place = _bank_in_turn(t, m, cycle)
         if bank < 0:
             return t[at.ROW_TIMEOUT] > 0 and _close_idle_row(t, m, log, cycle)
         column = _serve(t, m, q, log, bank, place, cycle)
     if t[at.TWO_BUSES]:
-        bank, place = _bank_in_turn(t, m, q, cycle)
+        bank, place = _bank_in_turn(t, m, cycle)
         if bank >= 0 and column != _hits(m, q, bank, place):
             _serve(t, m, q, log, bank, place, cycle)
     return True
@@ -150,7 +155,7 @@ def _hits(m, q, bank, place):  # type: ignore[no-untyped-def]
 
 
 @compiled_part
-def _refresh(t, m, log, cycle):  # type: ignore[no-untyped-def]
+def _refresh(t, m, q, log, cycle):  # type: ignore[no-untyped-def]
     """Close a row in the way of the first waiting refresh, or refresh; whether a command issued."""
     first, count = _refreshed_banks(t, m)
     ready = True
@@ -162,7 +167,7 @@ def _refresh(t, m, log, cycle):  # type: ignore[no-untyped-def]
         if when <= cycle:
             do_command(t, m, log, PRE, m[at.CHANNEL], bank, -1, -1, cycle)
             m[b + at.CONFLICT] = 0
-            at.changed(m, bank)
+            at.changed(t, m, q, bank)
             return True
         m[at.WAKE] = min(m[at.WAKE], when)
         ready = False
@@ -206,63 +211,83 @@ def _refreshed_banks(t, m):  # type: ignore[no-untyped-def]
 
 
 @compiled_part
-def _bank_in_turn(t, m, q, cycle):  # type: ignore[no-untyped-def]
+def _bank_in_turn(t, m, cycle):  # type: ignore[no-untyped-def]
     """The next bank, after the last one in turn, with a ready command, and the request's place; -1 if none."""
     first, end = 0, 0
     if m[at.WAITING]:
         first, count = _refreshed_banks(t, m)
         end = first + count
-    wake, words = m[at.WAKE], (t[at.BANKS] + 63) >> 6
+    best, nearest, wake = -1, FAR, m[at.WAKE]
+    for kind in range(at.KINDS):
+        group = at.GROUPS + kind * at.GROUP_WIDTH
+        if m[group + at.BOUND] <= cycle:
+            bank = _first_in_turn(t, m, cycle, kind, first, end)
+            distance = bank - m[at.TURN] - 1
+            if distance < 0:
+                distance += t[at.BANKS]
+            if bank >= 0 and distance < nearest:
+                best, nearest = bank, distance
+        wake = min(wake, m[group + at.BOUND])
+    if best < 0:
+        m[at.WAKE] = wake
+        return -1, -1
+    m[at.TURN] = best
+    return best, _first_ready(t, m, best, cycle)
+
+
+@compiled_part
+def _first_in_turn(t, m, cycle, kind, first, end):  # type: ignore[no-untyped-def]
+    """The next bank whose command of this kind is ready, or -1; those from `first` to `end` stand back for a refresh.
+
+    Of banks that share the top of the tree none is looked at while that does not allow the command.
+    """
+    group, command = at.GROUPS + kind * at.GROUP_WIDTH, t[at.COMMAND + kind]
+    soonest, words = FAR, (t[at.BANKS] + 63) >> 6
     start, after = m[at.TURN] >> 6, -2 << (m[at.TURN] & 63)  # the banks behind the last one in its word
+    word = start
     for step in range(words + 1):
-        word = (start + step) % words
-        left = m[at.MASK + word]
+        left = m[group + at.MASK + word]
         if step == 0:
             left &= after
         elif step == words:
             left &= ~after
         while left:
             bank = word * 64 + lowest_bit(left)
+            when = m[t[PATH + bank * LEVELS] + NODE_READY + command]
+            if when > cycle:
+                left &= t[ELSEWHERE + bank]
+                soonest = min(soonest, when)
+                continue
             left &= left - 1
-            b = bank_at(bank)
-            if m[b + at.SOON] <= cycle:
-                if first <= bank < end:
-                    continue
-                place = _first_ready(t, m, q, bank, cycle)
-                if place >= 0:
-                    m[at.TURN] = bank
-                    return bank, place
-            wake = min(wake, m[b + at.SOON])
-    m[at.WAKE] = wake
-    return -1, -1
+            soon = bank_at(bank) + at.SOON + kind
+            if m[soon] <= cycle:
+                m[soon] = ready_cycle(t, m, command, bank)
+                if m[soon] <= cycle and not first <= bank < end:
+                    return bank
+            soonest = min(soonest, m[soon])
+        word = 0 if word + 1 == words else word + 1
+    m[group + at.BOUND] = max(soonest, cycle + 1)
+    return -1
 
 
 @compiled_part
-def _first_ready(t, m, q, bank, cycle):  # type: ignore[no-untyped-def]
-    """The first request in the bank's line whose command is ready, or -1; notes when one may be."""
-    b = bank_at(bank)
-    if m[b + OPEN_ROW] < 0:
-        m[b + at.SOON] = ready_cycle(t, m, ACT, bank)
-        return 0 if m[b + at.SOON] <= cycle else -1
-    if not m[b + at.KNOWN]:
-        at.know(t, m, q, bank)
-    best, soonest = -1, FAR
-    if m[b + at.MAY_CLOSE]:
-        soonest = ready_cycle(t, m, PRE, bank)
-        if soonest <= cycle:
-            return 0
-    if m[b + at.READ_HIT] >= 0:
-        when = ready_cycle(t, m, RDA if t[at.CLOSED] else RD, bank)
-        soonest = min(soonest, when)
-        if when <= cycle:
-            best = m[b + at.READ_HIT]
-    if m[b + at.WRITE_HIT] >= 0:
-        when = ready_cycle(t, m, WRA if t[at.CLOSED] else WR, bank)
-        soonest = min(soonest, when)
-        if when <= cycle and (best < 0 or m[b + at.WRITE_HIT] < best):
-            best = m[b + at.WRITE_HIT]
-    m[b + at.SOON] = soonest
-    return best
+def _first_ready(t, m, bank, cycle):  # type: ignore[no-untyped-def]
+    """The place of the first request in the bank's line whose command is ready, when there is one."""
+    if m[bank_at(bank) + OPEN_ROW] < 0 or _is_ready(t, m, at.CLOSE, bank, cycle):
+        return 0
+    read, write = m[bank_at(bank) + at.HIT + READS], m[bank_at(bank) + at.HIT + WRITES]
+    if read < 0 or not _is_ready(t, m, at.READ, bank, cycle):
+        return write
+    if write < 0 or write > read or not _is_ready(t, m, at.WRITE, bank, cycle):
+        return read
+    return write
+
+
+@compiled_part
+def _is_ready(t, m, kind, bank, cycle):  # type: ignore[no-untyped-def]
+    """Whether the bank waits for a command of this kind and the rules allow it."""
+    waits = m[at.GROUPS + kind * at.GROUP_WIDTH + at.MASK + (bank >> 6)] >> (bank & 63) & 1
+    return waits and ready_cycle(t, m, t[at.COMMAND + kind], bank) <= cycle
 
 
 @compiled_part
@@ -274,7 +299,7 @@ def _serve(t, m, q, log, bank, place, cycle):  # type: ignore[no-untyped-def]
     hit = open_row == row
     command = ACT if open_row < 0 else PRE
     if hit:
-        command = (WRA if t[at.CLOSED] else WR) if q[request + fields.WRITE] else (RDA if t[at.CLOSED] else RD)
+        command = t[at.COMMAND + (at.WRITE if q[request + fields.WRITE] else at.READ)]
         kind = fields.CONFLICTS if m[b + at.CONFLICT] else fields.MISSES
         m[fields.HITS if m[b + USED] else kind] += 1
     elif command == PRE:
@@ -284,8 +309,8 @@ def _serve(t, m, q, log, bank, place, cycle):  # type: ignore[no-untyped-def]
         if t[at.CLOSED]:
             m[b + at.CONFLICT] = 0
         _finish(t, m, q, number, cycle)
-        at.leave_line(m, q, bank, place)
-    at.changed(m, bank)
+        at.leave_line(t, m, q, bank, place)
+    at.changed(t, m, q, bank)
     return hit
 
 

@@ -1,7 +1,8 @@
 """The queues of the per-bank scheduler, compiled: where things lie, and moving requests in and out.
 
 A request waits in its channel's read or write queue, then in its bank's line. Of a line, with a row open, three
-requests matter: the first read and the first write that hit the row, and the head, when it may close the row.
+requests matter: the first read and the first write that hit the row, and the head, when it may close the row. Banks are
+grouped by what these call for, so that nobody looks at a bank whose command cannot be ready.
 """
 
 from nearbank.compiled import compiled_part
@@ -9,7 +10,6 @@ from nearbank.sim.requests import state as fields
 from nearbank.sim.requests.state import (
     AFTER_BANKS,
     BANK_FIELDS,
-    FAR,
     MOST_BANKS,
     OPEN_ROW,
     REQUEST_WIDTH,
@@ -17,53 +17,45 @@ from nearbank.sim.requests.state import (
     USED,
     bank_at,
 )
+from nearbank.sim.requests.timing import ready_cycle
 
 LONGEST_QUEUE, LONGEST_LINE = 256, 64
 READS, WRITES = 0, 1
 
 # t: the policy and the machine in numbers. REFRESH_INTERVAL is that between two units; with CLOSED every access closes
-# its row; with 0 as ROW_TIMEOUT rows stay open.
+# its row; with 0 as ROW_TIMEOUT rows stay open. COMMAND is that of each kind, see below.
 SETUP = (
     "banks", "read_size", "write_size", "line_size", "write_idle", "hit_cap", "two_buses", "refresh",
     "refresh_interval", "units", "unit_banks", "groups", "banks_per_group", "read_latency", "write_latency", "closed",
-    "row_timeout",
+    "row_timeout", "activate", "close", "read", "write",
 )  # fmt: skip
 (
     BANKS, READ_SIZE, WRITE_SIZE, LINE_SIZE, WRITE_IDLE, HIT_CAP, TWO_BUSES, REFRESH,
     REFRESH_INTERVAL, UNITS, UNIT_BANKS, GROUPS, BANKS_PER_GROUP, READ_LATENCY, WRITE_LATENCY, CLOSED,
-    ROW_TIMEOUT,
+    ROW_TIMEOUT, COMMAND, _, _, _,
 ) = range(len(SETUP))  # fmt: skip
 
-# m: scalars. Requests in the two queues; of those, how many from the front on found no room in their line; requests in
-# all lines, and in queues or lines by kind; WAITING refreshes, the first of them at HEAD; the bank last in turn
+# m: scalars. Requests in the two queues; of those, how many from the front on found no room in their line; the one bank
+# whose line has got room since then (-1: none); requests in all lines, and in queues or lines by kind; WAITING
+# refreshes, the first of them at HEAD; the bank last in turn
 (
-    SIZE,
-    _,
-    STUCK,
-    _,
-    IN_LINES,
-    KIND_WAITING,
-    _,
-    CHANNEL,
-    WAITING,
-    HEAD,
-    NEXT_REFRESH,
-    NEXT_UNIT,
-    DRAINING,
-    TURN,
-    WAKE,
-) = range(SCALARS, SCALARS + 15)
+    SIZE, _, STUCK, _, LOOSE, _, IN_LINES, KIND_WAITING, _,
+    CHANNEL, WAITING, HEAD, NEXT_REFRESH, NEXT_UNIT, DRAINING, TURN, WAKE,
+) = range(SCALARS, SCALARS + 17)  # fmt: skip
 
-# m: a bank. Whether its row was closed for another one; requests in line; a cycle before which nothing in line is ready
-# (FAR when empty); whether the next three are known: first read hit, first write hit (-1: none), whether the head may
-# close the row
-CONFLICT, LENGTH, SOON, KNOWN, READ_HIT, WRITE_HIT, MAY_CLOSE = range(BANK_FIELDS, BANK_FIELDS + 7)
+# The kinds of commands a bank's line may call for
+ACTIVATE, CLOSE, READ, WRITE, KINDS = range(5)
 
-# m: banks with requests in line, as bits; how many queued requests have this hash, by kind; waiting refreshes; the two
-# queues and the lines, request numbers by age
-WORDS = MOST_BANKS // 64
-MASK = AFTER_BANKS
-HASHED, HASH = MASK + WORDS, 1 << 10
+# m: a bank. Whether its row was closed for another one; requests in line, writes among them, and requests in the two
+# queues; for each kind of command a cycle before which the rules do not allow it; first read and first write that hit
+# the open row (-1: none).
+CONFLICT, LENGTH, LINE_WRITES, QUEUED, _, SOON, _, _, _, HIT, _ = range(BANK_FIELDS, BANK_FIELDS + 11)
+
+# m: for each kind of command, a cycle before which no bank's is ready, and the banks that wait for it as bits; how many
+# queued requests have this hash, by kind; waiting refreshes; the two queues and the lines, request numbers by age
+BOUND, MASK, GROUP_WIDTH = 0, 1, 1 + MOST_BANKS // 64
+GROUPS = AFTER_BANKS
+HASHED, HASH = GROUPS + KINDS * GROUP_WIDTH, 1 << 12
 REFRESHES, MOST_REFRESHES = HASHED + 2 * HASH, 4 * MOST_BANKS
 QUEUES = REFRESHES + MOST_REFRESHES
 LINES = QUEUES + 2 * LONGEST_QUEUE
@@ -84,6 +76,7 @@ def append(m, q, number):  # type: ignore[no-untyped-def]
     m[QUEUES + queue * LONGEST_QUEUE + m[SIZE + queue]] = number
     m[SIZE + queue] += 1
     m[KIND_WAITING + queue] += 1
+    m[bank_at(q[number * REQUEST_WIDTH + fields.BANK]) + QUEUED + queue] += 1
     m[HASHED + queue * HASH + q[number * REQUEST_WIDTH + fields.BLOCK] % HASH] += 1
 
 
@@ -106,35 +99,55 @@ def waiting(m, q, number, kind):  # type: ignore[no-untyped-def]
 
 
 @compiled_part
-def changed(m, bank):  # type: ignore[no-untyped-def]
-    """The bank's row or line is another one now: look again at what may be ready."""
-    b = bank_at(bank)
-    m[b + SOON] = 0 if m[b + LENGTH] else FAR
-    m[b + KNOWN] = 0
+def changed(t, m, q, bank):  # type: ignore[no-untyped-def]
+    """The bank's row or line is another one now: find out what it waits for."""
+    b, line = bank_at(bank), LINES + bank * LONGEST_LINE
+    length, row = m[b + LENGTH], m[b + OPEN_ROW]
+    closes = False
+    m[b + HIT + READS] = -1
+    m[b + HIT + WRITES] = -1
+    if length and row >= 0:
+        _find_hits(m, q, b, line, row)
+        hits = m[b + HIT + READS] >= 0 or m[b + HIT + WRITES] >= 0
+        if q[m[line] * REQUEST_WIDTH + fields.ROW] != row:
+            closes = not hits or m[b + USED] >= t[HIT_CAP]
+    _put(t, m, ACTIVATE, bank, length > 0 and row < 0)
+    _put(t, m, CLOSE, bank, closes)
+    _put(t, m, READ, bank, m[b + HIT + READS] >= 0)
+    _put(t, m, WRITE, bank, m[b + HIT + WRITES] >= 0)
 
 
 @compiled_part
-def know(t, m, q, bank):  # type: ignore[no-untyped-def]
-    """Find the three requests that matter while the bank's row is open; a write waits for a read of its block."""
-    b, line = bank_at(bank), LINES + bank * LONGEST_LINE
+def _put(t, m, kind, bank, belongs):  # type: ignore[no-untyped-def]
+    """Note whether the bank waits for this kind of command."""
+    group = GROUPS + kind * GROUP_WIDTH
+    word, bit = group + MASK + (bank >> 6), 1 << (bank & 63)
+    if not belongs:
+        m[word] &= ~bit
+    elif m[word] & bit == 0:
+        m[word] |= bit
+        when = ready_cycle(t, m, t[COMMAND + kind], bank)
+        m[bank_at(bank) + SOON + kind] = when
+        m[group + BOUND] = min(m[group + BOUND], when)
+
+
+@compiled_part
+def _find_hits(m, q, b, line, row):  # type: ignore[no-untyped-def]
+    """Find the first read and the first write for the open row; a write waits for a read of its block."""
     read, write = -1, -1
     for place in range(m[b + LENGTH]):
         request = m[line + place] * REQUEST_WIDTH
-        if q[request + fields.ROW] != m[b + OPEN_ROW]:
+        if q[request + fields.ROW] != row:
             continue
         if q[request + fields.WRITE] == 0:
             if read < 0:
                 read = place
         elif write < 0 and not _waits_for_read(m, q, line, place):
             write = place
-        if read >= 0 and write >= 0:
+        if read >= 0 and (write >= 0 or m[b + LINE_WRITES] == 0):
             break
-    head_hits = q[m[line] * REQUEST_WIDTH + fields.ROW] == m[b + OPEN_ROW]
-    hits = read >= 0 or write >= 0
-    m[b + READ_HIT] = read
-    m[b + WRITE_HIT] = write
-    m[b + MAY_CLOSE] = not head_hits and (not hits or m[b + USED] >= t[HIT_CAP])
-    m[b + KNOWN] = 1
+    m[b + HIT + READS] = read
+    m[b + HIT + WRITES] = write
 
 
 @compiled_part
@@ -149,21 +162,33 @@ def _waits_for_read(m, q, line, place):  # type: ignore[no-untyped-def]
 
 
 @compiled_part
-def leave_line(m, q, bank, place):  # type: ignore[no-untyped-def]
+def leave_line(t, m, q, bank, place):  # type: ignore[no-untyped-def]
     """Take a request out of its bank's line."""
     b, line = bank_at(bank), LINES + bank * LONGEST_LINE
     request = m[line + place] * REQUEST_WIDTH
     kind = WRITES if q[request + fields.WRITE] else READS
     m[HASHED + kind * HASH + q[request + fields.BLOCK] % HASH] -= 1
     m[KIND_WAITING + kind] -= 1
+    if m[b + LENGTH] == t[LINE_SIZE]:
+        _loosen(m, b, bank, READS)
+        _loosen(m, b, bank, WRITES)
     m[b + LENGTH] -= 1
+    m[b + LINE_WRITES] -= kind
     for at in range(line + place, line + m[b + LENGTH]):
         m[at] = m[at + 1]
-    if m[b + LENGTH] == 0:
-        m[MASK + (bank >> 6)] &= ~(1 << (bank & 63))
     m[IN_LINES] -= 1
-    m[STUCK + READS] = 0
-    m[STUCK + WRITES] = 0
+
+
+@compiled_part
+def _loosen(m, b, bank, queue):  # type: ignore[no-untyped-def]
+    """The bank's line gets room: its requests, if any stand in the queue, are not stuck any more."""
+    if m[b + QUEUED + queue] == 0 or m[LOOSE + queue] == bank:
+        return
+    if m[LOOSE + queue] >= 0:
+        m[STUCK + queue] = 0
+        m[LOOSE + queue] = -1
+    elif m[STUCK + queue]:
+        m[LOOSE + queue] = bank
 
 
 @compiled_part
@@ -175,34 +200,53 @@ def move_one(t, m, q, empty_writes):  # type: ignore[no-untyped-def]
         if writes >= t[WRITE_SIZE] or (m[IN_LINES] == 0 and writes > least):
             m[DRAINING] = writes
     queue = WRITES if m[DRAINING] > 0 else READS
-    first = QUEUES + queue * LONGEST_QUEUE
-    for place in range(m[STUCK + queue], m[SIZE + queue]):
-        number = m[first + place]
-        bank = q[number * REQUEST_WIDTH + fields.BANK]
-        if m[bank_at(bank) + LENGTH] >= t[LINE_SIZE]:
-            continue
-        m[STUCK + queue] = place
-        if queue == WRITES:
-            if waiting(m, q, number, READS) >= 0:
-                m[DRAINING] = 0
-                if m[IN_LINES] == 0:  # DRAMsim3 would wait forever here: nothing but that read can move
-                    _move(m, READS, 0, q[m[QUEUES] * REQUEST_WIDTH + fields.BANK])
-                return True
-            m[DRAINING] -= 1
-        _move(m, queue, place, bank)
-        return True
-    m[STUCK + queue] = m[SIZE + queue]
-    return False
+    place = _first_movable(t, m, q, queue)
+    if place < 0:
+        return False
+    if queue == WRITES:
+        if waiting(m, q, m[QUEUES + queue * LONGEST_QUEUE + place], READS) >= 0:
+            m[DRAINING] = 0
+            if m[IN_LINES] == 0:  # DRAMsim3 would wait forever here: nothing but that read can move
+                _move(t, m, q, READS, 0)
+            return True
+        m[DRAINING] -= 1
+    _move(t, m, q, queue, place)
+    return True
 
 
 @compiled_part
-def _move(m, queue, place, bank):  # type: ignore[no-untyped-def]
-    first, b = QUEUES + queue * LONGEST_QUEUE, bank_at(bank)
-    m[LINES + bank * LONGEST_LINE + m[b + LENGTH]] = m[first + place]
+def _first_movable(t, m, q, queue):  # type: ignore[no-untyped-def]
+    """The place of the first request in a queue whose bank has room, or -1."""
+    first, loose = QUEUES + queue * LONGEST_QUEUE, m[LOOSE + queue]
+    if loose >= 0:
+        if m[bank_at(loose) + LENGTH] < t[LINE_SIZE]:
+            for place in range(m[STUCK + queue]):
+                if q[m[first + place] * REQUEST_WIDTH + fields.BANK] == loose:
+                    return place
+        m[LOOSE + queue] = -1
+    for place in range(m[STUCK + queue], m[SIZE + queue]):
+        bank = q[m[first + place] * REQUEST_WIDTH + fields.BANK]
+        if m[bank_at(bank) + LENGTH] < t[LINE_SIZE]:
+            m[STUCK + queue] = place
+            return place
+    m[STUCK + queue] = m[SIZE + queue]
+    return -1
+
+
+@compiled_part
+def _move(t, m, q, queue, place):  # type: ignore[no-untyped-def]
+    """Move a request from its queue to the end of its bank's line."""
+    first = QUEUES + queue * LONGEST_QUEUE
+    number = m[first + place]
+    bank = q[number * REQUEST_WIDTH + fields.BANK]
+    b = bank_at(bank)
+    m[LINES + bank * LONGEST_LINE + m[b + LENGTH]] = number
     m[b + LENGTH] += 1
-    m[MASK + (bank >> 6)] |= 1 << (bank & 63)
+    m[b + LINE_WRITES] += queue
+    m[b + QUEUED + queue] -= 1
     m[IN_LINES] += 1
-    changed(m, bank)
+    m[STUCK + queue] -= place < m[STUCK + queue]
     m[SIZE + queue] -= 1
     for at in range(first + place, first + m[SIZE + queue]):
         m[at] = m[at + 1]
+    changed(t, m, q, bank)

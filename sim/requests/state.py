@@ -7,14 +7,13 @@ the issued commands. All are flat arrays of int64.
 # ruff: noqa: SIM109  (compiled code: plain comparisons and loops)
 
 from nearbank.compiled import compiled_part
-from nearbank.sim.requests.timing import issue, issue_to_all
+from nearbank.sim.requests.timing import MOST_BANKS, issue, issue_to_all
 
 # Order of commands in every table. A standard without one of them leaves its place empty.
 COMMANDS = ("ACT", "PRE", "PREA", "RD", "WR", "RDA", "WRA", "REFab", "REFpb", "ACT2", "CASRD", "CASWR")
 ACT, PRE, PREA, RD, WR, RDA, WRA, REFAB, REFPB, ACT2, CASRD, CASWR = range(len(COMMANDS))
 
 FAR = 1 << 60  # a cycle that never comes
-MOST_BANKS = 512
 
 # q: a request. BLOCK identifies the address, ARRIVAL is the earliest cycle; schedulers may use what is theirs.
 CHANNEL, BANK, ROW, COLUMN, BLOCK, WRITE, ARRIVAL, MERGED, REQUEST_WIDTH = range(9)

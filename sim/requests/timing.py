@@ -20,7 +20,9 @@ RULE_WIDTH = 8
 # A rule delays command LATER at the node of LEVEL. With RING >= 0 it counts from the WINDOW-th last issue, which rules
 # with KEEP note; OTHERS means the node's siblings.
 LEVEL, LATER, DELAY, OTHERS, RING, WINDOW, KEEP = range(7)
-PATH = RULES + MOST_RULES * RULE_WIDTH  # the nodes above each bank, as places in m
+# For each bank, those of its 64 in a row that have another node on the first level, as bits
+ELSEWHERE, MOST_BANKS = RULES + MOST_RULES * RULE_WIDTH, 512
+PATH = ELSEWHERE + MOST_BANKS  # the nodes above each bank, as places in m
 
 # --- m: a node
 SIBLINGS = 7
