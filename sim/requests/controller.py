@@ -18,11 +18,13 @@ from nearbank.sim.machine import Machine
 from nearbank.sim.policy import POLICIES, Policy
 from nearbank.sim.requests import per_bank_lines, shared_queues
 from nearbank.sim.requests import state as fields
+from nearbank.sim.requests.arrivals import fill
 from nearbank.sim.requests.clocks import new_channels
-from nearbank.sim.requests.mapping import Place, address_map
+from nearbank.sim.requests.mapping import AddressMap, address_map
 from nearbank.sim.requests.per_bank import run_per_bank
 from nearbank.sim.requests.shared import run_shared
 from nearbank.sim.requests.state import COMMANDS
+from nearbank.sim.requests.timing import MOST_BANKS
 from nearbank.sim.standard import Scope, delay_cycles
 from nearbank.sim.standards import standard_named
 
@@ -95,22 +97,20 @@ def serve(
     `record` keeps that many issued commands. The policy is the machine's own unless given.
     """
     policy = policy or machine.controller or POLICIES["ramulator"]
-    place = address_map(policy.mapping, machine.organization).place(trace.addresses)
-    requests = _request_array(place, trace)
+    requests, wrapped = placed(trace, address_map(policy.mapping, machine.organization))
     log = np.zeros((max(record, 0) + 1, fields.LOG_WIDTH), np.int64)
     log[0, fields.LOG_PLACES] = len(log) - 1
     run = _run_shared if policy.queues == "shared" else _run_per_bank
     counters, cycles = run(machine, policy, requests, log, until)
-    return _result(machine, trace, place, counters, cycles, log)
+    return _result(machine, trace, wrapped, counters, cycles, log)
 
 
-def _request_array(place: Place, trace: Trace) -> Ints:
-    """The requests as the compiled schedulers read them: one row each."""
-    requests = np.zeros((len(trace.addresses), fields.REQUEST_WIDTH), np.int64)
-    columns = (place.channel, place.bank, place.row, place.column, place.block, trace.writes, trace.arrivals)
-    for number, column in enumerate(columns):
-        requests[:, number] = column
-    return requests
+def placed(trace: Trace, mapping: AddressMap) -> tuple[Ints, int]:
+    """The requests as the compiled schedulers read them, one row each, and how many addresses wrapped around."""
+    requests = np.empty((len(trace.addresses), fields.REQUEST_WIDTH), np.int64)
+    addresses = np.ascontiguousarray(trace.addresses, np.uint64).view(np.int64)
+    writes, arrivals = np.ascontiguousarray(trace.writes, np.bool_), np.ascontiguousarray(trace.arrivals, np.int64)
+    return requests, fill(requests, addresses, writes, arrivals, mapping.shifts())
 
 
 def _run_shared(machine: Machine, policy: Policy, requests: Ints, log: Ints, until: Until) -> tuple[Ints, int]:
@@ -164,7 +164,7 @@ def _run_per_bank(machine: Machine, policy: Policy, requests: Ints, log: Ints, u
 def _channels(machine: Machine, policy: Policy, setup: list[int], size: int) -> tuple[Ints, Ints]:
     """Tables and memory of all channels, rows closed and queues empty."""
     unused = () if policy.row_policy == "closed" else ("RDA", "WRA")
-    table, memory = new_channels(machine, standard_named(machine.standard), setup, size, fields.MOST_BANKS, unused)
+    table, memory = new_channels(machine, standard_named(machine.standard), setup, size, MOST_BANKS, unused)
     memory[:, fields.BANKS_AT : fields.AFTER_BANKS : fields.BANK_WIDTH] = -1  # the open rows
     return table, memory
 
@@ -213,7 +213,7 @@ def _latency(machine: Machine, command: str) -> int:
 def _result(
     machine: Machine,
     trace: Trace,
-    place: Place,
+    wrapped: int,
     counters: Ints,
     cycles: int,
     log: Ints,
@@ -231,7 +231,7 @@ def _result(
         reads_done=reads,
         writes_done=int(total[fields.WRITES_DONE]),
         read_latency_cycles=int(total[fields.READ_CYCLES]) / reads if reads else None,
-        wrapped=place.wrapped,
+        wrapped=wrapped,
         issued=issued_commands(log, COMMANDS) if len(log) > 1 else None,
     )
 

@@ -9,6 +9,7 @@ from nearbank.errors import NearbankError
 from nearbank.sim.machine import Organization
 
 FIELDS = ("ch", "pc", "ra", "bg", "ba", "ro", "co")
+BANK_FIELDS = ("pc", "ra", "bg", "ba")  # in the bank's number, the most significant first
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,20 @@ class AddressMap:
         rank = part["pc"] * org.ranks + part["ra"]
         bank = (rank * org.bank_groups + part["bg"]) * org.banks_per_group + part["ba"]
         return Place(part["ch"], bank, part["ro"], part["co"], inside, wrapped)
+
+    def shifts(self) -> NDArray[np.int64]:
+        """The same for compiled code: [1 + field, 3].
+
+        First the bits of a byte's address within its block and those of all blocks' numbers; then, for each of FIELDS,
+        its first bit in a block's number, its bits, and how far they are moved to the left in the bank's number.
+        """
+        rows = [(self.position[name], self.width[name], self._below(name)) for name in FIELDS]
+        return np.array([(self.shift, sum(self.width.values()), 0), *rows], np.int64)
+
+    def _below(self, name: str) -> int:
+        """How many bits of the bank's number are less significant than the field."""
+        later = BANK_FIELDS[BANK_FIELDS.index(name) + 1 :] if name in BANK_FIELDS else ()
+        return sum(self.width[other] for other in later)
 
 
 def address_map(pattern: str, organization: Organization) -> AddressMap:

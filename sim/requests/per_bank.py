@@ -219,7 +219,7 @@ def _bank_in_turn(t, m, cycle):  # type: ignore[no-untyped-def]
         end = first + count
     best, nearest, wake = -1, FAR, m[at.WAKE]
     for kind in range(at.KINDS):
-        group = at.GROUPS + kind * at.GROUP_WIDTH
+        group = at.WAITERS + kind * at.GROUP_WIDTH
         if m[group + at.BOUND] <= cycle:
             bank = _first_in_turn(t, m, cycle, kind, first, end)
             distance = bank - m[at.TURN] - 1
@@ -241,7 +241,7 @@ def _first_in_turn(t, m, cycle, kind, first, end):  # type: ignore[no-untyped-de
 
     Of banks that share the top of the tree none is looked at while that does not allow the command.
     """
-    group, command = at.GROUPS + kind * at.GROUP_WIDTH, t[at.COMMAND + kind]
+    group, command = at.WAITERS + kind * at.GROUP_WIDTH, t[at.COMMAND + kind]
     soonest, words = FAR, (t[at.BANKS] + 63) >> 6
     start, after = m[at.TURN] >> 6, -2 << (m[at.TURN] & 63)  # the banks behind the last one in its word
     word = start
@@ -286,7 +286,7 @@ def _first_ready(t, m, bank, cycle):  # type: ignore[no-untyped-def]
 @compiled_part
 def _is_ready(t, m, kind, bank, cycle):  # type: ignore[no-untyped-def]
     """Whether the bank waits for a command of this kind and the rules allow it."""
-    waits = m[at.GROUPS + kind * at.GROUP_WIDTH + at.MASK + (bank >> 6)] >> (bank & 63) & 1
+    waits = m[at.WAITERS + kind * at.GROUP_WIDTH + at.MASK + (bank >> 6)] >> (bank & 63) & 1
     return waits and ready_cycle(t, m, t[at.COMMAND + kind], bank) <= cycle
 
 

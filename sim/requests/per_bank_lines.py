@@ -10,14 +10,13 @@ from nearbank.sim.requests import state as fields
 from nearbank.sim.requests.state import (
     AFTER_BANKS,
     BANK_FIELDS,
-    MOST_BANKS,
     OPEN_ROW,
     REQUEST_WIDTH,
     SCALARS,
     USED,
     bank_at,
 )
-from nearbank.sim.requests.timing import ready_cycle
+from nearbank.sim.requests.timing import MOST_BANKS, ready_cycle
 
 LONGEST_QUEUE, LONGEST_LINE = 256, 64
 READS, WRITES = 0, 1
@@ -54,8 +53,8 @@ CONFLICT, LENGTH, LINE_WRITES, QUEUED, _, SOON, _, _, _, HIT, _ = range(BANK_FIE
 # m: for each kind of command, a cycle before which no bank's is ready, and the banks that wait for it as bits; how many
 # queued requests have this hash, by kind; waiting refreshes; the two queues and the lines, request numbers by age
 BOUND, MASK, GROUP_WIDTH = 0, 1, 1 + MOST_BANKS // 64
-GROUPS = AFTER_BANKS
-HASHED, HASH = GROUPS + KINDS * GROUP_WIDTH, 1 << 12
+WAITERS = AFTER_BANKS
+HASHED, HASH = WAITERS + KINDS * GROUP_WIDTH, 1 << 12
 REFRESHES, MOST_REFRESHES = HASHED + 2 * HASH, 4 * MOST_BANKS
 QUEUES = REFRESHES + MOST_REFRESHES
 LINES = QUEUES + 2 * LONGEST_QUEUE
@@ -120,7 +119,7 @@ def changed(t, m, q, bank):  # type: ignore[no-untyped-def]
 @compiled_part
 def _put(t, m, kind, bank, belongs):  # type: ignore[no-untyped-def]
     """Note whether the bank waits for this kind of command."""
-    group = GROUPS + kind * GROUP_WIDTH
+    group = WAITERS + kind * GROUP_WIDTH
     word, bit = group + MASK + (bank >> 6), 1 << (bank & 63)
     if not belongs:
         m[word] &= ~bit

@@ -11,7 +11,6 @@ from nearbank.sim.requests.state import (
     AFTER_BANKS,
     BANK_FIELDS,
     COMMANDS,
-    MOST_BANKS,
     OPEN_ROW,
     PRE,
     RD,
@@ -20,7 +19,7 @@ from nearbank.sim.requests.state import (
     WR,
     bank_at,
 )
-from nearbank.sim.requests.timing import ready_cycle
+from nearbank.sim.requests.timing import MOST_BANKS, ready_cycle
 
 LONGEST_QUEUE = 1024
 READS, WRITES, OPENED = 0, 1, 2  # the queues; OPENED holds requests a row was opened for, one a bank
@@ -196,6 +195,8 @@ def look_again(t, m, first_bank, end_bank):  # type: ignore[no-untyped-def]
         for queue in range(2):
             lane = lane_at(bank, queue)
             first = m[lane + FIRST]
+            if first == 0 and m[lane + HIT] == 0 and m[lane + MISS] == 0:
+                continue
             m[lane + HIT] = _first(m, first, row, True) if row >= 0 else 0
             m[lane + MISS] = _first(m, first, row, False)
             regroup(t, m, bank, queue)

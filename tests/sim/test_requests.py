@@ -14,6 +14,8 @@ from nearbank.sim.machine import Machine, load_machine
 from nearbank.sim.policy import POLICIES, Policy
 from nearbank.sim.readers import read_commands, write_commands
 from nearbank.sim.requests import Trace, serve
+from nearbank.sim.requests.controller import placed
+from nearbank.sim.requests.mapping import address_map
 from nearbank.sim.requests.per_bank_reference import serve_per_bank_slowly
 from nearbank.sim.requests.reference import serve_slowly
 
@@ -217,3 +219,19 @@ def test_results_are_values() -> None:
     result = serve(load_machine("ddr4"), Trace.at_once(np.zeros(1, np.uint64)))
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.cycles = 1  # type: ignore[misc]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from((*PLAIN, "hbm2-dramsim3")),
+    st.permutations(("ch", "pc", "ra", "bg", "ba", "ro", "co")),
+    st.lists(st.integers(0, 2**64 - 1), max_size=20),
+)
+def test_compiled_places_equal_those_of_numpy(name: str, pattern: list[str], addresses: list[int]) -> None:
+    mapping = address_map("".join(pattern), load_machine(name).organization)
+    trace = Trace.at_once(np.array(addresses, np.uint64), np.array(addresses, np.uint64) % 2 == 1)
+    got, wrapped = placed(trace, mapping)
+    place = mapping.place(trace.addresses)
+    columns = (place.channel, place.bank, place.row, place.column, place.block, trace.writes, trace.arrivals)
+    assert got[:, :7].tolist() == np.stack(columns, axis=1).astype(np.int64).tolist()
+    assert wrapped == place.wrapped
