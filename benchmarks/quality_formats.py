@@ -2,9 +2,9 @@
 
     python benchmarks/quality_formats.py TEXT [--models build/quality] [--only W4 ...]
 
-Writes docs/quality/post-training.json; ways already there are kept unless named with --only. Every way is scored in
-windows side by side, like the trained models, and compared with its reference window by window, so that the difference
-has a standard error.
+Writes docs/quality/post-training.json; ways already there, of the same control, are kept unless named with --only.
+Every way is scored in windows side by side, like the trained models, and compared with its reference window by window,
+so that the difference has a standard error.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from quality_models import CONTROL, RESULTS
 
+from nearbank.models.checkpoint import load_checkpoint
 from nearbank.models.kv_fit import fit_channels
 from nearbank.models.kv_metric import with_feedback
 from nearbank.models.load import load_model
@@ -28,6 +29,7 @@ from nearbank.models.model import Model
 from nearbank.models.quality import measure, weight_bytes
 from nearbank.models.wkv_fit import learn_channels
 
+SAME_NATS = 5e-5  # kernels and torch differ by far less, two trainings by more
 CALIBRATION_WINDOWS = 8  # of the training split, for channels that are searched; others as their modules have it
 
 
@@ -148,6 +150,14 @@ def row(way: Way, scored: Scored, reference: Scored) -> dict[str, Any]:
     }
 
 
+def earlier(results: Path, checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """Rows by name that an earlier run made of this control; none if it was of another."""
+    rows = {r["name"]: r for r in json.loads(results.read_text(encoding="utf-8"))} if results.exists() else {}
+    loss = load_checkpoint(checkpoint).origin.val_loss_nats
+    same = "FP" in rows and abs(rows["FP"]["nats_per_character"] - loss) < SAME_NATS
+    return rows if same else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
@@ -157,7 +167,7 @@ def main() -> None:
     text = arguments.text.read_text(encoding="utf-8")
     checkpoint = arguments.models / CONTROL / f"{CONTROL}.safetensors"
     results, by_name = RESULTS / "post-training.json", {way.name: way for way in WAYS}
-    rows = {r["name"]: r for r in json.loads(results.read_text(encoding="utf-8"))} if results.exists() else {}
+    rows = earlier(results, checkpoint)
     known: dict[str, Scored] = {}
     for way in WAYS:
         if (way.name in rows) if arguments.only is None else (way.name not in arguments.only):
