@@ -212,11 +212,14 @@ def _sent_and_swept(
 ) -> None:
     """A vector of `bursts` bursts sent, before the first row is opened or while it opens, and multiplied."""
     send = partial(send_vector, b, bursts, vector)
-    if at.target.choices.early_rows and outputs:
-        sweep(b, plan, row, outputs, result, send=send)
-        return
-    send()
-    sweep(b, plan, row, outputs, result)
+    early = at.target.choices.early_rows and outputs > 0
+
+    def write() -> None:
+        if not early:
+            send()
+        sweep(b, plan, row, outputs, result, send=send if early else None)
+
+    b.again((plan, row, outputs, result, bursts, vector, early), write)
 
 
 def _context(b: Builder, at: Attention, span: Reach, slot: Address) -> None:

@@ -22,7 +22,7 @@ from nearbank.mapping.sweep import Address
 from nearbank.mapping.target import Target
 from nearbank.mapping.together import Together
 from nearbank.mapping.token_runs import Position, TokenRuns
-from nearbank.sim.program import Builder, Index, Loop, Mark, Node, Start
+from nearbank.sim.program import Builder, Index, Kept, Loop, Mark, Node, Start
 from nearbank.trace import Block, ModelDescription, Operation
 
 Nodes = tuple[Node, ...]
@@ -71,6 +71,7 @@ class Blocks:
     placement: Placement
     runs: TokenRuns
     _parts: dict[object, Nodes] = field(default_factory=dict, compare=False, repr=False)
+    _kept: Kept = field(default_factory=dict, compare=False, repr=False)
 
     def nodes(self, way: Way, block: Block, position: Position) -> Nodes:
         """The nodes of one layer for the tokens of a run."""
@@ -117,7 +118,7 @@ class Blocks:
         return found
 
     def _inside(self, emit: Emit, first_layer: int) -> Nodes:
-        b = Builder()
+        b = Builder(kept=self._kept)
         with b.loop(1) as token, b.loop(1) as layer:
             emit(b, token, partial(_row_in_layer, (layer + first_layer) * self._stride))
         (outer,) = b.body()

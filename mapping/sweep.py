@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 from nearbank.mapping.bank_scales import BankScales
@@ -115,13 +116,23 @@ def sweep(
     apart = int(send is not None and full > 0)
     if apart:
         one(b, plan, row, each, result, scales, send)
-    with repeat(b, full - apart) as i:
-        at = i + apart
-        to = result + at * (each * plan.output_stride)
-        one(b, plan, row + at * rows, each, to, scales + at * plan.period_scales, None)
+    b.again(
+        (plan, row, full, apart, result, scales), partial(_whole_periods, b, plan, row, full, apart, result, scales)
+    )
     rest_to = result + full * each * plan.output_stride
     last_send = None if apart else send
     one(b, plan, row + full * rows, rest, rest_to, scales + full * plan.period_scales, last_send)
+
+
+def _whole_periods(
+    b: Builder, plan: Sweep, row: Address, full: int, begin: int, result: Address, scales: Address
+) -> None:
+    """Periods [begin, full) of the packing."""
+    each, rows = plan.packing.period
+    with repeat(b, full - begin) as i:
+        at = i + begin
+        to = result + at * (each * plan.output_stride)
+        (plan.period or _period)(b, plan, row + at * rows, each, to, scales + at * plan.period_scales, None)
 
 
 def _period(

@@ -24,9 +24,10 @@ class Piece:
     bank_depths: frozenset[int]
 
 
-def joined(nodes: tuple[Node, ...], pieces: Sequence[Piece]) -> Piece:
-    """The rows of all pieces, end to end."""
-    rows = pieces[0].rows if len(pieces) == 1 else np.concatenate([p.rows for p in pieces])
+def joined(nodes: tuple[Node, ...], pieces: Sequence[Piece], around: int | None = None) -> Piece:
+    """The rows of all pieces, end to end, with one more before and one after them for a loop at depth `around`."""
+    ends = [] if around is None else [blank(around)]
+    rows = np.concatenate([*ends, *[p.rows for p in pieces], *ends])
     commands = frozenset[tuple[str, str]]().union(*[p.commands for p in pieces])
     bank_depths = frozenset[int]().union(*[p.bank_depths for p in pieces])
     meets, moves_rows = any(p.meets for p in pieces), any(p.moves_rows for p in pieces)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from nearbank.sim.rules import RuleBook
 from nearbank.sim.standard import Effect, Row
 
 _KEPT_ROWS = 40_000
-_RUN = 16
+_LONG = 16
 _FAR = 1 << 58
 _WIDEST = 1 << 28
 
@@ -77,11 +78,15 @@ class Encoder:
             self._kept.add(key, known)
         return known
 
-    def _body(self, nodes: tuple[Node, ...], depth: int) -> Piece:
-        """All nodes of a loop's body. A long one is looked up run by run: most of it is often that of a body before."""
-        if len(nodes) <= _RUN:
-            return joined(nodes, [self.piece(node, depth) for node in nodes])
-        return joined(nodes, [self._run(nodes[i : i + _RUN], depth) for i in range(0, len(nodes), _RUN)])
+    def _body(self, nodes: tuple[Node, ...], depth: int) -> list[Piece]:
+        """The pieces of a loop's body. A long one is looked up run by run: most of it is often that of a body before.
+
+        A run ends before a mark, so that bodies in which something is left out have the other runs in common.
+        """
+        if len(nodes) <= _LONG:
+            return [self.piece(node, depth) for node in nodes]
+        marks = [i for i, node in enumerate(nodes) if isinstance(node, Mark) and i]
+        return [self._run(nodes[begin:end], depth) for begin, end in pairwise([0, *marks, len(nodes)])]
 
     def _run(self, nodes: tuple[Node, ...], depth: int) -> Piece:
         key = (depth, *map(id, nodes), 0)
@@ -138,15 +143,15 @@ class Encoder:
 
     def _loop(self, node: Loop, depth: int) -> Piece:
         _check_loop(node, depth)
-        inside = self._body(node.body, depth + 1)
+        inside = joined(node.body, self._body(node.body, depth + 1), depth)
         body = -1 if depth in inside.bank_depths else number(self.numbering.bodies, inside.commands)
-        rows = np.concatenate([blank(depth), inside.rows, blank(depth)])
+        rows = inside.rows
         flags = (depth, int(inside.meets), int(inside.moves_rows))
         end = node.first + node.count
         rows[0, : vm.HAS_BANK] = vm.LOOP, end, node.first, 0, *flags
         rows[-1, : vm.HAS_BANK] = vm.END, end, len(rows) - 2, body, *flags
         _widen(rows[1:-1], depth, node.first, end - 1)
-        return replace(inside, node=node, rows=rows)
+        return replace(inside, node=node)
 
 
 def _widen(rows: Ints, depth: int, first: int, last: int) -> None:

@@ -227,6 +227,8 @@ class Player:
         size = count * int(self._tables[vm.KEPT_WIDTH])
         if size != len(self._kept) or not counted:
             self._kept = np.zeros(max(size, 1), dtype=np.int64)
+        if not counted:
+            self._ways.forget()
 
     def _make_tables(self) -> Ints:
         """All tables behind their header, those of the commands first; see the constants in `sim.vm`."""

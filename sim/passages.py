@@ -9,15 +9,17 @@ none.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 import numpy as np
 
 from nearbank.sim import vm
 from nearbank.sim.code import Code
 from nearbank.sim.layout import Ints
+from nearbank.sim.passage_texts import PassageTexts, said_by
 
 LEAST = 7  # meetings in a passage that is worth keeping
 _FAR = 1 << 60  # beyond all strides
@@ -52,21 +54,25 @@ class Meetings:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """From one meeting to another, by their numbers; how its rows depend on the loops around."""
+    """From one meeting to another, by their numbers; how its rows depend on the loops around.
+
+    `fresh`: the last program had not all of it.
+    """
 
     first: int
     last: int
     strides: tuple[int, ...]
+    fresh: bool = True
 
 
-def through(code: Code, streams: Sequence[int], number: int) -> Ints:
-    """The passages as the engine reads them, of lanes that play these streams; numbers begin with `number`.
+def through(code: Code, streams: Sequence[int], texts: PassageTexts) -> Ints:
+    """The passages as the engine reads them, of lanes that play these streams; `texts` numbers them.
 
     For each row of code the place of the passage that begins there, or 0; then passages as `vm.P_NUMBER` and what
     follows it say. Empty where there is none.
     """
-    meetings = meetings_of(code)
-    found = passages(meetings)
+    meetings, said = meetings_of(code), said_by(code.rows)
+    found = passages(meetings, texts.fresh(said, meetings.rows[streams[0]]))
     if not found:
         return np.zeros(0, dtype=np.int64)
     begin, width = len(code.rows), vm.P_ENDS + len(streams)
@@ -74,21 +80,39 @@ def through(code: Code, streams: Sequence[int], number: int) -> Ints:
     for k, passage in enumerate(found):
         at = begin + k * width
         table[meetings.rows[streams[0], passage.first]] = at
-        table[at + vm.P_NUMBER] = number + k
+        ends = meetings.rows[list(streams)][:, [passage.first, passage.last]]
+        table[at + vm.P_NUMBER], alike = texts.number(said, ends, passage.strides)
+        table[at + vm.P_ROOM] = vm.JOINT_PASSAGE if not alike else vm.NEW_PASSAGE if passage.fresh else vm.OLD_PASSAGE
         table[at + vm.P_STRIDES : at + vm.P_STRIDES + len(passage.strides)] = passage.strides
-        table[at + vm.P_ENDS : at + width] = meetings.rows[list(streams), passage.last]
+        table[at + vm.P_ENDS : at + width] = ends[:, 1]
     return table
 
 
-def passages(meetings: Meetings) -> list[Passage]:
-    """All passages, those of the innermost loops first."""
+def passages(meetings: Meetings, fresh: Ints) -> list[Passage]:
+    """All passages, those of the innermost loops first, cut where `fresh` code begins or ends.
+
+    `fresh` says of the code before each meeting that the last program did not have it.
+    """
     found: list[Passage] = []
     taken = np.zeros(len(meetings.levels), dtype=bool)
     for level in range(int(meetings.levels.max()), 0, -1):
-        for passage in list(_of_level(meetings, level, taken)):
-            taken[passage.first + 1 : passage.last + 1] = True
-            found.append(passage)
+        own = np.flatnonzero(meetings.levels == level)
+        for run in list(_of_level(meetings, level, taken)):
+            taken[run.first + 1 : run.last + 1] = True
+            found += _cut(run, own[(own >= run.first) & (own <= run.last)].tolist(), fresh)
     return found
+
+
+def _cut(run: Passage, own: list[int], fresh: Ints) -> list[Passage]:
+    """A passage cut at those of its own meetings where fresh code begins or ends, into parts worth keeping."""
+    steps = [(a, b, bool(fresh[a + 1 : b + 1].any())) for a, b in pairwise(own)]
+    edges = [own[0]]
+    for new, group in groupby(steps, key=itemgetter(2)):
+        ends = [place for a, b, _ in group for place in (a, b)]
+        if not new and ends[-1] - ends[0] >= LEAST:
+            edges += [ends[0], ends[-1]]
+    parts = [(a, b) for a, b in pairwise([*edges, own[-1]]) if b - a >= LEAST]
+    return [replace(run, first=a, last=b, fresh=bool(fresh[a + 1 : b + 1].any())) for a, b in parts]
 
 
 def _of_level(meetings: Meetings, level: int, taken: Ints) -> Iterator[Passage]:

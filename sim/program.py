@@ -7,7 +7,7 @@ that say what the time is spent on (`Mark`). How long anything takes is the engi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -175,6 +175,10 @@ def unrolled(body: tuple[Node, ...], counters: tuple[int, ...] = ()) -> Iterator
             yield node, counters
 
 
+Kept = dict[tuple[int, Hashable], tuple[Node, ...]]
+_MOST_KEPT = 1 << 13
+
+
 @dataclass
 class Builder:
     """Writes a stream's body in the shape of the loop nest it makes.
@@ -190,6 +194,7 @@ class Builder:
     """
 
     _open: list[list[Node]] = field(default_factory=lambda: [[]])
+    kept: Kept = field(default_factory=dict)
 
     def command(
         self,
@@ -208,8 +213,33 @@ class Builder:
         self.add(Command(name, *where, format, _index(register), _index(scale)))
 
     def add(self, node: Node) -> None:
-        """Append any node."""
-        self._open[-1].append(node)
+        """Append any node; one like it that was appended before stands for it."""
+        key = (node.count, node.first, *map(id, node.body)) if isinstance(node, Loop) else node
+        self._open[-1].append(self._once((0, key), lambda: (node,))[0])
+
+    def again(self, key: Hashable, write: Callable[[], None]) -> None:
+        """Append what `write` appends: the very same nodes wherever `key`, which says all of it, came at this depth.
+
+        Nodes that come again cost nothing to encode. Builders may share what they have `kept`.
+        """
+        body = self._open[-1]
+
+        def written() -> tuple[Node, ...]:
+            self._open[-1] = []
+            write()
+            return tuple(self._open[-1])
+
+        nodes = self._once((len(self._open), key), written)
+        self._open[-1] = [*body, *nodes]
+
+    def _once(self, key: tuple[int, Hashable], make: Callable[[], tuple[Node, ...]]) -> tuple[Node, ...]:
+        """What `make` gives, or gave for this key."""
+        if (found := self.kept.get(key)) is None:
+            found = make()
+            if len(self.kept) >= _MOST_KEPT:
+                self.kept.clear()
+            self.kept[key] = found
+        return found
 
     @contextmanager
     def loop(self, count: int, first: int = 0) -> Iterator[Index]:

@@ -9,6 +9,7 @@ import numpy as np
 from nearbank.sim import vm
 from nearbank.sim.layout import Ints
 from nearbank.sim.numbering import Numbering
+from nearbank.sim.passage_texts import said_by
 
 _MOST = 4000  # stretches that are known; numbers are never given again
 _LEAST = 4  # rows of a stretch that is worth keeping: a loop with two commands
@@ -42,6 +43,8 @@ class Stretches:
         begins = np.concatenate([[0], stops[:-1] + 1])
         long = stops - begins >= _LEAST
         begins, stops = begins[long], stops[long]
+        if not len(begins):
+            return
         texts = self._texts(rows, begins, stops)
         for begin, stop, text in zip(begins.tolist(), stops.tolist(), texts, strict=True):
             if text not in self.known:
@@ -53,15 +56,18 @@ class Stretches:
 
     def _texts(self, rows: Ints, begins: Ints, stops: Ints) -> list[bytes]:
         """All that a stretch's time depends on: its rows without columns, addresses counted from its first."""
-        said = rows[:, : vm.COLUMN_STRIDES].copy()
-        said[:, vm.COLUMN] = 0
-        texts = []
-        for begin, stop in zip(begins.tolist(), stops.tolist(), strict=True):
-            own = said[begin:stop]
-            rowed = own[:, vm.HAS_ROW] != 0
-            own[rowed, vm.ROW] -= own[np.argmax(rowed), vm.ROW]
-            texts.append(own.tobytes() + bytes([int(rows[stop, vm.DEPTH] + (rows[stop, vm.OP] == vm.END))]))
-        return texts
+        said = said_by(rows)
+        places = np.flatnonzero(said[:, vm.HAS_ROW])
+        stretch = np.searchsorted(begins, places, side="right") - 1
+        inside = (stretch >= 0) & (places < stops[stretch])
+        places, stretch = places[inside], stretch[inside]
+        first = np.diff(stretch, prepend=-1) != 0
+        origin = np.zeros(len(begins), dtype=np.int64)
+        origin[stretch[first]] = said[places[first], vm.ROW]
+        said[places, vm.ROW] -= origin[stretch]
+        ends = rows[stops, vm.DEPTH] + (rows[stops, vm.OP] == vm.END)
+        spans = zip(begins.tolist(), stops.tolist(), ends.tolist(), strict=True)
+        return [said[begin:stop].tobytes() + bytes([depth]) for begin, stop, depth in spans]
 
     def _stretch(self, rows: Ints) -> _Stretch | None:
         """Of a stretch's rows and the meeting behind it."""

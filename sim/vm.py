@@ -72,11 +72,14 @@ RECORD_WIDTH = 6
 G_BUSY = G_UNITS + MAX_UNITS
 
 # A passage in `through`, and what is being played of it: see `nearbank.sim.passages` and `sim/lanes/passage.py`
-P_NUMBER, P_STRIDES, P_ENDS = 0, 1, 1 + MAX_DEPTH
-PP_AT, PP_ENTRY, PP_ORIGIN, PP_BEGAN, PP_SIZE = range(5)
-# What is kept of passages: how many there is room for, room for a key, then a key and what was done of each. A key: its
-# number, label and units, then of every lane these, ages of last issues, open rows
-P_COUNT, P_KEY = 0, 1
+P_NUMBER, P_ROOM, P_STRIDES, P_ENDS = 0, 1, 2, 2 + MAX_DEPTH
+PP_AT, PP_ENTRY, PP_ORIGIN, PP_BEGAN, PP_LANES, PP_SIZE = range(6)
+# What is kept of passages: three rooms, where each begins and for how many there is room, then room for a key, then a
+# key and what was done of each. A passage that is alike in all lanes is kept for one of them, in a room of its own if
+# the last program had it too; all others are kept for every lane. A key: its number, label and units, then of every
+# lane these, ages of last issues, open rows
+NEW_PASSAGE, OLD_PASSAGE, JOINT_PASSAGE, PASSAGE_ROOMS = range(4)
+P_KEY = 2 * PASSAGE_ROOMS
 PK_NUMBER, PK_LABEL, PK_UNITS, PK_SHARED = 0, 1, 2, 2 + MAX_UNITS
 (PK_PREVIOUS, PK_NOW, PK_UNIT, PK_DUE, PK_REGION, PK_OPEN, PK_TOUCHED, PK_SIZE) = range(8)
 # What was done: these, jobs and labels; then of every lane these, counters, last issues, open rows

@@ -10,9 +10,10 @@ from nearbank.sim import vm
 from nearbank.sim.code import Code
 from nearbank.sim.lanes.twins import twins
 from nearbank.sim.layout import Ints
+from nearbank.sim.passage_texts import PassageTexts
 from nearbank.sim.passages import through
 
-_ROOM = 1 << 21  # integers for what passages did: 16 MB
+_ROOMS = (1 << 20, 1 << 23, 1 << 20)  # integers for what passages of each kind did: 80 MB, if all of it is used
 
 
 def _empty() -> Ints:
@@ -34,27 +35,41 @@ class Ways:
     """Worked out once for programs that share their code. `passed` is room for what passages did."""
 
     passed: Ints = field(default_factory=_empty)
-    _sizes: tuple[int, int] = (0, 0)
-    _numbers: int = 0
+    _sizes: tuple[tuple[int, int], ...] = ()
+    _texts: PassageTexts = field(default_factory=PassageTexts)
     _last: _Told | None = None
 
     def of(self, code: Code, streams: list[int], entries: Ints) -> tuple[Ints, Ints]:
         """The lanes' twins and passages; lane i plays a stream of the code, which begins at a row of `entries`."""
         if self._last is None or self._last.code is not code or self._last.streams != streams:
             twin = twins(code.rows, entries) if len(entries) > 1 else entries
-            self._last = _Told(code, streams, twin, through(code, streams, self._numbers + 1))
-            self._numbers += len(code.rows)  # more than it has passages
+            self._last = _Told(code, streams, twin, through(code, streams, self._texts))
         return self._last.twin, self._last.through
+
+    def forget(self) -> None:
+        """What passages did holds no longer: there are more entries that commands write, or counters."""
+        self._sizes = ()
 
     def make_room(self, tables: Ints, shared: Ints, lanes: int) -> None:
         """Room for as many passages as fit; what is kept of them holds as long as all is as large."""
-        t, state = tables, int(tables[vm.SNAP])
-        key = vm.PK_SHARED + lanes * (vm.PK_SIZE + state - int(t[vm.LAST]))
-        done = vm.PD_BUSY + 2 * int(shared[vm.G_JOBS]) + int(shared[vm.G_LABELS])
-        size = key + done + lanes * (vm.PD_SIZE + state - vm.COUNT)
-        if self._sizes == (key, size):
+        one, all_lanes = _sizes(tables, shared, 1), _sizes(tables, shared, lanes)
+        if self._sizes == (one, all_lanes):
             return
-        self._sizes = key, size
-        count = 1 << (_ROOM // size).bit_length() >> 1 if t[vm.KEPT] else 0
-        self.passed = np.zeros(vm.P_KEY + (key + count * size if count else 0), dtype=np.int64)
-        self.passed[vm.P_COUNT] = count
+        self._sizes = one, all_lanes
+        sizes = [sum(one), sum(one), sum(all_lanes)]
+        counts = [1 << (room // size).bit_length() >> 1 for room, size in zip(_ROOMS, sizes, strict=True)]
+        if not tables[vm.KEPT]:
+            counts = [0, 0, 0]
+        begin = vm.P_KEY + all_lanes[0]
+        places = np.cumsum([begin, *(count * size for count, size in zip(counts, sizes, strict=True))])
+        self.passed = np.zeros(places[-1], dtype=np.int64)
+        self.passed[: vm.P_KEY : 2] = places[:-1]
+        self.passed[1 : vm.P_KEY : 2] = counts
+
+
+def _sizes(tables: Ints, shared: Ints, lanes: int) -> tuple[int, int]:
+    """Integers of a key and of what was done, for so many lanes."""
+    t, state = tables, int(tables[vm.SNAP])
+    key = vm.PK_SHARED + lanes * (vm.PK_SIZE + state - int(t[vm.LAST]))
+    done = vm.PD_BUSY + 2 * int(shared[vm.G_JOBS]) + int(shared[vm.G_LABELS])
+    return key, done + lanes * (vm.PD_SIZE + state - vm.COUNT)

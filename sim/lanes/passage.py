@@ -1,16 +1,17 @@
 """What all lanes did in a passage, kept by its code and the state it began in, and done again when both come again.
 
-A passage leads over many meetings, through most of a layer; `sim.passages` finds them. Where one begins, nobody
-follows anybody, and all that it can depend on is its key: every lane's state, the units' and the label, seen from now.
-`passed` holds room for one key, then `vm.P_COUNT` entries of a key and of what was done. While a passage is played for
-the first time, its entry has no number and holds what was before.
+A passage leads over many meetings, through most of a layer; `sim.passages` finds them. All that it can depend on is
+its key: every lane's state, the units' and the label, seen from now. Where the code is alike in all lanes and all
+follow the first, they do so up to its end, and that one's state is enough; elsewhere nobody follows anybody. `passed`
+holds room for one key, then rooms with entries of a key and of what was done. While a passage is played for the first
+time, its entry has no number and holds what was before.
 """
 
 import numpy as np
 
 from nearbank.compiled import compiled_part
 from nearbank.sim import vm
-from nearbank.sim.lanes.follow import part_all
+from nearbank.sim.lanes.follow import pair, part_all
 from nearbank.sim.lanes.shared import flush_label, wall_of
 from nearbank.sim.lanes.state import now_of
 from nearbank.sim.pointers import pointer, popcount
@@ -19,7 +20,7 @@ _MIX, _SPREAD = 0x5851F42D, 0x5851F42D4C957F2D
 
 
 @compiled_part
-def take_passages(t, memory, g, active, counts, through, passed, played):  # type: ignore[no-untyped-def]
+def take_passages(t, memory, g, active, twin, counts, ahead, through, passed, played):  # type: ignore[no-untyped-def]
     """Where all lanes meet: end the passage being played; do again, or begin to play, those that begin here.
 
     `through` says where which begin, and `played` what is being played: its place there or 0, its entry, what its rows
@@ -27,35 +28,51 @@ def take_passages(t, memory, g, active, counts, through, passed, played):  # typ
     """
     at = played[vm.PP_AT]
     if at and through[at + vm.P_ENDS] == memory[0, vm.PC]:
-        part_all(t, memory, active, counts)
+        together = _lanes_apart(memory, active) == 1
+        if played[vm.PP_LANES] > 1 or not together:
+            part_all(t, memory, active, counts)
         _end(t, memory, g, active, passed, through[at + vm.P_NUMBER], played)
+        if played[vm.PP_LANES] < active and not together:
+            passed[played[vm.PP_ENTRY] + vm.PK_NUMBER] = 0
         played[vm.PP_AT] = 0
     while through[memory[0, vm.PC]] and not played[vm.PP_AT]:
-        part_all(t, memory, active, counts)
-        _enter(t, memory, g, active, through, passed, played)
+        lanes = np.int64(active)
+        if active > 1 and through[through[memory[0, vm.PC]] + vm.P_ROOM] != vm.JOINT_PASSAGE:
+            pair(t, memory, active, twin, counts, ahead)
+            lanes = _lanes_apart(memory, active)
+        if lanes > 1:
+            part_all(t, memory, active, counts)
+        _enter(t, memory, g, active, lanes, through, passed, played)
 
 
 @compiled_part
-def _enter(t, memory, g, active, through, passed, played):  # type: ignore[no-untyped-def]
-    """Do a passage again, which leaves the lanes at its end, or begin to play it."""
+def _lanes_apart(memory, active):  # type: ignore[no-untyped-def]
+    """1 where all lanes follow the first, else how many there are."""
+    for lane in range(1, active):
+        if memory[lane, vm.FOLLOWS] != 1:
+            return active
+    return np.int64(1)
+
+
+@compiled_part
+def _enter(t, memory, g, active, lanes, through, passed, played):  # type: ignore[no-untyped-def]
+    """Do a passage again, which leaves the lanes at its end, or begin to play it; `lanes` are those of its key."""
     at, wall = through[memory[0, vm.PC]], wall_of(memory, active)
     flush_label(g, wall)
     origin = _origin(through, at, memory)
-    h = _put_key(t, memory, g, active, pointer(passed, vm.P_KEY), through[at + vm.P_NUMBER], origin, wall)
-    place = _place(t, g, h, active, passed)
-    if (
-        _is_kept(t, passed, place, active)
-        and wall + passed[place + _key_size(t, active) + vm.PD_CYCLES] < t[vm.HORIZON]
-    ):
-        _do_again(t, memory, g, active, pointer(passed, place), origin, wall)
+    h = _put_key(t, memory, g, lanes, pointer(passed, vm.P_KEY), through[at + vm.P_NUMBER], origin, wall)
+    place = _place(t, g, h, lanes, passed, through[at + vm.P_ROOM] if lanes == 1 else np.int64(vm.JOINT_PASSAGE))
+    if _is_kept(t, passed, place, lanes) and wall + passed[place + _key_size(t, lanes) + vm.PD_CYCLES] < t[vm.HORIZON]:
+        _do_again(t, memory, g, lanes, pointer(passed, place), origin, wall)
         for lane in range(active):
             memory[lane, vm.PC] = through[at + vm.P_ENDS + lane]
     else:
-        _begin(t, memory, g, active, pointer(passed, vm.P_KEY), pointer(passed, place))
+        _begin(t, memory, g, lanes, pointer(passed, vm.P_KEY), pointer(passed, place))
         played[vm.PP_AT] = at
         played[vm.PP_ENTRY] = place
         played[vm.PP_ORIGIN] = origin
         played[vm.PP_BEGAN] = wall
+        played[vm.PP_LANES] = lanes
 
 
 @compiled_part
@@ -116,13 +133,13 @@ def _put_lane(t, m, key, k, origin, wall):  # type: ignore[no-untyped-def]
 
 
 @compiled_part
-def _place(t, g, h, active, passed):  # type: ignore[no-untyped-def]
-    """Where an entry of this hash lies, behind the room for one key."""
+def _place(t, g, h, active, passed, room):  # type: ignore[no-untyped-def]
+    """Where an entry of this hash lies in a room."""
     h = h * _SPREAD
-    slot = (h ^ (h >> 29) ^ (h >> 47)) & (passed[vm.P_COUNT] - 1)
+    slot = (h ^ (h >> 29) ^ (h >> 47)) & (passed[2 * room + 1] - 1)
     shared = vm.PD_BUSY + 2 * g[vm.G_JOBS] + g[vm.G_LABELS]
     lane = vm.PD_SIZE + t[vm.SNAP] - vm.COUNT
-    return vm.P_KEY + _key_size(t, active) + slot * (_key_size(t, active) + shared + active * lane)
+    return passed[2 * room] + slot * (_key_size(t, active) + shared + active * lane)
 
 
 @compiled_part
@@ -163,6 +180,7 @@ def _end(t, memory, g, active, passed, number, played):  # type: ignore[no-untyp
     place, origin, began = played[vm.PP_ENTRY], played[vm.PP_ORIGIN], played[vm.PP_BEGAN]
     wall = wall_of(memory, active)
     flush_label(g, wall)
+    active = played[vm.PP_LANES]
     passed[place + vm.PK_NUMBER] = number
     k = place + _key_size(t, active)
     passed[k + vm.PD_CYCLES] = wall - began

@@ -33,7 +33,7 @@ def play(tables, memory, g, entry, code, twin, through, record, kept, passed):  
     keeps = whole and t[vm.KEPT] > 0
     counts = np.empty((active, t[vm.COUNT_SIZE]), dtype=np.int64)
     ahead = np.empty(active, dtype=np.int64)
-    passes = keeps and through.shape[0] > 0 and passed[vm.P_COUNT] > 0
+    passes = keeps and through.shape[0] > 0 and passed[1] > 0
     played = np.zeros(vm.PP_SIZE, dtype=np.int64)
     while active > 0:
         if pairs:
@@ -49,7 +49,7 @@ def play(tables, memory, g, entry, code, twin, through, record, kept, passed):  
             part_all(t, memory, active, counts)
             break
         if passes:
-            take_passages(t, memory, g, active, counts, pointer(through, 0), passed, pointer(played, 0))
+            take_passages(t, memory, g, active, twin, counts, ahead, pointer(through, 0), passed, pointer(played, 0))
         meet(t, memory, g, active, code, record, counts)
     if wall_of(memory, memory.shape[0]) >= t[vm.HORIZON]:
         memory[0, vm.STATUS] = vm.OVERFLOW

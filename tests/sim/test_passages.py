@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -47,6 +48,34 @@ def test_engine_equals_reference(case: tuple[Machine, Program]) -> None:
     assert {k: busy for k, (busy, _) in done.jobs.items()} == dict(slow.jobs)
 
 
+@st.composite
+def neighbours(draw: st.DrawFn) -> tuple[Machine, list[Program]]:
+    """Programs for the same channels, of parts in another order each time, some of them twice."""
+    machine = machine_with(**draw(changes()))
+    drawn = [draw(programs(machine)) for _ in range(4)]
+    parts = [part for part in drawn if channels_of(part) == channels_of(drawn[0])]
+    some = st.lists(st.sampled_from(parts), min_size=1, max_size=3)
+    return machine, [one_after_another(draw(some)) for _ in range(4)]
+
+
+def channels_of(program: Program) -> list[tuple[int, ...]]:
+    return [stream.channels for stream in program.streams]
+
+
+def one_after_another(parts: list[Program]) -> Program:
+    streams = zip(*(part.streams for part in parts), strict=True)
+    return Program("parts", tuple(Stream(s[0].channels, tuple(n for x in s for n in x.body)) for s in streams))
+
+
+@EXAMPLES
+@given(neighbours())
+def test_programs_after_each_other_equal_the_reference(case: tuple[Machine, list[Program]]) -> None:
+    machine, several = case
+    slow, fast = reference_of(machine, several), Player(machine)
+    assert [fast.play(program) for program in several] == slow.ends
+    assert [statistics(c) for c in fast.result().channels] == [statistics(c) for c in slow.channels]
+
+
 TOKENS, LAYERS = 15, 20
 
 
@@ -76,8 +105,12 @@ def _product(b: Builder, first: Index) -> None:
 
 def kept(player: Player) -> int:
     """How many passages are kept."""
-    key, size = player._ways._sizes
-    return int((player._ways.passed[vm.P_KEY + key :].reshape(-1, size)[:, vm.PK_NUMBER] > 0).sum())
+    one, all_lanes = map(sum, player._ways._sizes)
+    passed, found = player._ways.passed, 0
+    for room, size in enumerate((one, one, all_lanes)):
+        begin, count = passed[2 * room : 2 * room + 2]
+        found += int((passed[begin : begin + count * size].reshape(-1, size)[:, vm.PK_NUMBER] > 0).sum())
+    return found
 
 
 @pytest.mark.parametrize("banks", [False, True])
@@ -92,7 +125,8 @@ def test_rounds_that_begin_alike_are_played_once(banks: bool) -> None:
 def found_in(program: Program) -> list[tuple[int, int]]:
     """First and last meeting of each passage."""
     book = rulebook(load_machine("pim-gpt"))
-    found = passages.passages(passages.meetings_of(Compiler(book, Numbering(book)).code(program)))
+    meetings = passages.meetings_of(Compiler(book, Numbering(book)).code(program))
+    found = passages.passages(meetings, np.full(len(meetings.levels), True))
     return [(p.first, p.last) for p in found]
 
 
