@@ -16,6 +16,7 @@ from nearbank.sim.compile import Compiler
 from nearbank.sim.engine import Player, simulate
 from nearbank.sim.machine import Machine, load_machine
 from nearbank.sim.numbering import Numbering
+from nearbank.sim.passage_texts import PassageTexts, said_by
 from nearbank.sim.program import Builder, Index, Mark, Program, Start, Stream, Wait
 from nearbank.sim.rules import rulebook
 
@@ -91,10 +92,10 @@ def layers(*, banks: bool = False) -> Program:
     return Program("layers", (Stream(tuple(range(8)), b.body()),))
 
 
-def _product(b: Builder, first: Index) -> None:
+def _product(b: Builder, first: Index, rows: int = 10) -> None:
     b.add(Wait("asic"))
     b.add(Mark("product"))
-    with b.loop(10) as r:
+    with b.loop(rows) as r:
         b.command("ACT16", row=first + r)
         with b.loop(64) as c:
             b.command("MACAB", row=first + r, column=c)
@@ -145,3 +146,53 @@ def test_rows_that_move_otherwise_end_a_passage() -> None:
             b.command("PREA")
         b.add(Mark("there"))
     assert found_in(Program("apart", (Stream((0,), b.body()),))) == [(0, 1), (2, 3)]
+
+
+def products(counts: list[int], streams: int = 1, odd: bool = False) -> Program:
+    """Rounds of products with so many rows each; `odd`: the last stream does one row more in the first product."""
+    made = []
+    for stream in range(streams):
+        b = Builder()
+        with b.loop(LAYERS) as layer:
+            for i, count in enumerate(counts):
+                more = int(odd and stream == streams - 1 and i == 0)
+                _product(b, layer * 400 + 100 * i, count + more)
+        made.append(Stream((stream,), b.body()))
+    return Program("products", tuple(made))
+
+
+def test_passages_are_cut_where_code_is_new() -> None:
+    """Meetings of a product: wait, mark, start; what comes before a start is new in the second and third program."""
+    book, texts = rulebook(load_machine("pim-gpt")), PassageTexts()
+    compiler = Compiler(book, Numbering(book))
+    found = []
+    for counts in ([9, 9, 9], [9, 8, 9], [9, 7, 9]):
+        code = compiler.code(products(counts))
+        meetings = passages.meetings_of(code)
+        fresh = texts.fresh(said_by(code.rows), meetings.rows[0])
+        found.append([(p.first, p.last, p.fresh) for p in passages.passages(meetings, fresh)])
+    assert found[0] == [(0, 9, True)]
+    assert found[1] == found[2] == [(0, 4, False), (4, 5, True), (5, 9, False)]
+
+
+def test_programs_with_a_part_in_common_share_its_passages() -> None:
+    machine, player = load_machine("pim-gpt"), Player(load_machine("pim-gpt"))
+    several = [products([9, count, 9]) for count in (3, 4, 5, 6)]
+    for program in several:
+        player.play(program)
+    assert player.result() == simulate(machine, several, fast_forward=False)
+    numbers = player._ways._texts.count
+    player.play(products([9, 7, 9]))
+    assert player._ways._texts.count == numbers + 1
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_lanes_that_are_alike_are_kept_as_one(odd: bool) -> None:
+    machine, player = load_machine("pim-gpt"), Player(load_machine("pim-gpt"))
+    program = products([9, 9, 9], streams=3, odd=odd)
+    player.play(program)
+    assert player.result() == simulate(machine, program, fast_forward=False)
+    passed, size = player._ways.passed, sum(player._ways._sizes[1])
+    begin, count = passed[2 * vm.JOINT_PASSAGE : 2 * vm.JOINT_PASSAGE + 2]
+    joint = passed[begin : begin + count * size].reshape(-1, size)[:, vm.PK_NUMBER]
+    assert bool(joint.any()) == odd

@@ -7,7 +7,7 @@ from itertools import islice
 from tests.sim.strategies import machine_with
 
 from nearbank.sim.engine import Player
-from nearbank.sim.program import Builder, Loop, Program, Step, Stream, expand
+from nearbank.sim.program import Builder, Kept, Loop, Program, Step, Stream, expand
 
 
 def nest(rounds: int) -> Program:
@@ -45,3 +45,36 @@ def test_a_loop_of_no_rounds_adds_nothing() -> None:
     with b.loop(1):
         b.command("PREA")
     assert [type(node) for node in b.body()] == [Loop]
+
+
+def sweep(b: Builder, rows: int) -> None:
+    with b.loop(rows) as r:
+        b.command("ACT16", row=r)
+        b.command("PREA")
+
+
+def test_what_a_builder_appends_again_is_the_same_node() -> None:
+    """Alike by value, or by the key that stands for it; at another depth a key stands for something else."""
+    b = Builder()
+    sweep(b, 5)
+    sweep(b, 5)
+    b.again("six", lambda: sweep(b, 6))
+    b.again("six", lambda: sweep(b, 7))
+    with b.loop(2):
+        b.again("six", lambda: sweep(b, 8))
+    first, second, third, fourth, outer = b.body()
+    assert first is second
+    assert third is fourth
+    assert isinstance(third, Loop)
+    assert isinstance(outer, Loop)
+    assert [node.count for node in (third, *outer.body) if isinstance(node, Loop)] == [6, 8]
+
+
+def test_builders_share_what_they_kept() -> None:
+    kept: Kept = {}
+    bodies = []
+    for _ in range(2):
+        b = Builder(kept=kept)
+        sweep(b, 5)
+        bodies.append(b.body())
+    assert bodies[0][0] is bodies[1][0]
