@@ -34,7 +34,7 @@ class PassageTexts:
         """The number of the passage from row `ends[lane, 0]` up to row `ends[lane, 1]`, and if lanes say the same."""
         own = [said[first:last] for first, last in ends.tolist()]
         alike = all(np.array_equal(rows, own[0]) for rows in own[1:])
-        texts = [blake2b(rows, digest_size=16).digest() for rows in (own[:1] if alike else own)]
+        texts = [blake2b(rows.tobytes(), digest_size=16).digest() for rows in (own[:1] if alike else own)]
         return self._number(np.array(strides).tobytes() + b"".join(texts)), alike
 
     def _number(self, text: bytes) -> int:
