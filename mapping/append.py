@@ -51,11 +51,18 @@ def _write_key(b: Builder, at: Attention, token: int, counter: Address) -> None:
 def _write_keys(
     b: Builder, at: Attention, bank: Address, row: Address, record: int, columns: int, data: Address
 ) -> None:
-    offset, column = key_packing(at).place(record)
-    b.command("ACT", bank=bank, row=row + offset)
-    with b.loop(columns) as c:
-        b.command("WR", bank=bank, row=row + offset, column=column + c, data=data + c)
+    row += key_packing(at).place(record)[0]
+    b.command("ACT", bank=bank, row=row)
+    _write_columns(b, at, bank, row, record, columns, data)
     b.command("PRE", bank=bank)
+
+
+def _write_columns(
+    b: Builder, at: Attention, bank: Address, row: Address, record: int, columns: int, data: Address
+) -> None:
+    column = key_packing(at).place(record)[1]
+    with b.loop(columns) as c:
+        b.command("WR", bank=bank, row=row, column=column + c, data=data + c)
 
 
 def append_values(b: Builder, at: Attention, token: int) -> None:
@@ -78,14 +85,38 @@ def append_values(b: Builder, at: Attention, token: int) -> None:
         _append_scales(b, at, token)
 
 
+def write_key_columns(b: Builder, at: Attention, row: Address, slot: Address) -> None:
+    """K of the newest token into the open row of its record: of one slot, or of all where they lie side by side."""
+    assert at.new
+    token, counter = at.new
+    record, turn = divmod(token // at.target.banks, at.cache.team)
+    if turn != at.member:
+        return
+    columns = at.cache.head_columns * (at.slots if at.cache.joined else 1)
+    data = KEYS + (0 if at.cache.joined else slot * columns)
+    _write_columns(b, at, token % at.target.banks + counter, row, record, columns, data)
+
+
+def write_value_columns(b: Builder, at: Attention, slot: Address, row: Address, first: Address, dims: int) -> None:
+    """V of the newest token, dimensions of every bank from `first` on, into their open row."""
+    assert at.new
+    column = at.new[0] % at.cache.v_block // at.cache.use.values
+    data = VALUES + slot * (at.cache.v_local * at.target.banks) + first * at.target.banks
+    _write_elements(b, at, row, dims, column, data)
+
+
 def _write_values(b: Builder, at: Attention, row: Address, dims: int, column: int, data: Address) -> None:
+    b.command("ACT16", row=row)
+    _write_elements(b, at, row, dims, column, data)
+    b.command("PREA")
+
+
+def _write_elements(b: Builder, at: Attention, row: Address, dims: int, column: int, data: Address) -> None:
     width, banks = at.cache.v_packing.columns, at.target.banks
     below_a_byte = at.cache.use.values > at.target.column_bytes
-    b.command("ACT16", row=row)
     for name in ("RD", "WR") if below_a_byte else ("WR",):
         with b.loop(dims) as d, b.loop(banks) as bank:
             b.command(name, bank=bank, row=row, column=d * width + column, data=data + d * banks + bank)
-    b.command("PREA")
 
 
 def _append_scales(b: Builder, at: Attention, token: int) -> None:

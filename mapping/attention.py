@@ -16,17 +16,20 @@ from functools import partial
 
 from nearbank.cache_formats import FITTED
 from nearbank.mapping import asic
-from nearbank.mapping.append import append_values, quantise_new
+from nearbank.mapping.append import append_values, quantise_new, write_key_columns, write_value_columns
 from nearbank.mapping.asic import Work
 from nearbank.mapping.grouped_attention import score_groups
 from nearbank.mapping.matmul import read_rows
 from nearbank.mapping.packing import Packing
 from nearbank.mapping.reach import Attention, Reach, Span, key_packing, scale_bursts, scale_rows
-from nearbank.mapping.sweep import CACHE_SCALES, RESULT, VECTOR, Address, Sweep, repeat, send_vector, sweep
+from nearbank.mapping.sweep import CACHE_SCALES, RESULT, VECTOR, Address, Send, Sweep, repeat, send_vector, sweep
 from nearbank.sim.program import Builder, Mark, Start, Wait
 from nearbank.units import ceil_div
 
 Write = Callable[[Builder], None]
+
+# Bursts of a vector that are sent after V is written in place, while the units wait for the write to end.
+WRITTEN_LAST = 6
 
 
 def attend(b: Builder, at: Attention, span: Reach, token: int | None, values: Write | None = None) -> None:
@@ -34,7 +37,8 @@ def attend(b: Builder, at: Attention, span: Reach, token: int | None, values: Wr
 
     `values` appends the product that gives V, where that was put off to run beside the first softmax.
     """
-    b.add(Wait("asic"))
+    if not at.new:
+        b.add(Wait("asic"))
     if at.cache.newest_exact:
         b.add(Mark("append"))
         quantise_new(b, at)
@@ -50,66 +54,71 @@ def attend(b: Builder, at: Attention, span: Reach, token: int | None, values: Wr
 
 def _attend_joined(b: Builder, at: Attention, span: Reach, token: int | None, values: Write | None) -> None:
     """All heads' scores in one pass over the rows, then head after head."""
-    _score(b, at, span, 0, at.slots, at.slots)
+    _score(b, at, span, 0, at.slots, at.slots, partial(_wait_for_query, b))
     _softmax(b, at, span, 0)
     if values:
         values(b)
         _wait_for_softmax(b)
     _write_new_values(b, at, token)
     with b.loop(at.cache.slots - 1) as slot:
-        _wait_for_softmax(b)
-        _softmax(b, at, span, 1)
-        _context(b, at, span, slot)
+        _context(b, at, span, slot, partial(_next_softmax, b, at, span, 1))
     _last_context(b, at, span)
 
 
 def _attend_apart(b: Builder, at: Attention, span: Reach, token: int | None, values: Write | None) -> None:
     """Head after head, the scores of the next beside the softmax of this one."""
-    _score(b, at, span, 0, 1, at.slots)
+    _score(b, at, span, 0, 1, at.slots, partial(_wait_for_query, b))
     _softmax(b, at, span, 0)
     if values:
         values(b)
     else:
         _write_new_values(b, at, token)
     last = at.cache.slots - 1
-    if last and values:
-        _score_beside_softmax(b, at, span, 1, last == 1)
+    if last and values and not at.new:
+        _score(b, at, span, 1, 1, at.slots)
+        _softmax_of_next(b, at, span, last == 1)
         _write_new_values(b, at, token)
         _context_of_slot(b, at, span, 0)
-    elif values:
+    elif values and not at.new:
         _wait_for_softmax(b)
         _write_new_values(b, at, token)
-    begin = 1 if values else 0
+    begin = 1 if values and not at.new else 0
     with b.loop(max(last - 1 - begin, 0)) as i:
-        _score_beside_softmax(b, at, span, i + (begin + 1), False)
-        _context_of_slot(b, at, span, i + begin)
+        _score(b, at, span, i + (begin + 1), 1, at.slots)
+        _context_of_slot(b, at, span, i + begin, partial(_softmax_of_next, b, at, span, False))
     if last > begin:
-        _score_beside_softmax(b, at, span, last, True)
-        _context_of_slot(b, at, span, last - 1)
+        _score(b, at, span, last, 1, at.slots)
+        _context_of_slot(b, at, span, last - 1, partial(_softmax_of_next, b, at, span, True))
     _last_context(b, at, span)
 
 
-def _score_beside_softmax(b: Builder, at: Attention, span: Reach, slot: Address, last: bool) -> None:
-    """Scores of a slot, and their softmax once that of the slot before has ended.
+def _softmax_of_next(b: Builder, at: Attention, span: Reach, last: bool) -> None:
+    """The softmax of a slot whose scores are there, once that of the slot before has ended.
 
     Softmaxes that follow each other keep the ASIC's units full: only the last one's passes are waited for.
     """
-    _score(b, at, span, slot, 1, at.slots)
+    _next_softmax(b, at, span, at.cache.slots - 1 if last else 1, streamed=not last)
+
+
+def _next_softmax(b: Builder, at: Attention, span: Reach, slot: int, *, streamed: bool = False) -> None:
     _wait_for_softmax(b)
-    _softmax(b, at, span, at.cache.slots - 1 if last else 1, streamed=not last)
+    _softmax(b, at, span, slot, streamed=streamed)
 
 
-def _context_of_slot(b: Builder, at: Attention, span: Reach, slot: Address) -> None:
-    _context(b, at, span, slot)
+def _context_of_slot(b: Builder, at: Attention, span: Reach, slot: Address, ready: Send | None = None) -> None:
+    _context(b, at, span, slot, ready)
     _normalise(b, at, 0, streamed=True)
 
 
 def _last_context(b: Builder, at: Attention, span: Reach) -> None:
-    _wait_for_softmax(b)
     last = at.cache.slots - 1
     heads = at.cache.kv_heads * at.cache.queries
-    b.add(Start("asic", "normalise", at.target.asic.time_ps(asic.reciprocal_work(heads))))
-    _context(b, at, span, last)
+
+    def ready() -> None:
+        _wait_for_softmax(b)
+        b.add(Start("asic", "normalise", at.target.asic.time_ps(asic.reciprocal_work(heads))))
+
+    _context(b, at, span, last, ready)
     if at.cache.joined:
         b.add(Start("asic", "normalise", at.target.asic.time_ps(_normalise_work(at, heads))))
     else:
@@ -133,9 +142,14 @@ def _normalise_work(at: Attention, heads: int) -> Work:
 
 
 def _write_new_values(b: Builder, at: Attention, token: int | None) -> None:
-    if token is not None:
+    if token is not None and not at.new:
         b.add(Mark("append"))
         append_values(b, at, token)
+
+
+def _wait_for_query(b: Builder) -> None:
+    b.add(Mark("score"))
+    b.add(Wait("asic"))
 
 
 def _wait_for_softmax(b: Builder) -> None:
@@ -164,20 +178,29 @@ def _read_scales(b: Builder, at: Attention, span: Span) -> None:
         read_rows(b, at.target, row, bursts, CACHE_SCALES + slot * bursts)
 
 
-def _score(b: Builder, at: Attention, span: Reach, slot: Address, count: int, held: int) -> None:
-    """q·K of `count` slots from `slot` on. A channel without the last slot skips it."""
+def _score(
+    b: Builder, at: Attention, span: Reach, slot: Address, count: int, held: int, ready: Send | None = None
+) -> None:
+    """q·K of `count` slots from `slot` on. A channel without the last slot skips it.
+
+    `ready` appends what the query waits for where K is written in place, into the row that opens first.
+    """
     if at.cache.groups:
         near = partial(_score_span, b, at.window, span.window_keys, slot, count, held)
         score_groups(b, at, span.keys, slot, count, held, near)
     else:
-        _score_span(b, at, span.keys, slot, count, held)
+        _score_span(b, at, span.keys, slot, count, held, ready if at.new else None)
 
 
-def _score_span(b: Builder, at: Attention, span: Span, slot: Address, count: int, held: int) -> None:
+def _score_span(
+    b: Builder, at: Attention, span: Span, slot: Address, count: int, held: int, ready: Send | None = None
+) -> None:
     """The same for every record of a span."""
     b.add(Mark("score"))
     cache, target = at.cache, at.target
     if not span.length or not held or (isinstance(slot, int) and slot >= held):
+        if ready:
+            ready()
         return
     steps = cache.use.steps_for(cache.head_dim)
     vector = cache.head_columns * cache.use.steps
@@ -204,7 +227,21 @@ def _score_span(b: Builder, at: Attention, span: Span, slot: Address, count: int
     row = at.rows(cache.keys.first_row + begin // packing.per_row) + (0 if cache.joined else slot * cache.key_rows)
     result = at.area + RESULT + begin * reads + (0 if cache.joined else slot * (cache.queries * records))
     outputs = ceil_div(end, cache.team) - begin
-    _sent_and_swept(b, at, plan, row, outputs, result, count * bursts, at.area + VECTOR + slot * bursts)
+    query = at.area + VECTOR + slot * bursts
+    if not at.new:
+        _sent_and_swept(b, at, plan, row, outputs, result, count * bursts, query)
+        return
+    before = (outputs - 1) // packing.per_row
+
+    def send() -> None:
+        if ready:
+            ready()
+        write_key_columns(b, at, row + before, slot)
+        send_vector(b, count * bursts, query)
+
+    first_done = before * packing.per_row
+    sweep(b, plan, row + before, outputs - first_done, result + first_done * reads, send=send)
+    sweep(b, plan, row, first_done, result)
 
 
 def _sent_and_swept(
@@ -222,12 +259,42 @@ def _sent_and_swept(
     b.again((plan, row, outputs, result, bursts, vector, early), write)
 
 
-def _context(b: Builder, at: Attention, span: Reach, slot: Address) -> None:
-    """Σ p·V of one slot: for each query and block of tokens, probabilities into the buffer, then every dimension."""
-    b.add(Mark("context"))
+def _context(b: Builder, at: Attention, span: Reach, slot: Address, ready: Send | None = None) -> None:
+    """Σ p·V of one slot: for each query and block of tokens, probabilities into the buffer, then every dimension.
+
+    `ready` appends what the probabilities wait for; V is written in place before that.
+    """
+    if at.new:
+        b.add(Mark("context"))
+        if not isinstance(slot, int) or slot < at.slots:
+            _newest_block_first(b, at, span.values, slot, ready)
+        else:
+            _make_ready(b, ready)
+        return
+    _make_ready(b, ready)
     _context_span(b, at, span.values, slot)
     if at.cache.window:
         _context_span(b, at.window, span.window_values, slot)
+
+
+def _newest_block_first(b: Builder, at: Attention, span: Span, slot: Address, ready: Send | None) -> None:
+    """The block that the newest token lies in, whose V is written while its rows are open; then those before it."""
+    assert at.new
+    cache = at.cache
+    block = at.new[0] // cache.v_block
+    start = block * cache.v_block
+    _block(b, at, slot, 0, block, max(span.begin - start, 0), span.end - start, partial(_make_ready, b, ready))
+    before = Span(span.begin, min(start, span.end))
+    if before.begin < start:
+        _blocks(b, at, before, slot, 0)
+    with repeat(b, cache.queries - 1) as query:
+        _blocks(b, at, span, slot, query + 1)
+
+
+def _make_ready(b: Builder, ready: Send | None) -> None:
+    if ready:
+        ready()
+    b.add(Mark("context"))
 
 
 def _context_span(b: Builder, at: Attention, span: Span, slot: Address) -> None:
@@ -253,8 +320,17 @@ def _blocks(b: Builder, at: Attention, span: Span, slot: Address, query: Address
         _block(b, at, slot, query, end, 0, span.end % size)
 
 
-def _block(b: Builder, at: Attention, slot: Address, query: Address, block: Address, begin: int, end: int) -> None:
-    """Tokens [begin, end) of one block of a slot's V."""
+def _block(
+    b: Builder,
+    at: Attention,
+    slot: Address,
+    query: Address,
+    block: Address,
+    begin: int,
+    end: int,
+    ready: Send | None = None,
+) -> None:
+    """Tokens [begin, end) of one block of a slot's V; with `ready`, the newest token's V is written in its rows."""
     cache, target = at.cache, at.target
     skip = begin // cache.use.values
     used = ceil_div(end, cache.use.values) - skip
@@ -277,4 +353,49 @@ def _block(b: Builder, at: Attention, slot: Address, query: Address, block: Addr
     row = at.rows(cache.values.first_row) + block * cache.v_rows + slot * (cache.v_blocks * cache.v_rows)
     result = at.area + RESULT + slot * (cache.queries * cache.v_blocks * cache.v_local * reads)
     result += query * (cache.v_blocks * cache.v_local * reads) + block * (cache.v_local * reads)
-    _sent_and_swept(b, at, plan, row, cache.v_local, result, sent, at.area + VECTOR + vector + first)
+    vector += at.area + VECTOR + first
+    if ready is None:
+        _sent_and_swept(b, at, plan, row, cache.v_local, result, sent, vector)
+        return
+
+    if cache.joined:
+        before, after = 0, ready
+    else:  # the softmax has ended long ago: the vector is sent while the row opens, but for what hides WR to MAC
+        before, after = max(sent - WRITTEN_LAST, 0), None
+
+    def begin_row() -> None:
+        if after:
+            after()
+        send_vector(b, sent - before, vector + before, before)
+
+    def row_opened() -> None:
+        if not after:
+            ready()
+            send_vector(b, before, vector)
+
+    _swept_and_written(b, at, plan, slot, row, result, row_opened, begin_row)
+
+
+def _swept_and_written(
+    b: Builder, at: Attention, plan: Sweep, slot: Address, row: Address, result: Address, opened: Send, send: Send
+) -> None:
+    """Row by row: opened, the newest token's V written, then multiplied; around the first row's V come `opened` and
+    `send`."""
+    dims = at.cache.v_dims
+
+    def one(r: Address, count: int, before: Send | None = None, then: Send | None = None) -> None:
+        def written() -> None:
+            if before:
+                before()
+            write_value_columns(b, at, slot, row + r, r * dims, count)
+            if then:
+                then()
+
+        sweep(b, plan, row + r, count, result + r * (dims * plan.output_stride), send=written)
+
+    full, rest = divmod(at.cache.v_local, dims)
+    one(0, dims, opened, send)
+    with repeat(b, full - 1) as r:
+        one(r + 1, dims)
+    if rest:
+        one(full, rest)

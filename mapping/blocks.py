@@ -159,8 +159,8 @@ class Blocks:
         if following is None:
             return None
         matrix = self.placement.matrix(following.name)
-        at_once = matrix.chunk_count == 1 or matrix.integer_inputs or matrix.split > 1
-        return None if at_once else matrix.chunks[0].width
+        at_once = matrix.chunk_count == 1 or matrix.integer_inputs
+        return None if at_once else matrix.needs(matrix.chunks[0].width)
 
     def _matmul(
         self,
@@ -196,7 +196,8 @@ class Blocks:
         """K and V appended and attended, as far as the trace has them; `values` is a product put off until then."""
         appends, cache = operations[0].op == "append", self.placement.cache
         keys: Nodes = ()
-        if appends:
+        in_place = appends and operations[-1].op in ATTENTION and self._written_in_place
+        if appends and not in_place:
             yield from self._flushed(way, layer, position.token)
             emit = partial(self._keys, way, position.run)
             keys = self._part(("K", layer, way.channel, position.run, way.together), emit)
@@ -205,10 +206,18 @@ class Blocks:
         if operations[-1].op in ATTENTION:
             span = self.runs.reach(operations, position)
             token = self.runs.same_addresses(position.token) if appends else None
-            emit = partial(self._attend, way, span, token, values)
-            yield from self._part(("attend", layer, way.like, span, token, values is None, way.together), emit)
+            new = position.run if in_place else None
+            channel = way.channel if in_place else way.like
+            emit = partial(self._attend, way, channel, span, token, new, values)
+            yield from self._part(("attend", layer, channel, span, token, new, values is None, way.together), emit)
         if cache.newest_exact:
             yield from keys
+
+    @property
+    def _written_in_place(self) -> bool:
+        cache = self.placement.cache
+        fits = cache.record_columns <= self.target.columns
+        return self.target.choices.in_place and cache.method == "plain" and not cache.scales and fits
 
     def _flushed(self, way: Way, layer: int, token: int) -> Nodes:
         """The group that was full before `token`, rounded; nothing in caches without groups."""
@@ -229,15 +238,18 @@ class Blocks:
     def _attend(
         self,
         way: Way,
+        channel: int,
         span: Reach,
         token: int | None,
+        new: int | None,
         values: PutOff | None,
         b: Builder,
         counter: Address,
         rows: Rows,
     ) -> None:
-        with way.together.each(b, counter, rows) as (_, own):
-            at = Attention(self.placement.cache, self.target, way.like, own)
+        with way.together.each(b, counter, rows) as (place, own):
+            written = None if new is None else (new, place)
+            at = Attention(self.placement.cache, self.target, channel, own, new=written)
             attend(b, at, span, token, partial(values, rows) if values else None)
 
 

@@ -15,12 +15,14 @@ class MatrixChoice:
 
     `split` channels share an output: each holds the weights of its part of the inputs and is sent that part of the
     vector only; the ASIC adds what they return. `chunk` bounds the columns of a chunk below what the buffer holds.
+    `narrow_first`: the chunk that is left over comes first.
     `crossing`: outputs lie end to end over rows (True) or whole per row (False); None: the quicker, chunk by chunk.
     """
 
     split: int = 1
     chunk: int | None = None
     crossing: bool | None = None
+    narrow_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class Choices:
     `early_rows`: the first row of a product opens before its vector is sent, or waited for. `reuse`: vectors that an
     open row is multiplied with before it closes; chunks are narrow enough for the buffer to hold them all. `by_use`:
     no refresh commands, as the run opens every row that holds data often enough (`nearbank.mapping.kept`).
+    `in_place`: K and V of a token are written into rows that its scores and context products open anyway, in caches
+    without scales.
     """
 
     matrices: tuple[tuple[str, MatrixChoice], ...] = ()
@@ -43,6 +47,7 @@ class Choices:
     early_rows: bool = False
     reuse: int = 1
     by_use: bool = False
+    in_place: bool = False
 
     def of(self, name: str) -> MatrixChoice:
         """What is chosen for a matrix."""

@@ -51,7 +51,8 @@ def gap_of(plan: Plan, machine: Machine, result: SimResult, tokens: int, context
     change = plan.target.row_change - 1
     columns_ns = sum(counts[name] for name in MACS) * per_token - least.ideal_ns
     refreshed = (stalls["refresh"] + stalls["tRFC"]) * per_token
-    written = result.label_cycles.get("append", 0) * cycle_ns / tokens
+    apart = result.label_cycles.get("append", 0) * cycle_ns / tokens
+    written = apart or counts["WR"] * per_token  # in place, they are commands among others
     rows_ns = max(counts["ACT16"] * change * per_token - (least.row_aware_ns * kept - least.ideal_ns), 0.0)
     parts = {
         "vectors sent": counts["WRGB"] * per_token,

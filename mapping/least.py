@@ -1,41 +1,47 @@
 """The least time of a token under any mapping of this kind, in closed form: what the automatic mapper cannot go below.
 
-Of this kind: one token at a time; every result is a sum in a bank's accumulators, which is read before another sum
-takes its place; a row holds outputs of one chunk of one matrix; K of a token lies in one bank and V of a dimension in
-one, so that an element of V is a write of its own; products wait for the results that they need. In how many chunks of
-which widths matrices are cut, how they lie in rows, how many channels share outputs or heads, and in which order
-commands come is free.
+Of this kind (docs/mapping.md has it in full): one token at a time, product after product; outputs dealt out over
+banks, chunk after chunk, each after its vector; every sum read before another takes its place; K row-major and V
+column-major in equal blocks, one write per element of V; products that wait for what they need. In how many chunks of
+which widths matrices are cut, how outputs lie in rows, how many channels share outputs or heads, and in which order
+other commands come is free.
 
 - *columns*: MAC commands of all weights, K and V, of the channel with most;
 - *rows*: each is opened, and closed after its last column: `tRTP + tRP + tRCD` between the MACs of two rows;
 - *sums*: pieces of outputs in a row, beyond what accumulators hold until it closes, keep the units waiting (`tMACRD`);
-- *vectors*: what of a product's first vector is sent after its first row could have been opened;
+- *vectors*: bursts that neither a change of rows nor room in the buffer hides;
 - *writes*: one command for every element of V and every column of K;
 - *dependencies*: results on their way to the ASIC, its passes that need all of them, the vector's first burst back;
-- *refresh*: its share of the time in which the banks work.
+- *refresh*: its share of all time; and where one falls among MAC commands, as often as not chance, the rows that it
+  closes are opened again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
 from nearbank.formats import format_named
 from nearbank.mapping import asic
+from nearbank.mapping.asic import Work
 from nearbank.mapping.bounds import refresh_share
-from nearbank.mapping.cache_placement import team_sizes
+from nearbank.mapping.least_attention import attention_least
+from nearbank.mapping.least_rows import Count, Vectors, product_least
+from nearbank.mapping.matmul import label_of
 from nearbank.mapping.matrix_placement import MatrixPlacement, splits
 from nearbank.mapping.plan import Plan
 from nearbank.mapping.target import Target
 from nearbank.sim.machine import Machine
 from nearbank.sim.standard import delay_cycles
-from nearbank.trace.operation import HEAD
 from nearbank.units import ceil_div
 
-# Products of a layer that wait for the one before: qkv, scores, proj and fc1; fc2 is fed piece by piece.
-WAITING_PRODUCTS = 4
-NORMS = 2  # of them behind a norm
+# The ASIC's work between the last result of the product before and the first value of a product's vector. fc2 waits
+# for the last GELU only where its one chunk needs all of fc1's results.
+_BEFORE = {"qkv": asic.finish_norm_work, "proj": asic.add_work, "fc1": asic.finish_norm_work}
+_BEFORE["lm_head"] = asic.finish_norm_work
+_BEFORE_ONE_CHUNK = {"fc2": asic.gelu_work}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,117 +70,72 @@ class Least:
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
-    """Cycles of the busiest channel: MAC commands, changes of rows, sums waited for, vectors that nothing hides."""
+class Waits:
+    """Cycles that the machine's rules put between a product and the next."""
 
-    columns: float = 0.0
-    rows: float = 0.0
-    sums: float = 0.0
-    vectors: float = 0.0
+    there: int  # from the last MAC to its sum at the ASIC, and from a vector's burst to the MAC, less the two ends
+    read_first: int  # beside the bursts of a vector, from a chunk's last MAC to the next one's first: sums, then vector
+    read_last: int  # the same for the vector first
+    tck_ps: int
 
-    def __add__(self, other: Count) -> Count:
-        pairs = ((getattr(self, name), getattr(other, name)) for name in Count.__slots__)
-        return Count(*(a + b for a, b in pairs))
+    @classmethod
+    def of(cls, machine: Machine) -> Waits:
+        cycles = {name: machine.cycles(name) for name in machine.timing}
+        to_sum, there, turned, back, turned_back = (
+            delay_cycles(delay, cycles)
+            for delay in ("tMACRD|0", "tCL + tBL", "tRTW|0", "tWRMAC|0", "tCWL + tBL + tWTRS|tWTR|0")
+        )
+        read_first = max(to_sum + turned + back - 2, 0)
+        return cls(max(to_sum + there + back - 2, 0), read_first, min(turned_back, read_first), machine.tck_ps)
 
-    def times(self, factor: float) -> Count:
-        return Count(*(getattr(self, name) * factor for name in Count.__slots__))
+    def turn(self, ahead: bool) -> int:
+        return self.read_last if ahead else self.read_first
 
-    @property
-    def cycles(self) -> float:
-        return self.columns + self.rows + self.sums + self.vectors
+    def cycles(self, target: Target, work: Work | None) -> float | None:
+        return None if work is None else self.there + target.asic.time_ps(work) / self.tck_ps
 
 
-def least(plan: Plan, machine: Machine, context: float) -> Least:
-    """The least for a token that attends `context` positions on average."""
-    layers, cycle_ns, share = plan.model.layers, machine.tck_ps / 1e3, refresh_share(machine)
-    total = _attention(plan, context).times(layers)
+def least(plan: Plan, machine: Machine, contexts: Sequence[int], *, ahead: bool = False) -> Least:
+    """The least for tokens that attend so many positions, on average.
+
+    `ahead`: of mappings, too, that send a chunk's vector before the sums of the one before are read.
+    """
+    layers, waits = plan.model.layers, Waits.of(machine)
+    query = waits.cycles(plan.target, asic.add_work(1)) or 0.0
+    total = attention_least(plan, contexts, waits.turn(ahead), query, ahead=ahead).times(layers)
     for matrix in plan.placement.matrices:
-        total += matrix_least(matrix, plan.target).times(matrix.region.copies)
-    cycles = {name: getattr(total, name) for name in Count.__slots__} | {"writes": layers * _writes(plan)}
-    parts_ns = {name: count * cycle_ns for name, count in cycles.items()}
-    parts_ns["refresh"] = sum(parts_ns.values()) * share / (1 - share)
-    parts_ns["dependencies"] = _dependencies_ns(plan, machine)
+        total += matrix_least(matrix, plan.target, waits, ahead=ahead).times(matrix.region.copies)
+    parts_ns = {name: getattr(total, name) * machine.tck_ps / 1e3 for name in Count.__slots__}
+    parts_ns["refresh"] = _refresh_ns(plan.target, machine, parts_ns)
     return Least(sum(parts_ns.values()), parts_ns)
 
 
-def matrix_least(matrix: MatrixPlacement, target: Target) -> Count:
+def _refresh_ns(target: Target, machine: Machine, parts_ns: dict[str, float]) -> float:
+    """One refresh every tREFI; those among MAC commands, as many as these have of the time, change the row as well."""
+    share, work_ns = refresh_share(machine), sum(parts_ns.values())
+    if not share:
+        return 0.0
+    cycles = {name: machine.cycles(name) for name in ("tRFC", "tREFI")}
+    again = (target.row_change - 1) * parts_ns["columns"] / work_ns * (1 - share)
+    taken = (cycles["tRFC"] + again) / cycles["tREFI"]
+    return work_ns * taken / (1 - taken)
+
+
+def matrix_least(matrix: MatrixPlacement, target: Target, waits: Waits, *, ahead: bool = False) -> Count:
     """The least of one product, over the channels that may share an output and the widths of its chunks."""
     able = splits(format_named(matrix.use.format))
     numbers = [n for n in range(1, target.channels + 1) if target.channels % n == 0 and (able or n == 1)]
-    return min((_shared(matrix, n, target) for n in numbers), key=lambda count: count.cycles)
-
-
-def _shared(matrix: MatrixPlacement, split: int, target: Target) -> Count:
-    columns = ceil(matrix.k / matrix.use.values / split)
-    outputs = ceil_div(ceil_div(matrix.n, target.banks), target.channels // split)
+    label = label_of(matrix.name)
+    before, alone = (work[label](1) if label in work else None for work in (_BEFORE, _BEFORE_ONE_CHUNK))
     burst = matrix.use.values * matrix.input_bits / (8 * target.column_bytes)  # of the vector, for a column
     held = max(int(target.buffer_bytes / target.column_bytes / burst), 1)
-    first = min(columns, held, target.columns) * burst
-    return best_chunks(columns, held, matrix.use.steps, target).times(outputs) + Count(
-        vectors=max(first - (target.row_change - 1), 0)
-    )
+    vectors = Vectors(burst, held, waits.turn(ahead), waits.cycles(target, before), waits.cycles(target, alone), ahead)
+    found = (_shared(matrix, n, vectors, target) for n in numbers)
+    return min(found, key=lambda count: count.cycles)
 
 
-@lru_cache(maxsize=4096)
-def best_chunks(columns: int, held: int, steps: int, target: Target) -> Count:
-    """One output of `columns` columns, cut in chunks of at most `held` in the quickest way."""
-    best = [Count()]
-    widths = [one_output(width, steps, target) for width in range(min(held, columns) + 1)]
-    for total in range(1, columns + 1):
-        ways = (best[total - width] + widths[width] for width in range(1, min(held, total) + 1))
-        best.append(min(ways, key=lambda count: count.cycles))
-    return best[columns]
-
-
-def one_output(columns: int, steps: int, target: Target) -> Count:
-    """One output of a chunk: its share of the rows that hold such outputs, whole ones or end to end."""
-    if not columns:
-        return Count()
-    whole = [n * columns for n in range(1, target.columns // columns + 1)]
-    ways = [_in_rows_of(filled, columns, target) for filled in (*whole, target.columns)]
-    return min(ways, key=lambda count: count.cycles) + Count(columns=columns * steps)
-
-
-def _in_rows_of(filled: int, columns: int, target: Target) -> Count:
-    """Rows with so many columns in use: pieces of at least so many outputs, all but the last batch read within."""
-    reads = ceil_div(ceil_div(filled, columns), target.accumulators) - 1
-    return Count(rows=target.row_change - 1, sums=reads * target.readout).times(columns / filled)
-
-
-def _attention(plan: Plan, context: float) -> Count:
-    """Scores and context products of one layer, over the channels that may share a head."""
-    cache, target = plan.placement.cache, plan.target
-    positions = context / target.banks
-    scored = one_output(min(cache.head_columns, target.columns), cache.use.steps_for(cache.head_dim), target)
-    columns = max(int(context / cache.use.values), 1)
-    dims = cache.head_dim / target.banks
-    product = best_chunks(columns, max(target.buffer_bytes // target.column_bytes, 1), cache.use.steps, target)
-    each = scored.times(positions) + product.times(dims)
-    all_queries = each.times(cache.queries)  # of a KV head; they may share every open row
-    return Count(all_queries.columns, each.rows, all_queries.sums).times(_busiest_heads(plan))
-
-
-def _busiest_heads(plan: Plan) -> float:
-    """KV heads of the channel with most, shared heads counted in part; the best of all teams."""
-    target, heads = plan.target, plan.model.kv_heads
-    sizes = team_sizes(plan.model, target, plan.placement.cache.method) or [1]
-    return min(ceil_div(heads, target.channels // size) / size for size in sizes)
-
-
-def _writes(plan: Plan) -> float:
-    """Commands that write K and V of one token in the busiest channel."""
-    cache = plan.placement.cache
-    return (cache.head_dim + cache.head_columns) * _busiest_heads(plan)
-
-
-def _dependencies_ns(plan: Plan, machine: Machine) -> float:
-    """Between products that wait for each other: a result read, a trip through the ASIC, a burst sent back."""
-    cycles = {name: machine.cycles(name) for name in machine.timing}
-    there = delay_cycles("tMACRD|0", cycles) + delay_cycles("tCL + tBL", cycles)
-    back = delay_cycles("tWRMAC|0", cycles)
-    trip = plan.target.asic.time_ps(asic.add_work(1)) / 1e3
-    norm = plan.target.asic.time_ps(asic.finish_norm_work(1)) / 1e3
-    norms = NORMS * plan.model.layers + any(m.name == HEAD for m in plan.placement.matrices)
-    edges = (WAITING_PRODUCTS - NORMS) * plan.model.layers
-    path = (there + back) * machine.tck_ps / 1e3
-    return norms * (path + norm) + edges * (path + trip)
+@lru_cache(maxsize=1024)
+def _shared(matrix: MatrixPlacement, split: int, vectors: Vectors, target: Target) -> Count:
+    columns = ceil(matrix.k / matrix.use.values / split)
+    outputs = ceil_div(ceil_div(matrix.n, target.banks), target.channels // split)
+    return product_least(outputs, columns, matrix.use.steps, vectors, target)

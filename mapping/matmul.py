@@ -326,7 +326,9 @@ def _fed_chunks(b: Builder, matrix: MatrixPlacement, outputs: _Outputs, target: 
     for (chunks, i), (following, j) in pairwise(each):
         if before:
             _sum(b, matrix, before, outputs, target)
-        ready = _supply(b, following.first + (j + 1) * following.width, matrix.k, ready, feed.follow, target)
+        ready = _supply(
+            b, matrix.needs(following.first + (j + 1) * following.width), matrix.k, ready, feed.follow, target
+        )
         _chunk(b, matrix, chunks, i, outputs, target, rows)
         b.add(Mark(feed.follow.job))
         b.add(Wait("asic"))

@@ -77,6 +77,10 @@ class MatrixPlacement:
         """Inputs of one channel: all, unless several share an output; the last of those may have fewer."""
         return sum(chunks.width * chunks.count for chunks in self.chunks)
 
+    def needs(self, inputs: int) -> int:
+        """Inputs of the whole matrix that are needed before all channels have the first `inputs` of theirs."""
+        return min((self.split - 1) * self.inputs + inputs, self.k)
+
     def outputs_of(self, channel: int, target: Target) -> int:
         """Outputs in each bank of a channel."""
         return target.outputs_of(channel, self.n, self.split)
@@ -140,7 +144,7 @@ def _scale_region(matrix: Matrix, scale_bytes: int, target: Target) -> Region:
 def _chunks(
     matrix: Matrix, fmt: Format, use: ColumnUse, input_bits: int, target: Target, choice: MatrixChoice, in_bank: bool
 ) -> tuple[Chunks, ...]:
-    """Full chunks as wide as the global buffer, and one for the rest."""
+    """Full chunks as wide as the global buffer, and one for the rest behind or before them."""
     _check_split(matrix, fmt, target, choice.split)
     width = _chunk_width(matrix, fmt, use, input_bits, target, in_bank)
     if choice.chunk:
@@ -149,11 +153,24 @@ def _chunks(
     inputs = matrix.k if choice.split == 1 else ceil_div(use.columns(matrix.k), choice.split) * use.values
     full, rest = divmod(inputs, width)
     found: list[Chunks] = []
-    for first, wide, count in ((0, width, full), (full * width, rest, 1 if rest else 0)):
-        if count:
+    cuts = [(0, width, full), (full * width, rest, 1)]
+    if choice.narrow_first:
+        _check_narrow_first(matrix, rest, input_bits, use, target)
+        cuts = [(0, rest, 1), (rest, width, full)]
+    for first, wide, count in cuts:
+        if count and wide:
             how = _bank_chunk if in_bank else _chunk
             found.append(how(matrix.n, first, wide, count, fmt, use, target, choice))
     return tuple(found)
+
+
+def _check_narrow_first(matrix: Matrix, rest: int, input_bits: int, use: ColumnUse, target: Target) -> None:
+    """What comes before other chunks ends with a column, and its vector with a burst."""
+    if rest % use.values or rest * input_bits % (8 * target.column_bytes):
+        raise NearbankError(
+            f"{matrix.name}: {rest} inputs left over do not fill columns of {use.values} and bursts of "
+            f"{target.column_bytes} bytes, so they cannot come first; leave out narrow_first"
+        )
 
 
 def _check_split(matrix: Matrix, fmt: Format, target: Target, split: int) -> None:

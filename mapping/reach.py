@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from nearbank.mapping.cache_placement import CachePlacement
 from nearbank.mapping.matmul import Rows
 from nearbank.mapping.packing import Packing
-from nearbank.mapping.sweep import WINDOW
+from nearbank.mapping.sweep import WINDOW, Address
 from nearbank.mapping.target import Target
 from nearbank.units import ceil_div
 
@@ -67,7 +67,8 @@ class Reach:
 class Attention:
     """What the functions below need to know: the cache, the machine, the channel, where its layer's rows are.
 
-    `area` is added to all data.
+    `area` is added to all data. `new`: the token whose K and V are written in place, as (token, counter to add to its
+    bank); None where they have rows opened for them, or are not written.
     """
 
     cache: CachePlacement
@@ -75,6 +76,7 @@ class Attention:
     channel: int
     rows: Rows
     area: int = 0
+    new: tuple[int, Address] | None = None
 
     @property
     def slots(self) -> int:

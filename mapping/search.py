@@ -31,7 +31,8 @@ from nearbank.sim.retention import RETENTION_PS
 from nearbank.trace import ModelDescription, Step
 
 SAMPLES = 3  # steps that decide, in the middle of as many equal parts of the run
-MATRIX_TRIALS = 2  # ways to lay one matrix that are simulated, the quickest by their bound
+ROUNDS = 2  # over all choices, as one may pay only after another
+MATRIX_TRIALS = 4  # ways to lay one matrix that are simulated, the quickest by their bound
 
 Candidates = Callable[[Plan], Iterator[tuple[str, MappingOptions]]]
 
@@ -54,8 +55,9 @@ class Found:
     """The quickest mapping found, and how: mean times of the sampled steps in nanoseconds.
 
     `simulated` and `pruned` count candidates. `gap` says what lies between `best_ns` and the bound of rows; `least` is
-    the bound that knows of sums, vectors, writes and dependencies, too. `closed_ps`: how long a row that holds data
-    stays closed at most, where there are no refresh commands.
+    the bound that knows of sums, vectors, writes and dependencies, too, and `ahead` the same of mappings that send
+    vectors before the sums of the chunk before are read. `closed_ps`: how long a row that holds data stays closed at
+    most, where there are no refresh commands.
     """
 
     plan: Plan
@@ -64,6 +66,7 @@ class Found:
     gains: tuple[Gain, ...]
     gap: Gap
     least: Least
+    ahead: Least
     simulated: int
     pruned: int
     closed_ps: int | None = None
@@ -113,15 +116,15 @@ def plan_best(
     search = _Search(machine, sample(run), model)
     best = default = search.first(options or MappingOptions())
     gains: list[Gain] = []
-    for candidates in (*((_by_use,) if by_use else ()), *KNOBS):
+    for candidates in (*((_by_use,) if by_use else ()), *KNOBS * ROUNDS):
         for better in search.improve(best, candidates):
             gains.append(Gain(better.name, best.time_ns, better.time_ns))
             best = better
     gap = gap_of(best.plan, best.plan.machine, best.result, len(search.steps), search.context)
-    bound = least(best.plan, best.plan.machine, search.context)
+    bound, beyond = (least(best.plan, best.plan.machine, search.contexts, ahead=ahead) for ahead in (False, True))
     counts = search.simulated, search.pruned
     closed_ps = longest_closed_ps(best.plan, run) if best.plan.options.choices.by_use else None
-    return Found(best.plan, default.time_ns, best.time_ns, tuple(gains), gap, bound, *counts, closed_ps)
+    return Found(best.plan, default.time_ns, best.time_ns, tuple(gains), gap, bound, beyond, *counts, closed_ps)
 
 
 def sample(steps: Sequence[Step]) -> tuple[Step, ...]:
@@ -154,8 +157,12 @@ class _Search:
     @property
     def context(self) -> float:
         """Mean positions that the sampled steps attend."""
-        seen = [max((o.context or 0) for b in step.blocks for o in b.operations) for step in self.steps]
-        return sum(seen) / len(seen)
+        return sum(self.contexts) / len(self.contexts)
+
+    @property
+    def contexts(self) -> list[int]:
+        """Positions that each of the sampled steps attends."""
+        return [max((o.context or 0) for b in step.blocks for o in b.operations) for step in self.steps]
 
     def first(self, options: MappingOptions) -> _Trial:
         return self._simulate("as published", plan(self.model, self.machine, options))
@@ -246,6 +253,8 @@ def _choices(placed: Plan, matrix: MatrixPlacement) -> Iterator[MatrixChoice]:
         for chunk in {None, equal if equal < min(held, columns) else None}:
             for crossing in (None, True, False) if able else (None,):
                 yield MatrixChoice(split, chunk, crossing)
+            if able and columns % (chunk or held):
+                yield MatrixChoice(split, chunk, narrow_first=True)
 
 
 def _cost(placed: Plan, name: str, choice: MatrixChoice) -> float | None:
@@ -265,6 +274,7 @@ def plan_like(placed: Plan, options: MappingOptions) -> Plan:
 def _in_words(choice: MatrixChoice) -> str:
     words = [f"{choice.split} channels share an output"] if choice.split > 1 else []
     words += [f"chunks of {choice.chunk} columns"] if choice.chunk else []
+    words += ["the narrow one first"] if choice.narrow_first else []
     packing = {None: [], True: ["end to end over rows"], False: ["whole outputs per row"]}[choice.crossing]
     return ", ".join(words + packing) or "as published"
 
@@ -272,6 +282,18 @@ def _in_words(choice: MatrixChoice) -> str:
 def _teams(placed: Plan) -> Iterator[tuple[str, MappingOptions]]:
     for team in team_sizes(placed.model, placed.target, placed.placement.cache.method):
         yield f"team: {team} channels share a KV head", _with(placed, team=team)
+
+
+def _in_place(placed: Plan) -> Iterator[tuple[str, MappingOptions]]:
+    if placed.placement.cache.scales or placed.placement.cache.method != "plain":
+        return
+    for team in (None, *team_sizes(placed.model, placed.target)):
+        share = "" if team is None else f", {team} channels share a KV head"
+        yield f"K and V: written into open rows{share}", _with(placed, in_place=True, joined=None, team=team)
+        yield (
+            f"K and V: written into open rows, heads one after another{share}",
+            _with(placed, in_place=True, joined=False, team=team),
+        )
 
 
 def _heads(placed: Plan) -> Iterator[tuple[str, MappingOptions]]:
@@ -299,4 +321,4 @@ def _with(placed: Plan, **changed: object) -> MappingOptions:
     return replace(placed.options, choices=replace(placed.options.choices, **changed))  # type: ignore[arg-type]
 
 
-KNOBS: tuple[Candidates, ...] = (_early_rows, _matrices, _teams, _heads, _blocks, _pieces, _padding)
+KNOBS: tuple[Candidates, ...] = (_early_rows, _matrices, _in_place, _teams, _heads, _blocks, _pieces, _padding)

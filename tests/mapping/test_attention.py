@@ -14,13 +14,14 @@ from nearbank.mapping.asic_arithmetic import EXACT as ASIC
 from nearbank.mapping.attention import attend
 from nearbank.mapping.cache_placement import CachePlacement
 from nearbank.mapping.cached_attention import CachedAttention
+from nearbank.mapping.choices import Choices
 from nearbank.mapping.functional import BankMemory, Moment, execute
 from nearbank.mapping.gemv import program_of
 from nearbank.mapping.placement import place
 from nearbank.mapping.reach import Attention, Reach
 from nearbank.mapping.target import Target, target_of
 from nearbank.sim.machine import load_machine
-from nearbank.sim.program import Builder, Program
+from nearbank.sim.program import Builder, Program, expand
 from nearbank.trace import Matrix, ModelDescription
 
 EXACT = target_of(load_machine("pim-gpt-ternary"))
@@ -47,8 +48,10 @@ def cache_for(
 
 def program(cache: CachePlacement, target: Target, token: int, first: int) -> Program:
     def write(b: Builder, channel: int) -> None:
-        at = Attention(cache, target, channel, lambda row: row)
-        append_keys(b, at, token, 0)
+        new = (token, 0) if target.choices.in_place else None
+        at = Attention(cache, target, channel, lambda row: row, new=new)
+        if not new:
+            append_keys(b, at, token, 0)
         attend(b, at, Reach.of(cache, first, token, target.banks), token)
 
     return program_of("attention", target.channels, write)
@@ -127,6 +130,24 @@ def test_formats_and_shapes(heads: int, kv_heads: int, head_dim: int, kv: str, t
     cache = cache_for(EXACT, heads, kv_heads, head_dim, 64, kv)
     assert (cache.team, cache.slots, cache.joined) == (team, slots, True)
     assert worst_error(cache, EXACT, 19) < ROUNDING
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize(
+    ("kv_heads", "head_dim", "v_block", "team"), [(8, 32, None, 1), (6, 32, 16, 2), (3, 64, 32, 2), (5, 128, 48, 4)]
+)
+def test_k_and_v_written_into_open_rows(
+    kv_heads: int, head_dim: int, v_block: int | None, team: int, joined: bool, window: int | None
+) -> None:
+    """Every block size, share of heads and window: as written into rows of their own, and with fewer rows opened."""
+    apart = replace(EXACT, choices=Choices(team=team, joined=joined))
+    merged = replace(apart, choices=replace(apart.choices, in_place=True))
+    cache = cache_for(apart, 2 * kv_heads, kv_heads, head_dim, 64, "bf16", v_block)
+    assert cache_for(merged, 2 * kv_heads, kv_heads, head_dim, 64, "bf16", v_block) == cache
+    assert worst_error(cache, merged, 37, window) < ROUNDING
+    opened = [sum(s.command in ("ACT", "ACT16") for s in expand(program(cache, t, 36, 0))) for t in (apart, merged)]
+    assert opened[1] < opened[0]
 
 
 @pytest.mark.parametrize("heads", [2, 3, 5])

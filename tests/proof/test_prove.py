@@ -226,11 +226,11 @@ def labels_after_softmax(placed: Plan, model: Model) -> set[str]:
     return {node.label for node in begun[first:attended] if isinstance(node, Mark)} & {"qkv"}
 
 
-@pytest.mark.parametrize("team", [1, 2])
-def test_chosen_mappings_write_the_same_bits(team: int) -> None:
-    """Integer sums are exact, whatever channels share an output and however rows are filled."""
+@pytest.mark.parametrize(("team", "in_place"), [(1, False), (2, False), (1, True), (2, True)])
+def test_chosen_mappings_write_the_same_bits(team: int, in_place: bool) -> None:
+    """Integer sums are exact, whatever channels share an output, however rows are filled, and whenever K is written."""
     model = small("ternary-tensor", "bf16", width=128)
-    chosen = Choices(early_rows=True, pieces=2, padding=10, joined=False, team=team)
+    chosen = Choices(early_rows=True, pieces=2, padding=10, joined=False, team=team, in_place=in_place)
     for name, choice in {"qkv": MatrixChoice(2), "fc1": MatrixChoice(4, None, True), "fc2": MatrixChoice(8)}.items():
         placed_name = next(m.name for m in model.description().matrices if m.name.endswith(name))
         chosen = chosen.with_matrix(placed_name, choice)
