@@ -4,8 +4,9 @@
 
 A GEMV program on `pim-gpt` with refresh on; the sizes are commands of one channel, and all channels do the same.
 Requests are reads in sequence and at random; to find the places of their addresses counts, to read a file does not.
-Whole generations are those of `generations.py`. Writes `benchmarks/results/engine.json` and the tables in `docs/simulator.md`. Compiled code is loaded before anything is
-measured; times are CPU seconds, the best of three where they are short.
+Whole generations are those of `generations.py`. Writes `benchmarks/results/engine.json` and the tables in
+`docs/simulator.md`. Compiled code is loaded before anything is measured; times are CPU seconds, the best of three where
+they are short.
 """
 
 from __future__ import annotations
