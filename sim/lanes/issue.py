@@ -6,7 +6,7 @@ from nearbank.sim.lanes.rows import move_rows
 from nearbank.sim.lanes.state import spec_of
 
 
-@compiled_part
+@compiled_part(forceinline=True)
 def earliest(t, m, command, bank, start, reason):  # type: ignore[no-untyped-def]
     """The first cycle from `start` on at which every rule lets the command go, and which one held it longest."""
     spec = spec_of(command)
@@ -27,7 +27,7 @@ def earliest(t, m, command, bank, start, reason):  # type: ignore[no-untyped-def
     return start, reason
 
 
-@compiled_part
+@compiled_part(forceinline=True)
 def issue(t, m, command, bank, row, cycle, reason):  # type: ignore[no-untyped-def]
     """Put the command on the bus at `cycle`: idle time, last issues, row state."""
     idle = cycle - m[vm.PREVIOUS] - 1
