@@ -11,7 +11,7 @@ from nearbank.sim.lanes.rows import access
 from nearbank.sim.lanes.state import affine, spec_of
 
 
-@compiled_part(forceinline=True)
+@compiled_part
 def play_command(t, m, record, code, pc):  # type: ignore[no-untyped-def]
     """Issue one command of the program, after the refreshes that come first."""
     command = code[pc * vm.WIDTH + vm.A]
