@@ -34,6 +34,7 @@ bench: $(VENV)/.installed-dev
 # How the simulator's cost grows: docs/simulator.md.
 bench-engine: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/engine_growth.py
+	$(BIN)/python benchmarks/first_call.py
 
 bench-gpu: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/gpu.py
