@@ -165,14 +165,15 @@ def _rounded_control(trained: Sequence[Row], rounded: Sequence[Row], caches: Seq
     students = _named(trained, CONTROL)["nats_per_character"]
     first = next(row for row in caches if row["weights"] == "fp32")
     used = {
-        "The table above": _named(rounded, "FP")["nats_per_character"],
-        "The next table": first["nats"] - first["above_exact"],
+        "the table above": _named(rounded, "FP")["nats_per_character"],
+        "the next table": first["nats"] - first["above_exact"],
     }
     others = [what for what, nats in used.items() if abs(nats - students) > 5e-5]
     if others:
         again = read("again/fp", "again/fp-control")
+        which = " and ".join(others).capitalize()
         yield (
-            f"{' and '.join(others)}: of a control that the same commands trained once more, with products in "
+            f"{which}: of a control that the same commands trained once more, with products in "
             f"{again[-1]['products']}.\nIt has {again[-1]['nats_per_character']:.4f} nats per character, the students' "
             f"{students:.4f}; the first one's weights were not kept, and the\nstudents were not trained again.\n"
         )

@@ -1,5 +1,6 @@
 """Compiled functions are kept on disk, and compiled anew when any of their sources changes."""
 
+import gc
 import importlib
 import sys
 from collections.abc import Iterator
@@ -7,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from numba import njit
+from numba import njit, typeof
 from numba.core.errors import UnsupportedError
 
-from nearbank.compiled import compiled_part, source_stamp
+from nearbank.compiled import compiled, compiled_part, source_stamp
 
 CALLER = """
 from nearbank.compiled import compiled, compiled_part
@@ -139,3 +140,23 @@ def test_what_a_part_may_not_contain_is_refused() -> None:
 
     with pytest.raises(UnsupportedError, match="raise"):
         run(1)
+
+
+def test_garbage_is_not_looked_for_while_compiling_and_is_afterwards(tmp_path: Path) -> None:
+    found: list[str] = []
+
+    def started(phase: str, info: dict[str, int]) -> None:
+        found.append(phase)
+
+    @compiled
+    def many(x: int) -> int:
+        return sum([x + i for i in range(x)])
+
+    gc.collect()
+    gc.callbacks.append(started)
+    try:
+        many._compiler.compile((typeof(3),), None)
+        assert found == []
+    finally:
+        gc.callbacks.remove(started)
+    assert gc.isenabled()
