@@ -95,18 +95,7 @@ def _one_query(  # type: ignore[no-untyped-def]
         place = ((layer * pages + table[page]) * heads + head) * PAGE
         groups = (min(PAGE, n - page * PAGE) + 7) // 8
         scores_in_page(
-            kind,
-            wide_q,
-            q_sum,
-            scale,
-            flat_k,
-            place * row,
-            chunks,
-            flat_kp,
-            2 * place,
-            groups,
-            scores,
-            page * PAGE,
+            kind, wide_q, q_sum, scale, flat_k, place * row, chunks, flat_kp, 2 * place, groups, scores, page * PAGE
         )
     scores[n : used * PAGE] = -np.inf
     peak = np.float32(-np.inf)

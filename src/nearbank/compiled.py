@@ -38,7 +38,7 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 
 def _without_gc(compile_: Callable[..., Any], *signature: Any) -> Any:
-    """Compilation makes many objects that live on; to look for garbage among them takes a twelfth of its time."""
+    """Compilation makes many objects that live on; to look for garbage among them takes up to a tenth of its time."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -16,8 +16,7 @@ def train(
     text: Annotated[Path, typer.Argument(help="UTF-8 text: the first 90 % trains, the last 10 % validates.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint, its card and what a resumed run needs.")],
     task: Annotated[
-        str | None,
-        typer.Option(help="continue, or restore damaged text (encoder and decoder).", show_default="continue"),
+        str | None, typer.Option(help="continue, or restore damaged text (encoder-decoder).", show_default="continue")
     ] = None,
     precision: Annotated[
         str | None, typer.Option("--precision", "--variant", help=PRECISIONS, show_default="2-8")
@@ -26,9 +25,7 @@ def train(
         str | None,
         typer.Option(help="Quantisers' form: paper, or reference (the authors' code).", show_default="paper"),
     ] = None,
-    teacher: Annotated[
-        Path | None, typer.Option(help="Folder of a run whose twin teaches; else it is trained.")
-    ] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Folder of a run that teaches; else one is trained.")] = None,
     name: Annotated[str | None, typer.Option(help="The model's name, and its files'.", show_default="ternary")] = None,
     layers: Annotated[int | None, typer.Option(help="Transformer blocks.", show_default="4")] = None,
     width: Annotated[int | None, typer.Option(help="Values per token between blocks.", show_default="256")] = None,
