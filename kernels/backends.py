@@ -39,6 +39,9 @@ class Backend(Protocol):
     def allocate(self, fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int) -> Any:
         """Zeroed memory for a cache where this backend works: a `CacheStore` or its own kind, with `nbytes`."""
 
+    def with_pages(self, store: Any, pages: list[int]) -> Any:
+        """The same memory as a sequence sees it that holds these pages, in this order."""
+
     def append(self, store: Any, layer: int, start: int, k: Floats, v: Floats) -> None:
         """Write k, v [T, kv heads, head_dim] at positions start … of a `CacheStore`."""
 

@@ -31,6 +31,7 @@ from nearbank.kernels.cuda.host import FloatRows, StagedRows, Tiles
 from nearbank.kernels.cuda.sources import Kernel
 from nearbank.kernels.levels import Levels
 from nearbank.kernels.packed import PackedMatrix, as_format
+from nearbank.kernels.store import PAGE
 
 Floats = npt.NDArray[np.float32]
 STATIC_SHARED_LIMIT = 48 * 1024
@@ -212,6 +213,12 @@ def matmul_floats(x: Floats, state: Tiles | FloatRows) -> Floats:
 def allocate(fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int) -> DevicePages:
     """Pages of a KV cache in the current GPU's memory."""
     return device_cache.allocate(current_runtime(), fmt, layers, kv_heads, head_dim, capacity)
+
+
+def with_pages(store: DevicePages, pages: list[int]) -> DevicePages:
+    """The same memory as a sequence sees it that holds these pages, in this order."""
+    table = _runtime_of(store).asarray(np.array(pages or [0], np.int32))
+    return replace(store, tables=table, capacity=len(pages) * PAGE)
 
 
 def append(store: DevicePages, layer: int, start: int, k: Floats, v: Floats) -> None:

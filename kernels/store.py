@@ -8,7 +8,7 @@ neighbours: byte i of 16 holds value i in its lowest bits, value i + 16 above, a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,11 @@ class CacheStore:
     def nbytes(self) -> int:
         """Bytes of the pages allocated."""
         return sum(a.nbytes for a in (self.keys, self.values, self.key_params, self.value_params))
+
+
+def with_pages(store: CacheStore, pages: list[int]) -> CacheStore:
+    """The same memory as a sequence sees it that holds these pages, in this order."""
+    return replace(store, table=np.array(pages, np.int64))
 
 
 def row_length(fmt: Format, head_dim: int) -> int:

@@ -3,7 +3,7 @@
 from nearbank.kernels.cpu.attention import append, attend
 from nearbank.kernels.cpu.matmul import matmul_codes, matmul_floats, matmul_low, prepare
 from nearbank.kernels.cpu.quantise import quantise_normed, quantise_rows
-from nearbank.kernels.store import allocate
+from nearbank.kernels.store import allocate, with_pages
 
 __all__ = [
     "allocate",
@@ -15,4 +15,5 @@ __all__ = [
     "prepare",
     "quantise_normed",
     "quantise_rows",
+    "with_pages",
 ]

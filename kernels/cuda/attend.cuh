@@ -312,21 +312,28 @@ NB_INLINE float2 join_parts(const float* parts, int count, int stride, float* fa
 // q [queries, heads, DIM] at the last `queries` of the lengths[layer] tokens → out alike. grid (splits, KV heads,
 // blocks of 8 queries); 256 threads; RESIDENT blocks share a multiprocessor. parts: [KV head][block][split][8][DIM + 2];
 // arrived: [KV head][block], zeros. NaN where lengths[layer] exceeds the capacity.
-template <int STORED, int DIM, int RESIDENT>
+// PAGED: q [sequences, queries, heads, DIM] of those that `ids` names, each with its own table and lengths, as in kv.cuh.
+template <int STORED, int DIM, int RESIDENT, bool PAGED = false>
 __global__ void __launch_bounds__(32 * kAttendWarps, RESIDENT)
 attend(const float* q, const uint8_t* keys, const uint8_t* values, const uint32_t* key_params,
        const uint32_t* value_params, const int* lengths, float* parts, int* arrived, float* out, float scale,
-       int queries, int heads, int layer, int pages, int kv_heads, int capacity) {
+       int queries, int heads, int layer, int pages, int kv_heads, int capacity, const int* tables, const int* ids,
+       int layers) {
     constexpr int kPart = DIM + 2;
     NB_SHARED(float, warps);  // [warp][8][kPart], then [8][most parts] factors
     using S = Shape<STORED, DIM>;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv = blockIdx.y, shared = heads / kv_heads;
     wait_for_previous();
     let_next_begin();
-    const int total_length = lengths[layer], start = total_length - queries;
-    const Pages at{layer, pages, kv_heads, S::kRowBytes};
+    const int blocks = PAGED ? (queries * shared + 7) / 8 : 1, sequence = PAGED ? blockIdx.z / blocks : 0;
+    const int id = PAGED && ids ? ids[sequence] : 0;
+    const int total_length = lengths[id * layers + layer], start = total_length - queries;
+    const int64_t table = static_cast<int64_t>(id) * pages_for(capacity);
+    const Pages at{layer, pages, kv_heads, S::kRowBytes, PAGED ? tables + table : nullptr};
+    const int64_t origin = static_cast<int64_t>(sequence) * queries * heads;
+    q += origin * DIM, out += origin * DIM;
     // Row r of this block is query token index / shared, head kv · shared + index % shared.
-    const int first = blockIdx.z * 8, count = min(8, queries * shared - first);
+    const int first = (PAGED ? blockIdx.z % blocks : blockIdx.z) * 8, count = min(8, queries * shared - first);
     const int index = first + lane / 4;
     const bool real = lane / 4 < count;
     const int length = real ? start + index / shared + 1 : 0;

@@ -28,15 +28,28 @@ NB_INLINE float exp_non_positive(float x) {
     return __fmul_rn(value, __uint_as_float(static_cast<uint32_t>(static_cast<int>(n) + 127) << 23));
 }
 
+// How far each query sees, and where: `start` + query + 1 tokens of one sequence, or ends[query] tokens of that one of
+// the pool's which ids[query] names. tables [sequence][width], or null.
+struct Seen {
+    int start, width;
+    const int *tables, *ids, *ends;
+    NB_INLINE int length(int query) const { return ends ? ends[query] : start + query + 1; }
+    NB_INLINE const int* table(int query) const {
+        return tables ? tables + static_cast<int64_t>(ids ? ids[query] : 0) * width : nullptr;
+    }
+};
+
 // Scores of one page for one query: half a warp per token. grid (pages, heads, queries), 256 threads.
 template <int STORED>
 __global__ void __launch_bounds__(256)
 exact_scores(const float* q, const uint8_t* keys, const uint32_t* params, float* scores, float* peaks, float scale,
-             int start, int most, int dim, int layer, int pages, int kv_heads, int row_bytes) {
+             int start, int most, int dim, int layer, int pages, int kv_heads, int row_bytes, int width,
+             const int* tables, const int* ids, const int* ends) {
     NB_SHARED(float, lanes);
     const int query = blockIdx.z, head = blockIdx.y, heads = gridDim.y, kv = head / (heads / kv_heads);
-    const int length = start + query + 1, lane = threadIdx.x % 16;
-    const Pages at{layer, pages, kv_heads, row_bytes};
+    const Seen seen{start, width, tables, ids, ends};
+    const int length = seen.length(query), lane = threadIdx.x % 16;
+    const int64_t first = Pages{layer, pages, kv_heads, row_bytes, seen.table(query)}.slot(kv, blockIdx.x * kPage);
     const int64_t one = static_cast<int64_t>(query) * heads + head;
     const float* q_row = q + one * dim;
     float q_sum = 0.0f, peak = -INFINITY;
@@ -44,7 +57,7 @@ exact_scores(const float* q, const uint8_t* keys, const uint32_t* params, float*
     q_sum = fold_lanes(q_sum);
     for (int i = threadIdx.x / 16; i < kPage; i += 16) {
         const int token = blockIdx.x * kPage + i;
-        const uint8_t* row = keys + at.row(kv, token);
+        const uint8_t* row = keys + (first + i) * row_bytes;
         float dot = 0.0f;
         if (token < length)
             for (int d = lane; d < dim; d += 16)
@@ -53,7 +66,7 @@ exact_scores(const float* q, const uint8_t* keys, const uint32_t* params, float*
         if (token < length && lane == 0) {
             float score = dot;
             if (!Row<STORED>::kIsFloat) {
-                const uint32_t param = params[at.slot(kv, token)];
+                const uint32_t param = params[first + i];
                 score = __fadd_rn(__fmul_rn(dot, bf16_to_float(param & 0xffff)),
                                   __fmul_rn(bf16_to_float(param >> 16), q_sum));
             } else {
@@ -72,16 +85,19 @@ exact_scores(const float* q, const uint8_t* keys, const uint32_t* params, float*
 template <int STORED>
 __global__ void __launch_bounds__(256)
 exact_pages(const uint8_t* values, const uint32_t* params, const float* scores, const float* peaks, float* totals,
-            float* sums, int start, int most, int dim, int layer, int pages, int kv_heads, int row_bytes) {
+            float* sums, int start, int most, int dim, int layer, int pages, int kv_heads, int row_bytes, int width,
+            const int* tables, const int* ids, const int* ends) {
     NB_SHARED(float, lanes);
     float* weights = lanes + 256;
     float* scaled = weights + kPage;
     float* offsets = scaled + kPage;
     const int query = blockIdx.z, head = blockIdx.y, heads = gridDim.y, kv = head / (heads / kv_heads);
-    const int first = blockIdx.x * kPage, count = min(start + query + 1 - first, kPage);
-    const Pages at{layer, pages, kv_heads, row_bytes};
+    const Seen seen{start, width, tables, ids, ends};
+    const int first = blockIdx.x * kPage, count = min(seen.length(query) - first, kPage);
     const int64_t one = static_cast<int64_t>(query) * heads + head;
     if (count <= 0) return;  // the whole block
+    const int64_t slot = Pages{layer, pages, kv_heads, row_bytes, seen.table(query)}.slot(kv, first);
+    const uint8_t* rows = values + slot * row_bytes;
     float peak = -INFINITY;
     for (int p = threadIdx.x; p < static_cast<int>(gridDim.x); p += 256)
         peak = Largest::of(peak, peaks[one * gridDim.x + p]);
@@ -91,7 +107,7 @@ exact_pages(const uint8_t* values, const uint32_t* params, const float* scores, 
     if (i < count) {
         weight = exp_non_positive(__fsub_rn(scores[one * most + first + i], peak));
         if (!Row<STORED>::kIsFloat) {
-            const uint32_t param = params[at.slot(kv, first + i)];
+            const uint32_t param = params[slot + i];
             scale = bf16_to_float(param & 0xffff);
             offset = bf16_to_float(param >> 16);
         }
@@ -103,7 +119,7 @@ exact_pages(const uint8_t* values, const uint32_t* params, const float* scores, 
     for (int d = threadIdx.x; d < dim; d += 256) {
         float total = 0.0f;
         for (int j = 0; j < count; ++j)
-            total = __fadd_rn(total, __fmul_rn(scaled[j], stored_value<STORED>(values + at.row(kv, first + j), d)));
+            total = __fadd_rn(total, __fmul_rn(scaled[j], stored_value<STORED>(rows + j * row_bytes, d)));
         totals[(one * gridDim.x + blockIdx.x) * dim + d] = total;
     }
     if (threadIdx.x < 32) {
@@ -117,8 +133,8 @@ exact_pages(const uint8_t* values, const uint32_t* params, const float* scores, 
 
 // The pages added in order. grid (heads, queries).
 __global__ void __launch_bounds__(128)
-exact_total(const float* totals, const float* sums, float* out, int start, int pages, int dim) {
-    const int used = (start + static_cast<int>(blockIdx.y) + kPage) / kPage;
+exact_total(const float* totals, const float* sums, float* out, int start, int pages, int dim, const int* ends) {
+    const int used = pages_for(Seen{start, 0, nullptr, nullptr, ends}.length(blockIdx.y));
     const int64_t one = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
     float offset = 0.0f, mass = 0.0f;
     for (int p = 0; p < used; ++p) {

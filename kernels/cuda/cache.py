@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,9 @@ EXACT_SCRATCH_BYTES = 64 << 20
 class DevicePages:
     """A cache in device memory, laid out as `nearbank.kernels.store`, with its lengths beside it.
 
-    keys, values [layers, pages, kv heads, PAGE, row]; params […, PAGE, 2]; lengths [layers] int32.
+    keys, values [layers, pages, kv heads, PAGE, row]; params […, PAGE, 2]; lengths [layers] int32. A pool's sequences
+    share the rows: lengths [sequences, layers], tables [sequences, pages of `capacity`] int32 (`kv.cuh` says what is
+    in them) and, for a launch over several, `ids` [sequences of the launch] int32. One sequence has its row of each.
     """
 
     format: Format
@@ -36,12 +39,14 @@ class DevicePages:
     value_params: Any = field(repr=False)
     lengths: Any = field(repr=False)
     finished: Any = field(repr=False)
+    tables: Any = field(default=None, repr=False)
+    ids: Any = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        arrays = (self.keys, self.values, self.key_params, self.value_params, self.lengths, self.finished)
-        return sum(int(array.nbytes) for array in arrays)
+        arrays = (self.keys, self.values, self.key_params, self.value_params, self.lengths, self.finished, self.tables)
+        return sum(int(array.nbytes) for array in arrays if array is not None)
 
     @property
     def pages(self) -> int:
@@ -52,6 +57,11 @@ class DevicePages:
     def row_bytes(self) -> int:
         """Bytes of one token's row of one head."""
         return int(self.keys.shape[4]) * int(self.keys.dtype.itemsize)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that one launch serves."""
+        return 1 if self.ids is None else int(self.ids.shape[0])
 
     def fast(self) -> bool:
         """Whether the fast attention has this format and head dimension."""
@@ -78,8 +88,11 @@ def allocate(runtime: Runtime, fmt: Format, layers: int, kv_heads: int, head_dim
 
 
 def append(runtime: Runtime, pages: DevicePages, layer: int, k: Any, v: Any, kind: int) -> None:
-    """Quantise k, v [T, kv heads, head_dim] behind what layer `layer` holds; its length grows on the device."""
-    tokens = k.shape[0]
+    """Quantise k, v [T, kv heads, head_dim] behind what layer `layer` holds; its length grows on the device.
+
+    For several sequences: T tokens of the first, then as many of the second, and so on.
+    """
+    tokens = k.shape[0] // pages.sequences
     if tokens == 0:
         return
     sizes = (
@@ -93,13 +106,17 @@ def append(runtime: Runtime, pages: DevicePages, layer: int, k: Any, v: Any, kin
         pages.format.high,
     )
     memory = (pages.keys, pages.values, pages.key_params, pages.value_params, pages.lengths, pages.finished)
-    grid = (-(-tokens * pages.kv_heads // 4), 1, 2)
-    runtime.kernel(sources.append_rows(pages.format.name, kind))(grid, 128, 0, (k, v, *memory, *map(np.int32, sizes)))
+    arguments = (k, v, *memory, *map(np.int32, sizes), pages.tables, pages.ids, np.int32(pages.layers))
+    grid = (-(-tokens * pages.kv_heads // 4), pages.sequences, 2)
+    runtime.kernel(sources.append_rows(pages.format.name, kind))(grid, 128, 0, arguments)
 
 
 @dataclass(frozen=True)
 class AttendScratch:
-    """Memory for the parts that a launch of the fast attention joins; made once for `queries` × `heads`."""
+    """Memory for the parts that a launch of the fast attention joins; made once for `queries` × `heads`.
+
+    blocks: of 8 queries, all sequences together.
+    """
 
     splits: int
     blocks: int
@@ -108,8 +125,8 @@ class AttendScratch:
 
 
 def attend_scratch(runtime: Runtime, pages: DevicePages, queries: int, heads: int) -> AttendScratch:
-    """Enough splits to fill every multiprocessor, at most one per 128 tokens of capacity."""
-    blocks = -(-queries * (heads // pages.kv_heads) // 8)
+    """Enough splits to fill every multiprocessor, at most one per 128 tokens of capacity. queries: of one sequence."""
+    blocks = -(-queries * (heads // pages.kv_heads) // 8) * pages.sequences
     resident = sources.attend_resident(pages.format.name, pages.head_dim)
     wanted = resident * runtime.multiprocessors // (blocks * pages.kv_heads)
     splits = max(1, min(wanted, -(-pages.capacity // (16 * ATTEND_WARPS)), MOST_SPLITS))
@@ -129,20 +146,22 @@ def attend(
 ) -> Any:
     """Causal attention of q [T, heads, head_dim] float32, the last T tokens appended → float32 alike.
 
-    Two bfloat16 (fp16 caches: fp16) make each query and weight, so relative errors stay near 2⁻¹⁶ of Σ|q·k|.
+    For several sequences: the last T of the first, then as many of the second, and so on. Two bfloat16 (fp16
+    caches: fp16) make each query and weight, so relative errors stay near 2⁻¹⁶ of Σ|q·k|.
     """
     queries, heads, dim = q.shape
     if not pages.fast():
         known = "; ".join(f"{name}: {', '.join(map(str, dims))}" for name, dims in sources.FAST_DIMS.items())
         raise NearbankError(f"fast attention: {pages.format.name} with head dimension {dim}; supported: {known}")
     out = runtime.empty(q.shape, np.float32) if out is None else out
-    sizes = (queries, heads, layer, pages.pages, pages.kv_heads, pages.capacity)
+    sizes = (queries // pages.sequences, heads, layer, pages.pages, pages.kv_heads, pages.capacity)
     memory = (pages.keys, pages.values, pages.key_params, pages.value_params, pages.lengths)
-    kernel = runtime.kernel(sources.attend(pages.format.name, dim))
+    paged = (pages.tables, pages.ids, np.int32(pages.layers))
+    kernel = runtime.kernel(sources.attend(pages.format.name, dim, pages.tables is not None))
     grid = (scratch.splits, pages.kv_heads, scratch.blocks)
     shared = (ATTEND_WARPS * 8 * (dim + 2) + 8 * max(ATTEND_WARPS, scratch.splits)) * 4
-    arguments = (q, *memory, scratch.parts, scratch.arrived, out, np.float32(scale), *map(np.int32, sizes))
-    kernel(grid, 32 * ATTEND_WARPS, shared, arguments)
+    scratches = (scratch.parts, scratch.arrived, out, np.float32(scale))
+    kernel(grid, 32 * ATTEND_WARPS, shared, (q, *memory, *scratches, *map(np.int32, sizes), *paged))
     return out
 
 
@@ -151,30 +170,44 @@ def attend_exact(runtime: Runtime, pages: DevicePages, layer: int, start: int, q
 
     start: the position of q's first token, which the host must know.
     """
+    return attend_exact_many(runtime, pages, layer, [start + i + 1 for i in range(q.shape[0])], q, scale)
+
+
+def attend_exact_many(
+    runtime: Runtime, pages: DevicePages, layer: int, ends: Sequence[int], q: Any, scale: np.float32
+) -> Any:
+    """That of queries [T, heads, head_dim] which see ends[…] tokens each: of T sequences, `pages.ids`, or else of one.
+
+    As many queries at a time as scratch memory holds.
+    """
     out = runtime.empty(q.shape, np.float32)
-    per_query = q.shape[1] * (-(-(start + q.shape[0]) // PAGE) * (PAGE + pages.head_dim + 3)) * 4
-    most = max(1, min(EXACT_SCRATCH_BYTES // per_query, 65535))
+    per_query = q.shape[1] * (-(-max(ends, default=0) // PAGE) * (PAGE + pages.head_dim + 3)) * 4
+    most = max(1, min(EXACT_SCRATCH_BYTES // max(per_query, 1), 65535))
     for first in range(0, q.shape[0], most):
         part = slice(first, min(first + most, q.shape[0]))
-        _attend_exact_part(runtime, pages, layer, start + first, q[part], scale, out[part])
+        _attend_exact_part(runtime, pages, layer, ends[part], part, q[part], scale, out[part])
     return out
 
 
 def _attend_exact_part(
-    runtime: Runtime, pages: DevicePages, layer: int, start: int, q: Any, scale: np.float32, out: Any
-) -> None:
+    runtime: Runtime, pages: DevicePages, layer: int, ends: Sequence[int], part: slice, q: Any, scale: np.float32,
+    out: Any,
+) -> None:  # fmt: skip
     queries, heads, dim = q.shape
-    used = -(-(start + queries) // PAGE)
+    used = -(-max(ends) // PAGE)
     scores = runtime.empty((queries, heads, used * PAGE), np.float32)
     peaks = runtime.empty((queries, heads, used), np.float32)
     totals = runtime.empty((queries, heads, used, dim), np.float32)
     sums = runtime.empty((queries, heads, used, 2), np.float32)
-    numbers = (start, used * PAGE, dim, layer, pages.pages, pages.kv_heads, pages.row_bytes)
+    numbers = (ends[0] - 1, used * PAGE, dim, layer, pages.pages, pages.kv_heads, pages.row_bytes)
+    many = pages.ids is not None
+    each = (pages.ids[part], runtime.asarray(np.array(ends, np.int32))) if many else (None, None)
     sizes, grid = tuple(map(np.int32, numbers)), (used, heads, queries)
+    seen = (np.int32(-(-pages.capacity // PAGE)), pages.tables, *each)
     name = pages.format.name
-    keys = (q, pages.keys, pages.key_params, scores, peaks, np.float32(scale), *sizes)
+    keys = (q, pages.keys, pages.key_params, scores, peaks, np.float32(scale), *sizes, *seen)
     runtime.kernel(sources.exact_scores(name))(grid, 256, 1024, keys)
-    values = (pages.values, pages.value_params, scores, peaks, totals, sums, *sizes)
+    values = (pages.values, pages.value_params, scores, peaks, totals, sums, *sizes, *seen)
     runtime.kernel(sources.exact_pages(name))(grid, 256, 4096, values)
-    last = (totals, sums, out, np.int32(start), np.int32(used), np.int32(dim))
+    last = (totals, sums, out, np.int32(ends[0] - 1), np.int32(used), np.int32(dim), each[1])
     runtime.kernel(sources.EXACT_TOTAL)((heads, queries), 128, 0, last)

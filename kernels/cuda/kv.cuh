@@ -3,6 +3,7 @@
 // Pages are [layer][page][kv head][256 tokens][row]. A row of 4-bit codes is blocks of 16 bytes; byte i of a block
 // has value i in its low half and value i + 16 in its high half (2 bits: four values). Scale and offset, both
 // bfloat16, lie in pairs beside: value = offset + scale · code.
+// Sequences of a pool share the pages of a layer; each has a row in `tables` that says which are its own.
 #pragma once
 #include "quantise.cuh"
 
@@ -21,14 +22,29 @@ struct Row {
     }
 };
 
+// `table`: a sequence's pages in order; ~page where others hold the page too; null where page i is i itself.
 struct Pages {
     int layer, pages, heads, row_bytes;
+    const int* table = nullptr;
+    NB_INLINE int page_of(int token) const {
+        if (!table) return token / kPage;
+        const int entry = table[token / kPage];
+        return max(entry, ~entry);
+    }
     NB_INLINE int64_t slot(int head, int token) const {  // counts rows
-        const int64_t page = static_cast<int64_t>(layer) * pages + token / kPage;
+        const int64_t page = static_cast<int64_t>(layer) * pages + page_of(token);
         return (page * heads + head) * kPage + token % kPage;
     }
     NB_INLINE int64_t row(int head, int token) const { return slot(head, token) * row_bytes; }
+    // Whether the pages of these tokens are there and nobody else's.
+    NB_INLINE bool writable(int token, int count) const {
+        bool all = true;
+        for (int i = token / kPage; table && i * kPage < token + count; ++i) all = all && table[i] >= 0;
+        return all;
+    }
 };
+
+NB_INLINE int pages_for(int tokens) { return (tokens + kPage - 1) / kPage; }
 
 template <class Op>
 NB_INLINE float fold_warp(float value) {
@@ -81,22 +97,26 @@ NB_INLINE void write_row(const void* source, int64_t first, int dim, uint8_t* ro
     if (lane == 0) *param = scale_bits | offset_bits << 16;
 }
 
-// k, v [tokens, heads, dim] behind the tokens that lengths[layer] counts. One warp per (token, head), blockIdx.z
-// chooses k or v. The last block to finish adds to lengths[layer], so a captured graph can be played again; a
-// length above `capacity` stays as a mark that nothing was written.
+// k, v [sequences, tokens, heads, dim] behind the tokens that lengths[sequence][layer] counts. One warp per (token,
+// head), blockIdx.y says which of `ids` (null: the one sequence there is), blockIdx.z chooses k or v. The last block to
+// finish adds to the length, so a captured graph can be played again; a length above `capacity` stays as a mark that
+// nothing was written. tables [sequence][pages of capacity], or null.
 template <int STORED, int KIND>
 __global__ void __launch_bounds__(128)
 append_rows(const void* k, const void* v, uint8_t* keys, uint8_t* values, uint32_t* key_params,
             uint32_t* value_params, int* lengths, int* finished, int tokens, int dim, int layer, int pages,
-            int heads, int row_bytes, int capacity, int top) {
+            int heads, int row_bytes, int capacity, int top, const int* tables, const int* ids, int layers) {
     wait_for_previous();
     let_next_begin();
-    const int start = lengths[layer], pair = blockIdx.x * 4 + threadIdx.x / 32;
-    const Pages at{layer, pages, heads, row_bytes};
-    if (pair < tokens * heads && start + tokens <= capacity) {
+    const int id = ids ? ids[blockIdx.y] : 0, counter = id * layers + layer;
+    const int start = lengths[counter], pair = blockIdx.x * 4 + threadIdx.x / 32;
+    const int64_t table = static_cast<int64_t>(id) * pages_for(capacity);
+    const Pages at{layer, pages, heads, row_bytes, tables ? tables + table : nullptr};
+    const bool fits = start + tokens <= capacity && at.writable(start, tokens);
+    if (pair < tokens * heads && fits) {
         const int token = pair / heads, head = pair % heads;
         const int64_t row = at.row(head, start + token), slot = at.slot(head, start + token);
-        const int64_t first = static_cast<int64_t>(pair) * dim;
+        const int64_t first = (static_cast<int64_t>(blockIdx.y) * tokens * heads + pair) * dim;
         if (blockIdx.z == 0)
             write_row<STORED, KIND>(k, first, dim, keys + row, key_params + slot, row_bytes, top);
         else
@@ -105,9 +125,9 @@ append_rows(const void* k, const void* v, uint8_t* keys, uint8_t* values, uint32
     __syncthreads();
     if (threadIdx.x == 0) {
         const int blocks = static_cast<int>(gridDim.x) * 2;
-        if (atomicAdd(&finished[layer], 1) == blocks - 1) {
-            finished[layer] = 0;
-            lengths[layer] = start + tokens;
+        if (atomicAdd(&finished[counter], 1) == blocks - 1) {
+            finished[counter] = 0;
+            lengths[counter] = (fits ? start : max(start, capacity)) + tokens;
         }
     }
 }

@@ -141,9 +141,10 @@ def attend_resident(stored: str, dim: int) -> int:
     return 2 if dim == 64 or (stored, dim) == ("int4", 128) else 1
 
 
-def attend(stored: str, dim: int) -> Kernel:
-    """Flash decoding, for the formats and head dimensions of `FAST_DIMS`."""
-    return Kernel("attend.cuh", f"attend<{STORED[stored]}, {dim}, {attend_resident(stored, dim)}>", early=True)
+def attend(stored: str, dim: int, paged: bool = False) -> Kernel:
+    """Flash decoding, for the formats and head dimensions of `FAST_DIMS`. paged: sequences of a pool."""
+    sizes = f"{STORED[stored]}, {dim}, {attend_resident(stored, dim)}"
+    return Kernel("attend.cuh", f"attend<{sizes}, true>" if paged else f"attend<{sizes}>", early=True)
 
 
 def exact_scores(stored: str) -> Kernel:
@@ -206,7 +207,7 @@ def all_kernels() -> tuple[Kernel, ...]:
         *(pack_bits(signed) for signed in (False, True)),
         *(binary_gemm(tokens, signed) for tokens in (1, 4) for signed in (False, True)),
         *(append_rows(stored, kind) for stored in STORED for kind in range(3)),
-        *(attend(stored, dim) for stored, dims in FAST_DIMS.items() for dim in dims),
+        *(attend(stored, dim, paged) for stored, dims in FAST_DIMS.items() for dim in dims for paged in (False, True)),
         *(exact_scores(stored) for stored in STORED),
         *(exact_pages(stored) for stored in STORED),
         EXACT_TOTAL,

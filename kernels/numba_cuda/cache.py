@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,14 +33,14 @@ def value_at(row, d, bits):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit
-def append_kernel(given, rows, params, layer, start, bits):  # type: ignore[no-untyped-def]
+def append_kernel(given, rows, params, table, layer, start, bits):  # type: ignore[no-untyped-def]
     """One thread per (token, head) writes its whole row, once: the range first, then the codes."""
     index = cuda.grid(1)
     tokens, heads, dim = given.shape
     if index >= tokens * heads:
         return
     t, head = index // heads, index % heads
-    page, slot = (start + t) // PAGE, (start + t) % PAGE
+    page, slot = table[(start + t) // PAGE], (start + t) % PAGE
     row = rows[layer, page, head, slot]
     if bits >= 16:
         for d in range(dim):
@@ -95,7 +95,7 @@ def lane_tree(lanes):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit
-def attend_kernel(q, keys, key_params, values, value_params, layer, start, scale, bits, scores, out):  # type: ignore[no-untyped-def]
+def attend_kernel(q, keys, key_params, values, value_params, table, layer, start, scale, bits, scores, out):  # type: ignore[no-untyped-def]
     """One block per (token, head), in three steps: a thread per key for the scores, the largest of them, and a
     thread per dimension for the weighted sum, page after page."""
     token, head, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
@@ -112,7 +112,8 @@ def attend_kernel(q, keys, key_params, values, value_params, layer, start, scale
     q_sum = lane_tree(lanes)
     peak = f32(-math.inf)
     for j in range(t, length, THREADS):
-        row, param = keys[layer, j // PAGE, kv, j % PAGE], key_params[layer, j // PAGE, kv, j % PAGE]
+        page = table[j // PAGE]
+        row, param = keys[layer, page, kv, j % PAGE], key_params[layer, page, kv, j % PAGE]
         for lane in range(LANES):
             lanes[lane] = f32(0)
         for d in range(dim):
@@ -131,19 +132,19 @@ def attend_kernel(q, keys, key_params, values, value_params, layer, start, scale
     for d in range(t, dim, THREADS):
         total, offset, mass = f32(0), f32(0), f32(0)
         for first in range(0, length, PAGE):
-            page_total = f32(0)
+            page, page_total = table[first // PAGE], f32(0)
             for lane in range(LANES):
                 lanes[lane] = f32(0)
                 other[lane] = f32(0)
             for j in range(first, min(first + PAGE, length)):
                 weight = exp_non_positive(add(scores[token, head, j], -peak))
-                param = value_params[layer, j // PAGE, kv, j % PAGE]
+                param = value_params[layer, page, kv, j % PAGE]
                 step = weight
                 if bits < 16:
                     step = mul(weight, from_bf16(param[0]))
                     lanes[j % LANES] = add(lanes[j % LANES], mul(weight, from_bf16(param[1])))
                 other[j % LANES] = add(other[j % LANES], weight)
-                page_total = add(page_total, mul(step, value_at(values[layer, j // PAGE, kv, j % PAGE], d, bits)))
+                page_total = add(page_total, mul(step, value_at(values[layer, page, kv, j % PAGE], d, bits)))
             total = add(total, page_total)
             offset = add(offset, lane_tree(lanes))
             mass = add(mass, lane_tree(other))
@@ -152,7 +153,7 @@ def attend_kernel(q, keys, key_params, values, value_params, layer, start, scale
 
 @dataclass(frozen=True)
 class DevicePages:
-    """Pages as in `nearbank.kernels.store`, on the device."""
+    """Pages and table as in `nearbank.kernels.store`, on the device."""
 
     format: Format
     head_dim: int
@@ -161,6 +162,7 @@ class DevicePages:
     values: Any = field(repr=False)
     key_params: Any = field(repr=False)
     value_params: Any = field(repr=False)
+    table: Any = field(repr=False)
 
     @property
     def bits(self) -> int:
@@ -177,7 +179,13 @@ def allocate(fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: i
     rows = np.zeros((*shape, row_length(fmt, head_dim)), ROW_DTYPE.get(fmt.name, np.uint8))
     params = np.zeros((*shape, 2), np.uint16)
     size = 2 * rows.nbytes + 2 * params.nbytes
-    return DevicePages(fmt, head_dim, size, *(cuda.to_device(a) for a in (rows, rows, params, params)))
+    table = np.arange(shape[1], dtype=np.int64)
+    return DevicePages(fmt, head_dim, size, *(cuda.to_device(a) for a in (rows, rows, params, params, table)))
+
+
+def with_pages(store: DevicePages, pages: list[int]) -> DevicePages:
+    """The same memory as a sequence sees it that holds these pages, in this order."""
+    return replace(store, table=cuda.to_device(np.array(pages or [0], np.int64)))
 
 
 def append(store: DevicePages, layer: int, start: int, k: Floats, v: Floats) -> None:
@@ -186,7 +194,7 @@ def append(store: DevicePages, layer: int, start: int, k: Floats, v: Floats) -> 
     if blocks == 0:
         return
     for given, rows, params in ((k, store.keys, store.key_params), (v, store.values, store.value_params)):
-        append_kernel[blocks, THREADS](cuda.to_device(given), rows, params, layer, start, store.bits)
+        append_kernel[blocks, THREADS](cuda.to_device(given), rows, params, store.table, layer, start, store.bits)
 
 
 def attend(store: DevicePages, layer: int, start: int, q: Floats, scale: np.float32) -> Floats:
@@ -194,7 +202,7 @@ def attend(store: DevicePages, layer: int, start: int, q: Floats, scale: np.floa
     tokens, heads, _ = q.shape
     out = cuda.to_device(np.full(q.shape, np.nan, np.float32))
     scores = cuda.device_array((tokens, heads, start + tokens), np.float32)
-    memory = store.keys, store.key_params, store.values, store.value_params
+    memory = store.keys, store.key_params, store.values, store.value_params, store.table
     attend_kernel[(tokens, heads), THREADS](
         cuda.to_device(q), *memory, layer, start, np.float32(scale), store.bits, scores, out
     )

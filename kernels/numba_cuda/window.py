@@ -209,7 +209,7 @@ class DeviceWindow:
         pages, blocks = self.pages, -(-k.shape[0] * k.shape[1] // THREADS)
         per_token = [(v, pages.values, pages.value_params)] + [(k, pages.keys, pages.key_params)] * (size == 0)
         for given, rows, params in per_token:
-            append_kernel[blocks, THREADS](cuda.to_device(given), rows, params, layer, start, pages.bits)
+            append_kernel[blocks, THREADS](cuda.to_device(given), rows, params, pages.table, layer, start, pages.bits)
         begin, end = (start // size, (start + len(k)) // size) if size else (0, 0)
         if end > begin:
             on_device = cuda.to_device(self._exact[layer][1])

@@ -9,6 +9,6 @@ the rows beside it.
 from nearbank.kernels.reference.attention import append, attend
 from nearbank.kernels.reference.matmul import matmul_codes, matmul_floats, prepare
 from nearbank.kernels.reference.quantise import quantise_rows
-from nearbank.kernels.store import allocate
+from nearbank.kernels.store import allocate, with_pages
 
-__all__ = ["allocate", "append", "attend", "matmul_codes", "matmul_floats", "prepare", "quantise_rows"]
+__all__ = ["allocate", "append", "attend", "matmul_codes", "matmul_floats", "prepare", "quantise_rows", "with_pages"]

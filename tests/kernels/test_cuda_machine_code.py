@@ -42,6 +42,7 @@ MEANT = {
     sources.gemv_dot4(2): (("IDP.4A.S8.S8",), STREAMED),
     sources.binary_gemm(4, True): (("BMMA.168256.AND.POPC",), STREAMED),
     sources.attend("int4", 128): (("HMMA.16816.F32.BF16",), STREAMED, ("PRMT",), ("MUFU.EX2",)),
+    sources.attend("int4", 128, paged=True): (("HMMA.16816.F32.BF16",), STREAMED),
     sources.attend("int8", 128): (("HMMA.16816.F32.BF16",), STREAMED),
     sources.attend("fp16", 64): (("HMMA.16816.F32",), STREAMED),
     sources.quantise(0, 0): (("IDP.4A",),),

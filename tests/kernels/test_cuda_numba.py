@@ -53,6 +53,33 @@ for name in ("bf16", "int8", "int2"):
 print("every check passed")
 """
 
+POOL = """
+import numpy as np
+from nearbank.kernels import backends, pages, pool, store
+from nearbank.kernels.reference import attention
+store.PAGE = attention.PAGE = pages.PAGE = pool.PAGE = 4
+backends.problem_of = lambda name: None  # the simulator is no device that the driver knows
+
+rng = np.random.default_rng(0)
+pools = [pool.PagePool(1, 1, 20, 5, "int4", backend) for backend in ("numpy", "numba-cuda")]
+prompts = [one.sequence() for one in pools]
+answers = []
+def append(sequences, tokens):
+    k, v = rng.standard_normal((2, tokens, 1, 20)).astype(np.float32)
+    for sequence in sequences:
+        sequence.append(0, k, v)
+append(prompts, 6)
+answers = [prompt.fork() for prompt in prompts]
+append(answers, 3)  # its second page is a copy, its third page new
+append(prompts, 1)
+for sequences in (prompts, answers):
+    q = rng.standard_normal((1, 2, 20)).astype(np.float32)
+    np.testing.assert_array_equal(*(sequence.attend(0, q) for sequence in sequences))
+assert [one.free_pages for one in pools] == [1, 1]
+assert answers[1].held.pages == [0, 2, 3]
+print("every check passed")
+"""
+
 WINDOWS = """
 import numpy as np
 from nearbank import cache_formats
@@ -99,9 +126,9 @@ kernels = [
     (rounding.quantise_kernel, (array(f32, 2), array(types.int8, 2), array(f32, 1), array(i32, 1))),
 ]
 for stored in (f32, types.uint16, types.uint8):
-    pages = (array(stored, 5), array(types.uint16, 5))
-    attend = (array(f32, 3), *pages, *pages, i64, i64, f32, i64, array(f32, 3), array(f32, 3))
-    kernels += [(cache.append_kernel, (array(f32, 3), *pages, i64, i64, i64)), (cache.attend_kernel, attend)]
+    pages, table = (array(stored, 5), array(types.uint16, 5)), array(i64, 1)
+    attend = (array(f32, 3), *pages, *pages, table, i64, i64, f32, i64, array(f32, 3), array(f32, 3))
+    kernels += [(cache.append_kernel, (array(f32, 3), *pages, table, i64, i64, i64)), (cache.attend_kernel, attend)]
 pages, many = (array(types.uint8, 5), array(types.uint16, 5)), array(types.uint16, 6)
 exact, bounds = array(f32, 3), array(i64, 2)
 kernels += [
@@ -131,6 +158,10 @@ def printed(script: str, **environment: str) -> str:
 
 def test_simulated_kernels_have_the_bits_of_the_definition():
     assert printed(CHECKS, NUMBA_ENABLE_CUDASIM="1").endswith("every check passed")
+
+
+def test_simulated_sequences_of_a_pool_have_the_bits_of_the_definition():
+    assert printed(POOL, NUMBA_ENABLE_CUDASIM="1").endswith("every check passed")
 
 
 def test_simulated_windows_have_the_bits_of_the_definition():

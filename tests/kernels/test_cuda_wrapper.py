@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,12 +11,8 @@ from nearbank.errors import NearbankError
 from nearbank.kernels import KVCache, PackedMatrix, linear, prepare
 from nearbank.kernels import cupy_backend as gpu
 from nearbank.kernels.cuda import sources
-from nearbank.kernels.cuda.emulation import EmulatedRuntime, compiler
 from nearbank.kernels.levels import LEVELS
 from nearbank.kernels.reference import quantise_rows
-
-pytestmark = pytest.mark.skipif(compiler() is None, reason="emulating CUDA needs a C++ compiler (g++, or CXX)")
-
 
 KERNELS = (
     *(sources.quantise(0, 0), sources.quantise(0, 1), sources.STAGE_CODES),
@@ -33,31 +28,9 @@ KERNELS = (
 )
 
 
-class DeviceArray(np.ndarray):
-    """A NumPy array that says it is on device 0."""
-
-    device = SimpleNamespace(id=0)
-    __cuda_array_interface__ = property(lambda self: self.__array_interface__)
-
-
-class Emulated(EmulatedRuntime):
-    """The emulation as the backend's runtime."""
-
-    device, name = 0, "an emulated GPU"
-
-    def empty(self, shape, dtype):
-        return super().empty(shape, dtype).view(DeviceArray)
-
-
 @pytest.fixture
-def device(monkeypatch):
-    runtime = Emulated(KERNELS)
-    contiguous = SimpleNamespace(ascontiguousarray=lambda a: np.ascontiguousarray(a).view(DeviceArray))
-    runtime.xp = contiguous
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(ndarray=DeviceArray))
-    monkeypatch.setattr(gpu, "runtime_for", lambda number: runtime)
-    monkeypatch.setattr(gpu, "current_runtime", lambda: runtime)
-    return runtime
+def device(emulated_gpu):
+    return emulated_gpu(KERNELS)
 
 
 def normals(*shape, seed=0):
@@ -70,7 +43,7 @@ def test_linear_on_device_arrays(device, spec):
     weights, twin = gpu.prepare(packed), prepare(packed, "numpy")
     x = normals(3, 200, seed=1)
     y = gpu.linear(device.asarray(x), weights)
-    assert isinstance(y, DeviceArray)
+    assert isinstance(y, device.array_type)
     np.testing.assert_array_equal(y, linear(x, twin))
     np.testing.assert_array_equal(gpu.linear(device.asarray(x), weights, activations="fp32"), linear(x, twin, "fp32"))
     if spec == "bf16":
@@ -136,7 +109,7 @@ def test_bad_input_is_named(device):
     with pytest.raises(NearbankError, match="gain and bias must be float32"):
         gpu.linear(device.asarray(normals(1, 20)), weights, norm="rms", gain=device.asarray(np.ones(20, np.float16)))
     elsewhere = device.asarray(normals(1, 20)).view(
-        type("Elsewhere", (DeviceArray,), {"device": SimpleNamespace(id=1)})
+        type("Elsewhere", (device.array_type,), {"device": SimpleNamespace(id=1)})
     )
     with pytest.raises(NearbankError, match="on device 1, the weights or cache on device 0"):
         gpu.linear(elsewhere, weights)

@@ -6,14 +6,21 @@ import gc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nearbank.errors import NearbankError
 from nearbank.kernels import KVCache, PagePool
+from nearbank.kernels.cuda import sources
 from nearbank.kernels.store import PAGE
 
 LAYERS, KV_HEADS, DIM, PAGES = 2, 2, 5, 9
+STORED = ("fp32", "bf16", "int8", "int4")
+KERNELS = (
+    *(kernel(name) for kernel in (sources.exact_scores, sources.exact_pages) for name in STORED),
+    *(sources.append_rows(name, 0) for name in STORED),
+    sources.EXACT_TOTAL,
+)
 
 
 class Twins:
@@ -63,14 +70,20 @@ class Twins:
                 assert shared.length(layer) == own.length(layer)
                 if own.length(layer):
                     np.testing.assert_array_equal(shared.attend(layer, q), own.attend(layer, q))
-        held = {page for shared, _ in self.pairs for page in shared._pages}
+        held = {page for shared, _ in self.pairs for page in shared.held.pages}
         assert self.pool.free_pages == PAGES - len(held)
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
-@settings(max_examples=15, deadline=None)
+@pytest.fixture(params=["numpy", "numba", "cupy"])
+def backend(request, emulated_gpu):
+    if request.param == "cupy":
+        emulated_gpu(KERNELS)
+    return request.param
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    name=st.sampled_from(["fp32", "bf16", "int8", "int4"]), seed=st.integers(0, 10**6),
+    name=st.sampled_from(STORED), seed=st.integers(0, 10**6),
     steps=st.lists(
         st.tuples(st.sampled_from(["open", "append", "append", "append", "fork", "clear"]), st.integers(1, 2 * PAGE)),
         max_size=12,
@@ -96,8 +109,8 @@ def test_a_page_is_copied_only_when_it_is_written():
     assert pool.free_pages == 2
     second.append(0, tokens(1), tokens(1))
     assert pool.free_pages == 1  # the page begun; the full one is still shared
-    assert first._pages[0] == second._pages[0]
-    assert first._pages[1] != second._pages[1]
+    assert first.held.pages[0] == second.held.pages[0]
+    assert first.held.pages[1] != second.held.pages[1]
     first.append(0, tokens(1), tokens(1))
     assert pool.free_pages == 1
 
@@ -117,11 +130,11 @@ def test_an_exhausted_pool_says_so_and_changes_nothing():
 def test_memory_is_allocated_once_and_a_forgotten_sequence_gives_its_pages_back():
     pool = PagePool(1, KV_HEADS, DIM, 3, "int4")
     store = pool.store
-    parts = [store.keys, store.values, store.key_params, store.value_params, pool._holders]
+    parts = [store.keys, store.values, store.key_params, store.value_params, pool.book.holders]
     assert pool.nbytes == sum(part.nbytes for part in parts)
     sequence = pool.sequence()
     sequence.append(0, tokens(3 * PAGE), tokens(3 * PAGE))
-    assert sequence.nbytes == pool.nbytes - pool._holders.nbytes
+    assert sequence.nbytes == pool.nbytes - pool.book.holders.nbytes
     assert np.shares_memory(sequence.store.keys, store.keys)
     del sequence
     gc.collect()
