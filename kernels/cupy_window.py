@@ -5,6 +5,7 @@ The kernels are in `kernels/cuda/window.cuh`, their launches in `nearbank.kernel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from nearbank.kernels.cuda import host, window
 from nearbank.kernels.cuda.callers_cache import CallersCache
 from nearbank.kernels.cuda.given import callers_stream
 from nearbank.kernels.packed import as_format
-from nearbank.kernels.window import Channels
+from nearbank.kernels.window import Channels, Sizes, per_layer
 
 Floats = npt.NDArray[np.float32]
 
@@ -62,12 +63,9 @@ class DeviceWindow:
         return context
 
 
-def open_window(
-    fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int, scheme: Scheme, channels: Channels | None
-) -> DeviceWindow:
+def open_window(sizes: Sizes, scheme: Scheme, channels: tuple[Channels, ...]) -> DeviceWindow:
     """Memory of a windowed cache on the current GPU."""
     runtime = cupy_backend.current_runtime()
-    sizes = fmt, layers, kv_heads, head_dim, capacity
     return DeviceWindow(runtime, window.allocate(runtime, *sizes, scheme, channels))
 
 
@@ -86,13 +84,14 @@ class WindowedDeviceCache(CallersCache):
         capacity: int,
         format: Format | str = "int4",  # noqa: A002 - as in KVCache
         scheme: str = "past",
-        channels: Channels | None = None,
+        channels: Channels | Sequence[Channels] | None = None,
     ) -> None:
         if scheme not in SCHEMES:
             raise NearbankError(f"unknown cache scheme '{scheme}'; known: {', '.join(SCHEMES)}")
         runtime = cupy_backend.current_runtime()
         sizes = as_format(format).for_cache(), layers, kv_heads, head_dim, capacity
-        self.memory = window.allocate(runtime, *sizes, SCHEMES[scheme], channels)
+        every = per_layer(channels, SCHEMES[scheme], layers, kv_heads, head_dim)
+        self.memory = window.allocate(runtime, *sizes, SCHEMES[scheme], every)
         super().__init__(runtime, self.memory.pages)
 
     @property

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nearbank.cache_formats import Scheme
-from nearbank.formats import Format
 from nearbank.kernels.cache import copy_pages
+from nearbank.kernels.reference.feedback import Feedback
 from nearbank.kernels.reference.lanes import padded
 from nearbank.kernels.reference.quantise import quantise_tokens
 from nearbank.kernels.store import LANES, PAGE, CacheStore, allocate, pack_rows
-from nearbank.kernels.window import Channels
+from nearbank.kernels.window import Channels, Sizes
 
 Floats = npt.NDArray[np.float32]
 OVERHANG = 8  # rows after the last that vector loads may touch
@@ -33,18 +34,20 @@ class Recent:
 
 
 class HostWindow:
-    """The memory; `write_rows` and `attend_windowed` are the backend's own (`nearbank.kernels.reference.windowed`)."""
+    """The memory; what writes and attends is the backend's own (`nearbank.kernels.reference`: attention, feedback and
+    windowed). channels: of each layer, or ()."""
 
     def __init__(
         self,
         write_rows: Callable[..., None],
+        write_fed_back: Callable[..., None],
         attend_windowed: Callable[..., Floats],
-        sizes: tuple[Format, int, int, int, int],
+        sizes: Sizes,
         scheme: Scheme,
-        channels: Channels | None,
+        channels: tuple[Channels, ...],
     ) -> None:
         _, layers, kv_heads, head_dim, _ = sizes
-        self._write_rows, self._attend = write_rows, attend_windowed
+        self._write_rows, self._write_fed_back, self._attend = write_rows, write_fed_back, attend_windowed
         self._scheme, self._channels = scheme, channels
         self.pages = allocate(*sizes)
         if scheme.key_group:
@@ -68,29 +71,39 @@ class HostWindow:
 
     def write(self, layer: int, start: int, k: Floats, v: Floats) -> None:
         """Keep k, v exact and round what is due."""
-        if self._channels is not None:
-            c = self._channels
-            k = ((k - c.key_shift) / c.key_scale).astype(np.float32)
-            v = ((v - c.value_shift) / c.value_scale).astype(np.float32)
+        key_feedback = value_feedback = None
+        if self._channels:
+            channels = self._channels[layer]
+            k, v = channels.applied(k, v)
+            key_feedback, value_feedback = channels.key_feedback, channels.value_feedback
         pages, size = self.pages, self._scheme.key_group
         self._recent[layer] = recent = _extended(self._recent[layer], start, k, v, self._scheme.keep)
-        self._write_rows(pages, pages.values[layer], pages.value_params[layer], start, v)
+        values = pages, pages.values[layer], pages.value_params[layer], start, v
+        self._write_tokens(values, value_feedback)
         if not size:
-            self._write_rows(pages, pages.keys[layer], pages.key_params[layer], start, k)
+            keys = pages, pages.keys[layer], pages.key_params[layer], start, k
+            self._write_tokens(keys, key_feedback)
             return
         for group in range(start // size, (start + len(k)) // size):
             _write_group(pages, layer, group, size, recent)
 
+    def _write_tokens(self, arguments: tuple[Any, ...], feedback: Feedback | None) -> None:
+        """To the nearest codes, or with errors fed back."""
+        if feedback is None:
+            self._write_rows(*arguments)
+        else:
+            self._write_fed_back(*arguments, feedback)
+
     def read(self, layer: int, start: int, q: Floats, scale: np.float32) -> Floats:
         """Attention of q [T, heads, D] at positions start …."""
-        shared = q.shape[1] // self.pages.keys.shape[2]
-        if self._channels is not None:  # q · shift is the same for every key: softmax does not see it
-            q = q * np.repeat(self._channels.key_scale, shared, axis=0)
+        shared, channels = q.shape[1] // self.pages.keys.shape[2], self._channels[layer] if self._channels else None
+        if channels is not None:  # q · shift is the same for every key: softmax does not see it
+            q = q * np.repeat(channels.key_scale, shared, axis=0)
         bounds = np.array([self._scheme.rounded_until(start + t + 1) for t in range(len(q))], np.int64)
         recent, size = self._recent[layer], self._scheme.key_group
         context = self._attend(self.pages, recent, bounds, size, layer, start, q, scale)
-        if self._channels is not None:
-            spread = [np.repeat(x, shared, axis=0) for x in (self._channels.value_scale, self._channels.value_shift)]
+        if channels is not None:
+            spread = [np.repeat(x, shared, axis=0) for x in (channels.value_scale, channels.value_shift)]
             context = context * spread[0] + spread[1]
         return context
 

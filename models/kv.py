@@ -1,32 +1,35 @@
 """How the caches of `nearbank.cache_formats` round, in NumPy, and what a fitted one rounds with.
 
-Plain, past-only and KIVI caches are the kernels'; the fitted ones, and any with sliding windows or soft-capped
-scores, are `nearbank.models.plain_cache`'s, which is for measuring quality, not for speed. What channels are shifted
-and scaled by is fitted to calibration text (`nearbank.models.kv_fit`).
+Plain, past-only, KIVI and WKVQuant caches are the kernels'; `-2d`, and any with sliding windows or soft-capped scores,
+are `nearbank.models.plain_cache`'s, which is for measuring quality, not for speed. What channels are shifted and scaled
+by is fitted to calibration text (`nearbank.models.kv_fit`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
 
 from nearbank.cache_formats import FITTED, KIVI_GROUP, METHODS, CacheFormat, cache_format
+from nearbank.errors import NearbankError
 from nearbank.formats import Format, from_bf16
+from nearbank.kernels import Channels
+from nearbank.kernels.reference.feedback import Feedback
 from nearbank.kernels.reference.quantise import quantise_tokens
 from nearbank.models.execution import Floats
 
-__all__ = ["FITTED", "KIVI_GROUP", "METHODS", "ChannelFit", "KvScheme", "kv_scheme", "rounded"]
+__all__ = ["FITTED", "KIVI_GROUP", "METHODS", "ChannelFit", "KvScheme", "fit_for", "kv_scheme", "rounded"]
 
 
 @dataclass(frozen=True)
 class ChannelFit:
     """A shift and a scale for each channel of K and V: float32 [layers, kv_heads, head_dim] each.
 
-    key_feedback, value_feedback: where errors of rounding are fed back (`nearbank.models.kv_feedback`), float32
-    [layers, kv_heads, head_dim, head_dim].
+    key_feedback, value_feedback: where errors of rounding are fed back (`nearbank.kernels.reference.feedback`), upper
+    triangles, float32 [layers, kv_heads, head_dim, head_dim].
     """
 
     key_shift: Floats
@@ -49,6 +52,16 @@ class ChannelFit:
         every = self.key_feedback if kind == "keys" else self.value_feedback
         return None if every is None else every[layer]
 
+    @cached_property
+    def channels(self) -> tuple[Channels, ...]:
+        """Each layer's, for the kernels' caches."""
+        return tuple(self._layer(i) for i in range(len(self.key_shift)))
+
+    def _layer(self, i: int) -> Channels:
+        both = self.feedback("keys", i), self.feedback("values", i)
+        keys, values = (None if upper is None else Feedback.of(upper) for upper in both)
+        return Channels(self.key_shift[i], self.key_scale[i], self.value_shift[i], self.value_scale[i], keys, values)
+
 
 @dataclass(frozen=True)
 class KvScheme(CacheFormat):
@@ -64,6 +77,13 @@ class KvScheme(CacheFormat):
     def rounded_values(self, values: Floats) -> Floats:
         """Values [G, n, E] as stored."""
         return rounded(values, self.format)
+
+
+def fit_for(scheme: KvScheme, fit: ChannelFit | None) -> ChannelFit | None:
+    """What the scheme rounds with, None where it needs no fit. Raises NearbankError where one is missing."""
+    if scheme.needs_fit and fit is None:
+        raise NearbankError(f"KV cache '{scheme.name}' needs a fit; make one with nearbank.models.kv_fit.fit_channels")
+    return fit if scheme.needs_fit else None
 
 
 @lru_cache

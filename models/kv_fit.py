@@ -10,7 +10,7 @@ channel the same range.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +120,8 @@ def _distance(model: Model, parts: list[Tokens], exact: list[Floats]) -> float:
 def save_fit(path: Path, fit: ChannelFit) -> None:
     """Write a fit as safetensors."""
     try:
-        save_file({name: tensor for name, tensor in vars(fit).items() if tensor is not None}, path)
+        tensors = {part.name: getattr(fit, part.name) for part in fields(fit)}
+        save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
     except (OSError, SafetensorError) as error:
         raise NearbankError(f"{path}: cannot write the fit ({error})") from error
 

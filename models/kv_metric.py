@@ -1,4 +1,4 @@
-"""What an error in K or V costs, for `nearbank.models.kv_feedback`: the Fisher information of a calibration text.
+"""What an error in K or V costs, for feeding errors back: the Fisher information of a calibration text.
 
 With next tokens drawn from the model's own distribution, the mean of g gᵀ over tokens, g the gradient of −log p by a
 cached key or value, is to second order twice the divergence that an error there brings about. It is taken for each

@@ -14,7 +14,7 @@ from nearbank.formats import Format
 from nearbank.kernels import KVCache, WindowedKVCache, thread_count
 from nearbank.models.codes_cache import CodesCache
 from nearbank.models.execution import Cache, Floats, Linear, Pass, Row, Tokens
-from nearbank.models.kv import ChannelFit, kv_scheme
+from nearbank.models.kv import ChannelFit, fit_for, kv_scheme
 from nearbank.models.plain_cache import PlainCache
 from nearbank.models.rounding import AttentionRounding
 from nearbank.models.search import Search
@@ -115,11 +115,13 @@ class Model:
         sizes = (shape.layers, shape.kv_heads, shape.head_dim, capacity)
         scheme = kv_scheme(self.kv)
         slides = any(window is not None and window < capacity for window in shape.windows)
-        if slides or shape.softcap is not None or scheme.needs_fit:
-            return PlainCache(*sizes, scheme, shape.windows, shape.softcap, self.kv_fit)
-        if scheme.method == "plain":
+        fit = fit_for(scheme, self.kv_fit)
+        if slides or shape.softcap is not None or (fit is not None and scheme.scheme is None):
+            return PlainCache(*sizes, scheme, shape.windows, shape.softcap, fit)
+        if scheme.scheme is None:
             return KVCache(*sizes, self.kv, self.backend)
-        return WindowedKVCache(*sizes, scheme.format, scheme.method, backend=self.backend)
+        channels = None if fit is None else fit.channels
+        return WindowedKVCache(*sizes, scheme.format, scheme.scheme.name, channels, self.backend)
 
     def read(self, sources: Sequence[Tokens], rows: list[Row] | None = None) -> list[Cache]:
         """Run the encoder over sources; returns for each the K and V that every decoder layer attends.

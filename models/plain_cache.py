@@ -1,5 +1,5 @@
-"""A KV cache in plain NumPy for what the kernels' caches do not do: sliding windows, soft-capped scores, and channels
-fitted layer by layer. Tests hold the kernels' caches against it.
+"""A KV cache in plain NumPy for what the kernels' caches do not do: sliding windows, soft-capped scores, and fitted
+channels without an exact newest token (`-2d`). Tests hold the kernels' caches against it.
 
 It holds exact and rounded values side by side as float32; what a format would store is counted, not allocated.
 """
@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nearbank.errors import NearbankError
+from nearbank.kernels.reference.feedback import rounded_with_feedback
 from nearbank.models.execution import Floats
-from nearbank.models.kv import KIVI_GROUP, ChannelFit, KvScheme
-from nearbank.models.kv_feedback import rounded_with_feedback
+from nearbank.models.kv import KIVI_GROUP, ChannelFit, KvScheme, fit_for
 from nearbank.models.sequence_cache import SequenceCache
 
 
@@ -35,12 +34,8 @@ class PlainCache(SequenceCache):
         softcap: float | None = None,
         fit: ChannelFit | None = None,
     ) -> None:
-        if scheme.needs_fit and fit is None:
-            raise NearbankError(
-                f"KV cache '{scheme.name}' needs a fit; make one with nearbank.models.kv_fit.fit_channels"
-            )
         self.scheme, self.format = scheme, scheme.format
-        self._fit = fit if scheme.needs_fit else None
+        self._fit = fit_for(scheme, fit)
         super().__init__(layers, kv_heads, head_dim, capacity)
         self._windows = windows
         self._softcap = None if softcap is None else np.float32(softcap)
@@ -75,7 +70,7 @@ class PlainCache(SequenceCache):
         shift, scale = self._fit.keys(layer) if kind == "keys" else self._fit.values(layer)
         feedback = self._fit.feedback(kind, layer)
         if feedback is not None:
-            rounded = partial(rounded_with_feedback, feedback=feedback, top=self.format.for_cache().high)
+            rounded = partial(rounded_with_feedback, upper=feedback, top=self.format.for_cache().high)
         return rounded((exact - shift) / scale) * scale + shift
 
     def _closed(self, end: int) -> int:

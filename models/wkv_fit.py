@@ -24,12 +24,12 @@ from torch.nn import functional
 
 from nearbank.errors import NearbankError
 from nearbank.formats import from_bf16
+from nearbank.kernels.reference.feedback import rounded_with_feedback
 from nearbank.kernels.reference.quantise import ceil_bf16, floor_bf16
 from nearbank.models import gpt
 from nearbank.models.execution import Linear
 from nearbank.models.gptq import float_weights
 from nearbank.models.kv import ChannelFit, KvScheme, kv_scheme
-from nearbank.models.kv_feedback import rounded_with_feedback
 from nearbank.models.kv_fit import EXPONENTS, calibration_parts
 from nearbank.models.model import Model
 from nearbank.models.training.straight_through import fake_int8

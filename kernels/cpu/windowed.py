@@ -7,13 +7,13 @@ import numpy.typing as npt
 
 from nearbank.cache_formats import Scheme
 from nearbank.compiled import compiled, compiled_part
-from nearbank.formats import Format
 from nearbank.kernels.cpu import pages as p
 from nearbank.kernels.cpu.attention import KIND_NUMBERS, context_in_page, lane_sum, scores_in_page
 from nearbank.kernels.cpu.cache_rows import write_rows
+from nearbank.kernels.cpu.feedback import write_fed_back
 from nearbank.kernels.store import LANES, PAGE, CacheStore
 from nearbank.kernels.threads import in_parts
-from nearbank.kernels.window import Channels
+from nearbank.kernels.window import Channels, Sizes
 from nearbank.kernels.window_host import HostWindow, Recent
 
 __all__ = ["attend_windowed", "open_window", "write_rows"]
@@ -21,12 +21,9 @@ __all__ = ["attend_windowed", "open_window", "write_rows"]
 Floats = npt.NDArray[np.float32]
 
 
-def open_window(
-    fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int, scheme: Scheme, channels: Channels | None
-) -> HostWindow:
+def open_window(sizes: Sizes, scheme: Scheme, channels: tuple[Channels, ...]) -> HostWindow:
     """Memory of a windowed cache."""
-    sizes = fmt, layers, kv_heads, head_dim, capacity
-    return HostWindow(write_rows, attend_windowed, sizes, scheme, channels)
+    return HostWindow(write_rows, write_fed_back, attend_windowed, sizes, scheme, channels)
 
 
 @compiled_part

@@ -49,49 +49,52 @@ class Ring:
 
 @dataclass
 class WindowMemory:
-    """Pages of rounded tokens, a ring of exact ones per layer, and the channels (4 × [kv heads, D]) if any."""
+    """Pages of rounded tokens, a ring of exact ones per layer, and each layer's channels (4 × [kv heads, D]) if any."""
 
     pages: DevicePages
     scheme: Scheme
-    channels: tuple[Any, Any, Any, Any] | None
+    channels: tuple[tuple[Any, ...], ...]
     rings: list[Ring]
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated at this moment."""
         exact = sum(int(ring.keys.nbytes + ring.values.nbytes) for ring in self.rings)
-        static = sum(int(part.nbytes) for part in self.channels or ())
+        different = {id(layer): layer for layer in self.channels}
+        static = sum(int(part.nbytes) for layer in different.values() for part in layer)
         return self.pages.nbytes + exact + static
 
-    def channel(self, index: int) -> Any:
-        """One of key shift, key scale, value shift, value scale; None without channels."""
-        return None if self.channels is None else self.channels[index]
+    def channel(self, layer: int, index: int) -> Any:
+        """One of a layer's key shift, key scale, value shift, value scale; None without channels."""
+        return self.channels[layer][index] if self.channels else None
 
 
 def allocate(
     runtime: Runtime, fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int, scheme: Scheme,
-    channels: Channels | None,
+    channels: tuple[Channels, ...],
 ) -> WindowMemory:  # fmt: skip
     """Zeroed pages and rings as long as the scheme keeps tokens."""
     if fmt.name not in WINDOWED:
         raise NearbankError(f"windowed CUDA cache: format {fmt.name}; supported: {', '.join(WINDOWED)}")
+    if any(one.key_feedback or one.value_feedback for one in channels):
+        raise NearbankError("windowed CUDA cache: errors are not fed back there; use backend numba or numpy")
     pages = cache.allocate(runtime, fmt, layers, kv_heads, head_dim, capacity)
     if scheme.key_group:
         shape = (*pages.keys.shape[:3], PAGE // scheme.key_group, 2, head_dim)
         pages = replace(pages, key_params=runtime.zeros(shape, np.uint16))
     rings = [_ring(runtime, pages, _rows_for(scheme, 1)) for _ in range(layers)]
-    return WindowMemory(pages, scheme, _on_device(runtime, pages, channels), rings)
+    return WindowMemory(pages, scheme, _on_device(runtime, channels), rings)
 
 
-def _on_device(runtime: Runtime, pages: DevicePages, channels: Channels | None) -> tuple[Any, Any, Any, Any] | None:
-    if channels is None:
-        return None
-    parts = (channels.key_shift, channels.key_scale, channels.value_shift, channels.value_scale)
-    for part in parts:
-        if part.shape != (pages.kv_heads, pages.head_dim):
-            raise NearbankError(f"channels are {list(part.shape)}; expected [{pages.kv_heads}, {pages.head_dim}]")
-    a, b, c, d = (runtime.asarray(np.ascontiguousarray(part, np.float32)) for part in parts)
-    return a, b, c, d
+def _on_device(runtime: Runtime, channels: tuple[Channels, ...]) -> tuple[tuple[Any, ...], ...]:
+    """Each layer's; those of several layers once."""
+    made = {id(one): _uploaded(runtime, one) for one in channels}
+    return tuple(made[id(one)] for one in channels)
+
+
+def _uploaded(runtime: Runtime, one: Channels) -> tuple[Any, ...]:
+    parts = (one.key_shift, one.key_scale, one.value_shift, one.value_scale)
+    return tuple(runtime.asarray(np.ascontiguousarray(part, np.float32)) for part in parts)
 
 
 def _ring(runtime: Runtime, pages: DevicePages, rows: int) -> Ring:
@@ -124,7 +127,7 @@ def append(runtime: Runtime, memory: WindowMemory, layer: int, k: Any, v: Any, k
     if tokens == 0:
         return
     ring, rows = _fitting_ring(runtime, memory, layer, tokens), -(-tokens * pages.kv_heads // 4)
-    channels = tuple(memory.channel(i) for i in range(4))
+    channels = tuple(memory.channel(layer, i) for i in range(4))
     sizes = map(np.int32, (tokens, pages.head_dim, layer, pages.kv_heads, ring.rows, pages.capacity))
     kept = (k, v, ring.keys, ring.values, *channels, pages.lengths, *sizes)
     runtime.kernel(keep_rows(kind))((rows, 1, 2), 128, 0, kept)
@@ -161,10 +164,20 @@ def _attend_part(
     sums = runtime.empty((queries, heads, used + 1, 2), np.float32)
     numbers = (start, used * PAGE, dim, layer, pages.pages, pages.kv_heads, pages.row_bytes, group, keep, ring.rows)
     sizes, name = tuple(map(np.int32, numbers)), pages.format.name
-    keys = (q, memory.channel(1), pages.keys, pages.key_params, ring.keys, scores, peaks, np.float32(scale), *sizes)
+    keys = (
+        q,
+        memory.channel(layer, 1),
+        pages.keys,
+        pages.key_params,
+        ring.keys,
+        scores,
+        peaks,
+        np.float32(scale),
+        *sizes,
+    )
     runtime.kernel(stored_kernel("scores", name))((used, heads, queries), 256, 1024, keys)
     values = (pages.values, pages.value_params, ring.values, scores, peaks, totals, sums, *sizes)
     runtime.kernel(stored_kernel("pages", name))((used + 1, heads, queries), 256, 4096, values)
     ends = map(np.int32, (start, used, dim, pages.kv_heads, group, keep))
-    last = (totals, sums, memory.channel(2), memory.channel(3), out, *ends)
+    last = (totals, sums, memory.channel(layer, 2), memory.channel(layer, 3), out, *ends)
     runtime.kernel(TOTAL)((heads, queries), 128, 0, last)

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from nearbank.cache_formats import Scheme
 from nearbank.errors import NearbankError
-from nearbank.formats import Format
 from nearbank.kernels.numba_cuda.cache import (
     allocate,
     append_kernel,
@@ -24,7 +23,7 @@ from nearbank.kernels.numba_cuda.cache import (
 from nearbank.kernels.numba_cuda.device import LANES, THREADS, add, cuda, div, f32, i32, mul
 from nearbank.kernels.numba_cuda.rounding import ceil_bf16, floor_bf16, from_bf16, round_even
 from nearbank.kernels.store import PAGE
-from nearbank.kernels.window import Channels
+from nearbank.kernels.window import Channels, Sizes
 
 Floats = npt.NDArray[np.float32]
 WINDOWED = ("int8", "int4", "int2")
@@ -164,11 +163,13 @@ class DeviceWindow:
     """`nearbank.kernels.window.WindowMemory` in GPU memory. Exact rows are copied anew with every append: readable,
     not fast; `nearbank.kernels.cupy_window` keeps them in a ring."""
 
-    def __init__(self, sizes: tuple[Format, int, int, int, int], scheme: Scheme, channels: Channels | None) -> None:
+    def __init__(self, sizes: Sizes, scheme: Scheme, channels: tuple[Channels, ...]) -> None:
         fmt, layers, kv_heads, head_dim, _ = sizes
         if fmt.name not in WINDOWED:
             known = ", ".join(WINDOWED)
             raise NearbankError(f"backend 'numba-cuda': windowed cache format {fmt.name}; supported: {known}")
+        if any(one.key_feedback or one.value_feedback for one in channels):
+            raise NearbankError("backend 'numba-cuda': errors are not fed back there; use backend numba or numpy")
         self.pages, self._scheme, self._channels = allocate(*sizes), scheme, channels
         shape = (1, 1, 1, 1, 2, 1)
         if scheme.key_group:
@@ -197,10 +198,8 @@ class DeviceWindow:
         """Keep k, v exact and round what is due."""
         if len(k) == 0:
             return
-        if self._channels is not None:
-            c = self._channels
-            k = ((k - c.key_shift) / c.key_scale).astype(np.float32)
-            v = ((v - c.value_shift) / c.value_scale).astype(np.float32)
+        if self._channels:
+            k, v = self._channels[layer].applied(k, v)
         first, size = max(self._exact[layer][0], start - self._scheme.keep), self._scheme.key_group
         held_first, *held = self._exact[layer]
         kept = [x[:, first - held_first : start - held_first] for x in held]
@@ -220,7 +219,7 @@ class DeviceWindow:
     def read(self, layer: int, start: int, q: Floats, scale: np.float32) -> Floats:
         """Attention of q [T, heads, D] at positions start …."""
         pages, size, (tokens, heads, _) = self.pages, self._scheme.key_group, q.shape
-        shared, c = heads // pages.keys.shape[2], self._channels
+        shared, c = heads // pages.keys.shape[2], self._channels[layer] if self._channels else None
         if c is not None:
             q = q * np.repeat(c.key_scale, shared, axis=0)
         bounds = cuda.to_device(
@@ -244,8 +243,6 @@ class DeviceWindow:
         return context
 
 
-def open_window(
-    fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int, scheme: Scheme, channels: Channels | None
-) -> Any:
+def open_window(sizes: Sizes, scheme: Scheme, channels: tuple[Channels, ...]) -> Any:
     """Memory of a windowed cache."""
-    return DeviceWindow((fmt, layers, kv_heads, head_dim, capacity), scheme, channels)
+    return DeviceWindow(sizes, scheme, channels)

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nearbank.cache_formats import Scheme
-from nearbank.formats import Format, from_bf16
+from nearbank.formats import from_bf16
 from nearbank.kernels.reference.attention import rows_of, scores_of, write_rows
 from nearbank.kernels.reference.exponential import exp_non_positive
+from nearbank.kernels.reference.feedback import write_fed_back
 from nearbank.kernels.reference.lanes import lane_dot, lane_sum
 from nearbank.kernels.store import PAGE, CacheStore
-from nearbank.kernels.window import Channels
+from nearbank.kernels.window import Channels, Sizes
 from nearbank.kernels.window_host import HostWindow, Recent
 
 __all__ = ["attend_windowed", "open_window", "write_rows"]
@@ -25,12 +26,9 @@ __all__ = ["attend_windowed", "open_window", "write_rows"]
 Floats = npt.NDArray[np.float32]
 
 
-def open_window(
-    fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: int, scheme: Scheme, channels: Channels | None
-) -> HostWindow:
+def open_window(sizes: Sizes, scheme: Scheme, channels: tuple[Channels, ...]) -> HostWindow:
     """Memory of a windowed cache."""
-    sizes = fmt, layers, kv_heads, head_dim, capacity
-    return HostWindow(write_rows, attend_windowed, sizes, scheme, channels)
+    return HostWindow(write_rows, write_fed_back, attend_windowed, sizes, scheme, channels)
 
 
 def attend_windowed(

@@ -95,9 +95,9 @@ kivi, past = cache_formats.Scheme("kivi", 2, 3), cache_formats.SCHEMES["past"]
 for scheme, name, two_dimensional in ((kivi, "int4", True), (kivi, "int2", False), (past, "int8", True)):
     k, v = (rng.standard_normal((8, 1, 20)).astype(np.float32) for _ in range(2))
     q = rng.standard_normal((8, 2, 20)).astype(np.float32)
-    channels = window.Channels.of(k, v) if two_dimensional else None
+    channels = (window.Channels.of(k, v),) if two_dimensional else ()
     fmt = window.WindowedKVCache(1, 1, 20, 8, name, backend="numpy").format
-    twin, found = (made(fmt, 1, 1, 20, 8, scheme, channels) for made in (windowed.open_window, device.open_window))
+    twin, found = (made((fmt, 1, 1, 20, 8), scheme, channels) for made in (windowed.open_window, device.open_window))
     start = 0
     for tokens in (5, 1, 2):
         for one in (twin, found):

@@ -66,7 +66,7 @@ def test_memory_and_attention_have_the_bits_of_the_definition(
     q, k, v = tensors(total, 2 * shared, 2, dim, seed)
     channels = Channels.of(k, v) if two_dimensional else None
     twin = WindowedKVCache(1, 2, dim, total, name, scheme, channels, "numpy")
-    device = cupy_window.open_window(twin.format, 1, 2, dim, total, twin.scheme, channels)
+    device = cupy_window.open_window((twin.format, 1, 2, dim, total), twin.scheme, twin.channels)
     start = 0
     for tokens in sizes:
         part = slice(start, start + tokens)
@@ -86,7 +86,7 @@ def test_memory_and_attention_have_the_bits_of_the_definition(
 def test_attention_over_pages_and_a_copy(runtime, scheme):
     q, k, v = tensors(300, 2, 1, 16, 7)
     twin = WindowedKVCache(1, 1, 16, 300, "int4", scheme, None, "numpy")
-    device, copy = (cupy_window.open_window(twin.format, 1, 1, 16, 300, twin.scheme, None) for _ in range(2))
+    device, copy = (cupy_window.open_window((twin.format, 1, 1, 16, 300), twin.scheme, ()) for _ in range(2))
     for part in (slice(0, 298), slice(298, 299), slice(299, 300)):
         twin.append(0, k[part], v[part])
         device.write(0, part.start, k[part], v[part])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from nearbank.cache_formats import SCHEMES
 from nearbank.errors import NearbankError
 from nearbank.formats import from_bf16
+from nearbank.kernels.reference.feedback import Feedback
 from nearbank.kernels.reference.quantise import quantise_tokens
 from nearbank.kernels.window import Channels, WindowedKVCache
 
@@ -57,6 +60,15 @@ def attended(q, keys, values, scale):
     return np.array(out)
 
 
+def fed(channels, scheme, seed):
+    """Channels with errors fed back, as a random metric weighs them; of values alone where keys share scales."""
+    heads, dim = channels.key_shift.shape
+    seen = np.random.default_rng(seed).normal(size=(2, heads, dim, 2 * dim))
+    metric = seen @ seen.swapaxes(2, 3) / dim + 0.1 * np.eye(dim)
+    keys, values = (Feedback.of(np.linalg.cholesky(np.linalg.inv(one)).swapaxes(1, 2)) for one in metric)
+    return replace(channels, key_feedback=None if SCHEMES[scheme].key_group else keys, value_feedback=values)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["int8", "int4", "int2"])
 @pytest.mark.parametrize("scheme", list(SCHEMES))
@@ -73,11 +85,13 @@ def test_the_newest_are_exact_and_the_rest_rounded(scheme, name, tokens, backend
 @given(
     scheme=st.sampled_from(list(SCHEMES)), name=st.sampled_from(["int8", "int4", "int2"]), dim=st.integers(1, 70),
     before=st.sampled_from([0, 1, 31, 60, 255, 256]), tokens=st.integers(1, 40), shared=st.integers(1, 2),
-    two_dimensional=st.booleans(), seed=st.integers(0, 999),
+    form=st.sampled_from(["tokens", "channels", "fed back"]), seed=st.integers(0, 999),
 )  # fmt: skip
-def test_backends_and_arrival_do_not_change_the_bits(scheme, name, dim, before, tokens, shared, two_dimensional, seed):
+def test_backends_and_arrival_do_not_change_the_bits(scheme, name, dim, before, tokens, shared, form, seed):
     q, k, v = tensors(before + tokens, 2 * shared, 2, dim, seed)
-    channels = Channels.of(k, v) if two_dimensional else None
+    channels = None if form == "tokens" else Channels.of(k, v)
+    if form == "fed back":
+        channels = fed(channels, scheme, seed)
     results = []
     for backend in BACKENDS:
         cache = WindowedKVCache(1, 2, dim, before + tokens, name, scheme, channels, backend)
@@ -92,6 +106,62 @@ def test_backends_and_arrival_do_not_change_the_bits(scheme, name, dim, before, 
             one_by_one.append(cache.attend(0, q[t : t + 1])[0])
         results.append(np.array(one_by_one))
     np.testing.assert_array_equal(*results)
+
+
+EXTREMES = [0.0, -0.0, 1.0, -1.0, 3.0, 1e-38, -1e-42, 1e-20, -1e30, 1e30, 7.5]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    token=st.lists(st.sampled_from(EXTREMES) | st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=40),
+    name=st.sampled_from(["int8", "int4", "int2"]), strength=st.sampled_from([1.0, 1e-12, 1e12]),
+    seed=st.integers(0, 999),
+)  # fmt: skip
+def test_fed_back_codes_are_the_definitions_at_the_extremes(token, name, strength, seed):
+    """Zeros, constants, magnitudes far apart, and weights of errors whose squares leave float32."""
+    x = np.array(token, np.float32)[None, None]
+    one = np.ones((1, x.shape[2]), np.float32)
+    channels = fed(Channels(0 * one, one, 0 * one, one), "past", seed)
+    feedback = replace(channels.key_feedback, weights=np.float32(strength) * channels.key_feedback.weights)
+    channels = replace(channels, key_feedback=feedback)
+    stores = []
+    for backend in BACKENDS:
+        cache = WindowedKVCache(1, 1, x.shape[2], 1, name, "past", channels, backend)
+        cache.append(0, x, x)
+        stores.append(cache.store.pages)
+    for part in ("keys", "values", "key_params", "value_params"):
+        np.testing.assert_array_equal(*(getattr(one, part) for one in stores), err_msg=part)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_anything_to_feed_back_codes_are_the_nearest(backend):
+    """Where nothing is taken over, eight bits cost least untrimmed: what is cut off weighs more than finer steps."""
+    _, k, v = tensors(20, 2, 2, 24, 5)
+    nothing = Feedback(np.zeros((2, 24, 24), np.float32), np.full((2, 24), 1, np.float32))
+    flat = np.ones((2, 24), np.float32)
+    channels = Channels(0 * flat, flat, 0 * flat, flat)
+    caches = []
+    for feedback in (None, nothing):
+        cache = WindowedKVCache(
+            1, 2, 24, 20, "int8", "past", replace(channels, key_feedback=feedback, value_feedback=feedback), backend
+        )
+        cache.append(0, k, v)
+        caches.append(cache)
+    nearest, fed_back = (one.store.pages for one in caches)
+    np.testing.assert_array_equal(fed_back.keys, nearest.keys)
+    np.testing.assert_array_equal(fed_back.key_params, nearest.key_params)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layers_have_channels_of_their_own(backend):
+    q, k, v = tensors(12, 2, 2, 16, 3)
+    every = [fed(Channels.of(part, v), "past", i) for i, part in enumerate((k, 2 * k, k + 1))]
+    together = WindowedKVCache(3, 2, 16, 12, "int4", "past", every, backend)
+    for layer, channels in enumerate(every):
+        alone = WindowedKVCache(1, 2, 16, 12, "int4", "past", channels, backend)
+        for cache, at in ((together, layer), (alone, 0)):
+            cache.append(at, k, v)
+        np.testing.assert_array_equal(together.attend(layer, q), alone.attend(0, q))
 
 
 def test_channel_scales_help_where_channels_differ():
@@ -125,3 +195,29 @@ def test_bad_input_is_refused():
     cache = WindowedKVCache(1, 1, 8, 4)
     with pytest.raises(NearbankError, match="capacity of 4"):
         cache.append(0, np.ones((5, 1, 8), np.float32), np.ones((5, 1, 8), np.float32))
+
+
+def test_channels_that_do_not_fit_are_refused():
+    flat, upper = np.ones((2, 8), np.float32), np.tile(np.eye(8, dtype=np.float32), (2, 1, 1))
+    channels, fed_back = Channels(flat, flat, flat, flat), Feedback.of(upper)
+
+    def refused(match, scheme="past", layers=1, given=None, **changed):
+        with pytest.raises(NearbankError, match=match):
+            WindowedKVCache(layers, 2, 8, 4, "int4", scheme, given or replace(channels, **changed))
+
+    refused(r"key_shift is \[1, 8\]; expected \[2, 8\]", key_shift=flat[:1])
+    refused("value_scale holds NaN, infinity or a scale of zero", value_scale=0 * flat)
+    refused("key_shift holds NaN", key_shift=np.nan * flat)
+    refused("those of 2 layers; expected one for all or 3", layers=3, given=[channels, channels])
+    refused(r"value_feedback is \[1, 8, 8\]; expected \[2, 8, 8\]", value_feedback=Feedback.of(upper[:1]))
+    refused("'kivi' rounds keys channel by channel", "kivi", key_feedback=fed_back)
+    for bad in (-upper, upper.swapaxes(1, 2) + 1, np.nan * upper):
+        with pytest.raises(NearbankError, match="upper triangles with positive diagonals"):
+            Feedback.of(bad)
+    with pytest.raises(NearbankError, match="not finite"):
+        Feedback.of(np.triu(np.full((1, 8, 8), 1e30, np.float32), 1) + np.float32(1e-20) * upper[:1])
+    with pytest.raises(NearbankError, match="feedback is"):
+        Feedback.of(upper[0])
+    cache = WindowedKVCache(1, 2, 8, 4, "int4", "past", replace(channels, key_feedback=fed_back))
+    with pytest.raises(NearbankError, match="NaN"):
+        cache.append(0, np.full((1, 2, 8), np.nan, np.float32), np.ones((1, 2, 8), np.float32))

@@ -11,9 +11,8 @@ import pytest
 from tests.models.random_gpt import random_model
 
 from nearbank.formats import format_named
-from nearbank.models import kv_feedback
+from nearbank.kernels.reference.feedback import rounded_with_feedback
 from nearbank.models.kv import ChannelFit, kv_scheme, rounded
-from nearbank.models.kv_feedback import rounded_with_feedback
 from nearbank.models.kv_fit import load_fit, save_fit
 from nearbank.models.plain_cache import PlainCache
 from nearbank.proof.folding import fold_channels
@@ -40,10 +39,10 @@ def test_a_channel_makes_good_the_error_before_it() -> None:
     np.testing.assert_array_equal(found, [[[0, 15, 7, 8]]])
 
 
-def test_without_coupling_the_nearest_codes_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_feedback, "TRIMS", (0.0,))
+def test_without_coupling_the_nearest_codes_are_taken() -> None:
     values = np.random.default_rng(0).normal(0, 1, (2, 50, 8)).astype(np.float32)
-    found = rounded_with_feedback(values, feedback_of(np.stack([np.eye(8)] * 2), np.ones((2, 8), np.float32)), 15)
+    feedback = feedback_of(np.stack([np.eye(8)] * 2), np.ones((2, 8), np.float32))
+    found = rounded_with_feedback(values, feedback, 15, trims=(0.0,))
     np.testing.assert_allclose(found, rounded(values, format_named("int4")), atol=1e-6)
 
 
@@ -51,12 +50,11 @@ def cost(errors: np.ndarray, metric: np.ndarray) -> np.ndarray:
     return np.asarray(np.einsum("gne,gef,gnf->n", errors, metric, errors))
 
 
-def test_fed_back_codes_lie_between_the_best_of_all_and_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fed_back_codes_lie_between_the_best_of_all_and_the_nearest() -> None:
     """Two bits and four channels: all 256 codes of the untrimmed range can be tried."""
-    monkeypatch.setattr(kv_feedback, "TRIMS", (0.0,))
     values = np.random.default_rng(1).normal(0, 1, (1, 60, 4)).astype(np.float32)
     metric, fmt = coupled(0.9), format_named("int2")
-    found = cost(rounded_with_feedback(values, feedback_of(metric, ONES), 3) - values, metric)
+    found = cost(rounded_with_feedback(values, feedback_of(metric, ONES), 3, (0.0,)) - values, metric)
     nearest = cost(rounded(values, fmt) - values, metric)
     low, high = values.min(-1, keepdims=True), values.max(-1, keepdims=True)
     every = [low + (high - low) / 3 * np.array(codes, np.float32) for codes in product(range(4), repeat=4)]
@@ -65,14 +63,13 @@ def test_fed_back_codes_lie_between_the_best_of_all_and_the_nearest(monkeypatch:
     assert best.mean() < found.mean() < 0.8 * nearest.mean()
 
 
-def test_trimmed_ranges_never_cost_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trimmed_ranges_never_cost_more() -> None:
     values = np.random.default_rng(2).normal(0, 1, (1, 60, 16)).astype(np.float32)
     feedback = feedback_of(coupled(0.7, 16), np.ones((1, 16), np.float32))
     damped = np.linalg.inv(feedback[0].T.astype(np.float64) @ feedback[0])[None]
     found = []
     for trims in ((0.0, 0.06, 0.12), (0.0,)):
-        monkeypatch.setattr(kv_feedback, "TRIMS", trims)
-        found.append(cost(rounded_with_feedback(values, feedback, 15) - values, damped))
+        found.append(cost(rounded_with_feedback(values, feedback, 15, trims) - values, damped))
     assert (found[0] <= found[1] * 1.0001 + 1e-9).all()
     assert found[0].mean() < found[1].mean()
 
