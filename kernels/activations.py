@@ -6,18 +6,20 @@ Learned 2-bit and 1-bit quantisers belong to the models; their codes enter at `l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nearbank.errors import NearbankError
-from nearbank.kernels.arrays import floats32, taken
+from nearbank.kernels.arrays import floats32, is_float, taken
 from nearbank.kernels.backends import backend_named
 from nearbank.kernels.reference.norm import NORMS, normed
 
 Floats = npt.NDArray[np.float32]
 EPSILON = np.float32(1e-5)
+LEAST_EPSILON = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Norm:
         """Raises NearbankError for a norm, a vector or an epsilon that cannot be."""
         if kind not in NORMS:
             raise NearbankError(f"unknown norm '{kind}'; supported: {', '.join(NORMS)} or None")
-        if not 0 < epsilon < np.inf:
-            raise NearbankError(f"norm epsilon {epsilon}; expected a number above 0")
+        if not isinstance(epsilon, Real) or not LEAST_EPSILON <= epsilon < np.inf:
+            raise NearbankError(f"norm epsilon {epsilon!r}; expected a number above 0 that float32 holds")
         vectors = [None if v is None else floats32(taken(v, n)[0]) for n, v in (("gain", gain), ("bias", bias))]
         for name, vector in zip(("gain", "bias"), vectors, strict=True):
             if vector is not None and vector.shape != (columns,):
@@ -58,7 +60,7 @@ class Norm:
 
 def checked_rows(rows: npt.NDArray[Any], name: str = "x") -> Floats:
     """Rows as contiguous float32 [M, K]. Raises NearbankError, naming what was given."""
-    if rows.ndim != 2 or rows.dtype not in (np.float32, np.float16, np.float64):
+    if rows.ndim != 2 or not is_float(rows):
         raise NearbankError(f"'{name}' is {rows.dtype}{list(rows.shape)}; expected floats [M, K]")
     return floats32(rows)
 

@@ -33,7 +33,8 @@ def taken(x: Any, name: str) -> tuple[Array, Callable[[Array], Any]]:
     """(x as a NumPy array, how to hand a result back as the caller's kind of array), without copies.
 
     Torch tensors keep their memory; bfloat16, which NumPy lacks, is widened to float32. Anything else with
-    `__dlpack__` comes in by DLPack. Raises NearbankError for arrays that are not in host memory.
+    `__dlpack__` comes in by DLPack. Raises NearbankError for arrays that are not in host memory, and for tensors
+    whose gradients would be lost.
     """
     if isinstance(x, np.ndarray):
         return x, _as_it_is
@@ -46,10 +47,23 @@ def taken(x: Any, name: str) -> tuple[Array, Callable[[Array], Any]]:
     return np.asarray(x), _as_it_is
 
 
+def is_float(x: Array) -> bool:
+    """True for float16, float32 and float64 of either byte order."""
+    return x.dtype.newbyteorder("=") in (np.float16, np.float32, np.float64)
+
+
 def floats32(x: Array) -> npt.NDArray[np.float32]:
-    """Contiguous float32; what is too large for it becomes infinity, which the callers refuse."""
+    """`plain` float32; what is too large for it becomes infinity, which the callers refuse."""
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(x, dtype=np.float32)
+        return plain(x, np.float32)
+
+
+def plain(x: Array, dtype: Any = None) -> Array:
+    """x itself where it is a contiguous, aligned, writeable array, else a copy that is.
+
+    Numba would compile every function once more for a read-only or an unaligned array.
+    """
+    return np.require(x, dtype, ["C", "A", "W", "E"])
 
 
 def _as_it_is(y: Array) -> Any:
@@ -60,16 +74,28 @@ def _from_torch(x: Any, name: str) -> Array:
     torch = sys.modules["torch"]
     if x.device.type != "cpu":
         raise _elsewhere(name, "a torch tensor", str(x.device))
-    plain = x.detach()
+    check_no_gradient(x, name)
+    plain = x.detach().resolve_neg()
     if plain.dtype == torch.bfloat16:
         return from_bf16(plain.contiguous().view(torch.int16).numpy().view(np.uint16))
-    numbers: Array = plain.numpy()
-    return numbers
+    return _in_place(plain.numpy, x, name)
+
+
+def check_no_gradient(x: Any, name: str) -> None:
+    """Refuse a torch tensor whose gradient is wanted: a result without one would train nothing and say nothing."""
+    if x.requires_grad and sys.modules["torch"].is_grad_enabled():
+        raise NearbankError(
+            f"'{name}' requires grad, and these kernels have no gradients; call under torch.no_grad(), or detach it"
+        )
 
 
 def _from_dlpack(x: Any, name: str) -> Array:
+    return _in_place(lambda: np.from_dlpack(x), x, name)
+
+
+def _in_place(view: Callable[[], Array], x: Any, name: str) -> Array:
     try:
-        return np.from_dlpack(x)
+        return view()
     except (BufferError, RuntimeError, TypeError) as error:
         raise NearbankError(f"'{name}' ({type(x).__name__}) cannot be read in place: {error}") from error
 

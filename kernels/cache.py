@@ -5,6 +5,8 @@ The pages and their layout are in `nearbank.kernels.store`, the arithmetic in th
 
 from __future__ import annotations
 
+from math import isfinite
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy.typing as npt
 from nearbank.cache_formats import CACHE_FORMATS
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
-from nearbank.kernels.arrays import checked_size, floats32, taken
+from nearbank.kernels.arrays import checked_size, floats32, is_float, taken
 from nearbank.kernels.backends import backend_named, resolve
 from nearbank.kernels.packed import as_format
 from nearbank.kernels.store import PAGE
@@ -45,8 +47,8 @@ class KVCache:
         ):
             checked_size(size, f"KVCache: {name}")
         chosen = as_format(format)
-        if chosen.name not in CACHE_FORMATS:
-            raise NearbankError(f"KVCache: format '{chosen.name}'; supported: {', '.join(CACHE_FORMATS)}")
+        if chosen.name not in CACHE_FORMATS or chosen.spec not in (chosen.name, chosen.for_cache().spec):
+            raise NearbankError(f"KVCache: format '{chosen.spec}'; supported: {', '.join(CACHE_FORMATS)}")
         self.layers, self.kv_heads, self.head_dim, self.capacity = layers, kv_heads, head_dim, capacity
         self.format = chosen.for_cache()
         self.backend = resolve(backend)
@@ -98,7 +100,8 @@ class KVCache:
             )
         self._check_range(keys, "k")
         self._check_range(values, "v")
-        self._write(layer, start, keys, values)
+        if len(keys):
+            self._write(layer, start, keys, values)
         self._lengths[layer] = start + len(keys)
 
     def attend(self, layer: int, q: Any, scale: float | None = None) -> Any:
@@ -118,8 +121,9 @@ class KVCache:
             )
         if not np.isfinite(queries).all():
             raise NearbankError("KVCache: q holds NaN or infinity; expected finite queries")
-        factor = np.float32(self.head_dim**-0.5 if scale is None else scale)
-        context = self._read(layer, start, queries, factor)
+        if queries.size == 0:
+            return handed_back(np.empty_like(queries))
+        context = self._read(layer, start, queries, self._scale(scale))
         if not np.isfinite(context).all():
             raise NearbankError("KVCache: the scores overflow float32; expected smaller queries or scale")
         return handed_back(context)
@@ -134,15 +138,22 @@ class KVCache:
     def _read(self, layer: int, start: int, q: Floats, scale: np.float32) -> Floats:
         return backend_named(self.backend).attend(self.store, layer, start, q, scale)
 
+    def _scale(self, given: Any) -> np.float32:
+        if given is None:
+            return np.float32(self.head_dim**-0.5)
+        if not isinstance(given, Real) or not isfinite(given):
+            raise NearbankError(f"KVCache: scale {given!r}; expected a finite number, or None for 1/√head_dim")
+        return np.float32(given)
+
     def _checked_layer(self, layer: int) -> int:
-        if not 0 <= layer < self.layers:
-            raise NearbankError(f"KVCache: layer {layer}; this cache has layers 0 to {self.layers - 1}")
-        return layer
+        if not isinstance(layer, (int, np.integer)) or not 0 <= layer < self.layers:
+            raise NearbankError(f"KVCache: layer {layer!r}; this cache has layers 0 to {self.layers - 1}")
+        return int(layer)
 
     def _checked(self, array: npt.NDArray[Any], name: str, heads: int | None) -> Floats:
         expected = f"floats [tokens, {heads or 'heads'}, {self.head_dim}]"
         good = array.ndim == 3 and array.shape[2] == self.head_dim and heads in (None, array.shape[1])
-        if not good or array.dtype not in (np.float32, np.float16, np.float64):
+        if not good or not is_float(array):
             raise NearbankError(f"KVCache: {name} is {array.dtype}{list(array.shape)}; expected {expected}")
         return floats32(array)
 

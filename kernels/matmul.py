@@ -11,7 +11,7 @@ import numpy.typing as npt
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.kernels.activations import Floats, Norm, Rows, checked_rows, quantise_rows
-from nearbank.kernels.arrays import on_gpu, taken
+from nearbank.kernels.arrays import on_gpu, plain, taken
 from nearbank.kernels.backends import backend_named, resolve
 from nearbank.kernels.levels import checked_levels
 from nearbank.kernels.packed import PackedMatrix
@@ -75,8 +75,8 @@ def linear(
     return handed_back(_multiply(quantise_rows(rows, matrix.backend, before), matrix))
 
 
-def linear_codes(codes: npt.NDArray[np.int8], scales: Floats, matrix: Matrix, levels: str = "int8") -> Floats:
-    """Integer activations codes [M, K] int8 with scales [M] float32 → [M, N] float32.
+def linear_codes(codes: Any, scales: Any, matrix: Matrix, levels: str = "int8") -> Any:
+    """Integer activations codes [M, K] int8 with scales [M] float32 → [M, N] float32, of the codes' kind of array.
 
     levels: which values the codes take, of `nearbank.kernels.levels`: "int8", "ternary" (−1, 0, 1), "uint2"
     (0 … 3), "binary" (−1, 1), "uint1" (0, 1). Fewer levels may be faster; the result is the same.
@@ -86,21 +86,27 @@ def linear_codes(codes: npt.NDArray[np.int8], scales: Floats, matrix: Matrix, le
     """
     if matrix.format.is_float:
         raise NearbankError(f"integer activations need integer weights; these are {matrix.format.name}")
+    given, handed_back = taken(codes, "codes")
+    rows = _checked_codes(given, taken(scales, "scales")[0])
+    _check_width(rows.codes.shape, matrix)
+    if len(rows.codes) == 0:
+        return handed_back(np.empty((0, matrix.shape[0]), np.float32))
+    chosen = checked_levels(levels, rows.codes)
+    low = getattr(backend_named(matrix.backend), "matmul_low", None)  # not every backend has a faster way
+    if low is None or chosen.bits == 8:
+        return handed_back(_multiply(rows, matrix))
+    return handed_back(low(rows.codes, rows.scales, rows.sums, matrix.state, chosen))
+
+
+def _checked_codes(codes: npt.NDArray[Any], scales: npt.NDArray[Any]) -> Rows:
     if codes.ndim != 2 or codes.dtype != np.int8:
         raise NearbankError(f"'codes' is {codes.dtype}{list(codes.shape)}; expected int8 [M, K]")
     if scales.dtype != np.float32 or scales.shape != codes.shape[:1]:
         raise NearbankError(f"'scales' is {scales.dtype}{list(scales.shape)}; expected float32[{len(codes)}]")
-    _check_width(codes.shape, matrix)
-    if len(codes) == 0:
-        return np.empty((0, matrix.shape[0]), np.float32)
-    chosen = checked_levels(levels, codes)
+    if not np.isfinite(scales).all():
+        raise NearbankError("'scales' hold NaN or infinity; expected finite float32")
     sums = codes.sum(axis=1, dtype=np.int32)
-    rows = Rows(np.ascontiguousarray(codes), np.ascontiguousarray(scales), sums)
-    low = getattr(backend_named(matrix.backend), "matmul_low", None)  # not every backend has a faster way
-    if low is None or chosen.bits == 8:
-        return _multiply(rows, matrix)
-    y: Floats = low(rows.codes, rows.scales, rows.sums, matrix.state, chosen)
-    return y
+    return Rows(plain(codes), plain(scales), sums)
 
 
 def _linear_on_gpu(

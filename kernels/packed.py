@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from nearbank.errors import NearbankError
 from nearbank.formats import FORMATS, Format, Quantised, format_named
+from nearbank.kernels.arrays import is_torch, taken
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -21,6 +22,8 @@ Bytes = npt.NDArray[np.uint8]
 
 def as_format(chosen: Format | str) -> Format:
     """A format given by name or as itself."""
+    if not isinstance(chosen, (Format, str)):
+        raise NearbankError(f"format {chosen!r}; expected a name, one of {', '.join(FORMATS)}, or a Format")
     return format_named(chosen) if isinstance(chosen, str) else chosen
 
 
@@ -50,7 +53,7 @@ class PackedMatrix:
         cls, fmt: Format | str, codes: Array, scales: Floats | None = None, zeros: Bytes | None = None
     ) -> PackedMatrix:
         """Pack stored codes [N, K] (ternary: 0, 1, 2), or floats of a float format."""
-        chosen = as_format(fmt)
+        chosen, codes = as_format(fmt), np.asarray(codes)
         _check_whole(codes)
         if not chosen.is_float and codes.dtype.kind not in "iu":
             raise NearbankError(f"format {chosen.name}: codes are {codes.dtype}; expected integers")
@@ -58,11 +61,12 @@ class PackedMatrix:
         return cls(chosen, (codes.shape[0], codes.shape[1]), packed, scales, zeros)
 
     @classmethod
-    def quantise(cls, values: Array, fmt: Format | str) -> PackedMatrix:
-        """Round float weights [N, K] to the format by its own quantiser and pack them."""
+    def quantise(cls, values: Any, fmt: Format | str) -> PackedMatrix:
+        """Round float weights [N, K], a torch parameter too, to the format by its own quantiser and pack them."""
         chosen = as_format(fmt)
-        _check_whole(np.asarray(values))
-        rounded = chosen.quantise(values)
+        weights = taken(values.detach() if is_torch(values) else values, "values")[0]
+        _check_whole(weights)
+        rounded = chosen.quantise(weights)
         return cls.from_codes(chosen, rounded.codes, rounded.scales, rounded.zeros)
 
     @property

@@ -8,6 +8,7 @@ neighbours: byte i of 16 holds value i in its lowest bits, value i + 16 above, a
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +63,8 @@ def allocate(fmt: Format, layers: int, kv_heads: int, head_dim: int, capacity: i
     rows = (*shape, row_length(fmt, head_dim))
     params = (*shape, 2) if not fmt.is_float else (*shape, 0)
     dtype = ROW_DTYPE.get(fmt.name, np.uint8)
+    if math.prod(rows) > sys.maxsize // 16:
+        raise MemoryError  # NumPy has another error for what no address reaches
     keys, values = (_aligned_zeros(rows, dtype) for _ in range(2))
     key_params, value_params = (_aligned_zeros(params, np.uint16) for _ in range(2))
     return CacheStore(fmt, head_dim, keys, values, key_params, value_params, np.arange(pages, dtype=np.int64))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nearbank.cache_formats import CACHE_FORMATS
+from nearbank.cache_formats import cache_format
 from nearbank.errors import NearbankError
-from nearbank.formats import FORMATS, Format, format_named
+from nearbank.formats import Format, format_named
 from nearbank.kernels.arrays import checked_size
 from nearbank.kernels.backends import BACKENDS, problem_of, resolve
 from nearbank.kernels.levels import LEVELS
@@ -30,7 +30,8 @@ def supported(op: str, shape: Sequence[int], dtypes: Sequence[str], backend: str
     """Whether `backend` can do `op` on such a shape and such formats.
 
     "linear":  shape (M, N, K), dtypes (activations, weights), activations float or levels such as "int8"
-    "attend" and "append":  shape (tokens, heads, kv_heads, head_dim), dtypes (cache format,)
+    "attend" and "append":  shape (tokens, heads, kv_heads, head_dim), dtypes (cache,): a format, or one with a scheme
+    as `nearbank.cache_formats` names them ("int4-kivi"; "int4-wkv" needs `Channels`)
     """
     if backend != "auto" and backend not in BACKENDS:
         return Support(False, f"unknown backend '{backend}'; known: auto, {', '.join(BACKENDS)}")
@@ -39,10 +40,10 @@ def supported(op: str, shape: Sequence[int], dtypes: Sequence[str], backend: str
     if op not in _CHECKS:
         return Support(False, f"unknown op '{op}'; known: {', '.join(_CHECKS)}")
     ranks = {"linear": (3, 2), "attend": (4, 1), "append": (4, 1)}[op]
-    if (len(shape), len(dtypes)) != ranks:
+    if (len(shape), len(dtypes)) != ranks or not all(isinstance(name, str) for name in dtypes):
         return Support(False, f"{op} takes {ranks[0]} sizes and {ranks[1]} formats, not {shape} and {dtypes}")
     try:
-        for size in shape:
+        for size in shape[1:] if op == "linear" and shape[0] == 0 else shape:  # no rows give no rows
             checked_size(size, "size")
     except NearbankError as error:
         return Support(False, f"{op} of {tuple(shape)}: {error}")
@@ -59,9 +60,8 @@ def _linear(shape: Sequence[int], dtypes: Sequence[str], backend: str) -> Suppor
         return Support(False, f"activations '{activations}'; known: {', '.join((*ACTIVATIONS, *LEVELS))}")
     if fmt.is_float and activations in LEVELS:
         return Support(False, f"integer activations need integer weights, not {weights}")
-    longest = longest_sum(fmt)
-    if not fmt.is_float and summed_columns(fmt, shape[2]) > longest:
-        return Support(False, f"{weights}: K = {shape[2]} could overflow an int32 sum; up to {longest}")
+    if not fmt.is_float and summed_columns(fmt, shape[2]) > longest_sum(fmt):
+        return Support(False, f"{weights}: K = {shape[2]} could overflow an int32 sum; up to {longest_sum(fmt)}")
     return Support(True)
 
 
@@ -71,7 +71,7 @@ def summed_columns(fmt: Format, columns: int) -> int:
 
 
 def longest_sum(fmt: Format) -> int:
-    """Columns that cannot overflow an int32 sum with activations down to −128."""
+    """Columns of an integer format that cannot overflow an int32 sum with activations down to −128."""
     largest = max(abs(fmt.step * code - zero) for code in (fmt.low, fmt.high) for zero in _zeros(fmt))
     return (2**31 - 1) // (largest * 128)
 
@@ -82,9 +82,12 @@ def _zeros(fmt: Format) -> tuple[int, ...]:
 
 def _cache(shape: Sequence[int], dtypes: Sequence[str], backend: str) -> Support:
     _, heads, kv_heads, _ = shape
-    if dtypes[0] not in CACHE_FORMATS:
-        known = ", ".join(CACHE_FORMATS)
-        return Support(False, f"cache format '{dtypes[0]}' of {', '.join(FORMATS)}; supported: {known}")
+    try:
+        method = cache_format(dtypes[0]).method
+    except NearbankError as error:
+        return Support(False, str(error))
+    if method == "2d":
+        return Support(False, f"{dtypes[0]}: shift and scale K and V yourself, then it is the plain cache")
     if heads % kv_heads:
         return Support(False, f"{heads} query heads over {kv_heads} KV heads")
     return Support(True)

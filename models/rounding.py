@@ -68,7 +68,8 @@ class Rounding:
         """x [M, K], rounded, times packed weights → [M, N]."""
         codes, scales = self.apply(x)
         levels = "int8" if self.format == "int4" else self.format
-        return linear_codes(codes.astype(np.int8), scales, matrix, levels)
+        y: Floats = linear_codes(codes.astype(np.int8), scales, matrix, levels)
+        return y
 
 
 def _eight_bits(x: Floats, rounding: Rounding) -> tuple[Codes, Floats]:

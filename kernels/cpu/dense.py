@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nearbank.compiled import compiled
+from nearbank.kernels.arrays import plain
 from nearbank.kernels.cpu.floats import lane_dot
 from nearbank.kernels.packed import PackedMatrix
 from nearbank.kernels.reference.lanes import padded
@@ -30,9 +31,9 @@ KINDS = {"fp32": 0, "fp16": 1, "bf16": 2}
 
 
 def prepare_dense(packed: PackedMatrix) -> Dense:
-    """View the packed bytes as numbers; copies only where a row is not a multiple of 16."""
+    """View the packed bytes as numbers; copies them if a row is not a multiple of 16, or if they are read-only."""
     stored = np.uint32 if packed.format.name == "fp32" else np.uint16
-    weights = np.ascontiguousarray(packed.packed).view(stored)
+    weights = plain(packed.packed).view(stored)
     return Dense(packed.shape[0], KINDS[packed.format.name], padded(weights, 16))
 
 

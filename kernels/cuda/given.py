@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nearbank.errors import NearbankError
+from nearbank.kernels import arrays
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ def given(x: Any, name: str) -> Given:
     """A device array without copying it. Raises NearbankError for host arrays and unsupported dtypes."""
     import cupy
 
-    is_torch = type(x).__module__.partition(".")[0] == "torch"
+    is_torch = arrays.is_torch(x)
+    if is_torch:
+        arrays.check_no_gradient(x, name)
     if is_torch and str(x.dtype) == "torch.bfloat16" and x.is_cuda:
         return Given(_viewed(x.detach().view(_torch_int16())), "bf16", True)
     if not hasattr(x, "__cuda_array_interface__"):
