@@ -108,7 +108,7 @@ def append(runtime: Runtime, pages: DevicePages, layer: int, k: Any, v: Any, kin
     memory = (pages.keys, pages.values, pages.key_params, pages.value_params, pages.lengths, pages.finished)
     arguments = (k, v, *memory, *map(np.int32, sizes), pages.tables, pages.ids, np.int32(pages.layers))
     grid = (-(-tokens * pages.kv_heads // 4), pages.sequences, 2)
-    runtime.kernel(sources.append_rows(pages.format.name, kind))(grid, 128, 0, arguments)
+    runtime.kernel(sources.append_rows(pages.format.name, kind, pages.tables is not None))(grid, 128, 0, arguments)
 
 
 @dataclass(frozen=True)

@@ -97,26 +97,28 @@ NB_INLINE void write_row(const void* source, int64_t first, int dim, uint8_t* ro
     if (lane == 0) *param = scale_bits | offset_bits << 16;
 }
 
-// k, v [sequences, tokens, heads, dim] behind the tokens that lengths[sequence][layer] counts. One warp per (token,
-// head), blockIdx.y says which of `ids` (null: the one sequence there is), blockIdx.z chooses k or v. The last block to
-// finish adds to the length, so a captured graph can be played again; a length above `capacity` stays as a mark that
-// nothing was written. tables [sequence][pages of capacity], or null.
-template <int STORED, int KIND>
-__global__ void __launch_bounds__(128)
+// k, v [tokens, heads, dim] behind the tokens that lengths[layer] counts. One warp per (token, head), blockIdx.z
+// chooses k or v. The last block to finish adds to lengths[layer], so a captured graph can be played again; a
+// length above `capacity` stays as a mark that nothing was written.
+// PAGED: k, v [sequences, tokens, heads, dim] of those that `ids` names (null: the one there is), blockIdx.y of them,
+// each with its row of tables [sequence][pages of capacity] and of lengths [sequence][layer]. 10 blocks a multiprocessor
+// at least: without a number the compiler wants 16, and spills.
+template <int STORED, int KIND, bool PAGED = false>
+__global__ void __launch_bounds__(128, PAGED ? 10 : 0)
 append_rows(const void* k, const void* v, uint8_t* keys, uint8_t* values, uint32_t* key_params,
             uint32_t* value_params, int* lengths, int* finished, int tokens, int dim, int layer, int pages,
             int heads, int row_bytes, int capacity, int top, const int* tables, const int* ids, int layers) {
     wait_for_previous();
     let_next_begin();
-    const int id = ids ? ids[blockIdx.y] : 0, counter = id * layers + layer;
+    const int id = PAGED && ids ? ids[blockIdx.y] : 0, counter = id * layers + layer;
     const int start = lengths[counter], pair = blockIdx.x * 4 + threadIdx.x / 32;
     const int64_t table = static_cast<int64_t>(id) * pages_for(capacity);
-    const Pages at{layer, pages, heads, row_bytes, tables ? tables + table : nullptr};
+    const Pages at{layer, pages, heads, row_bytes, PAGED ? tables + table : nullptr};
     const bool fits = start + tokens <= capacity && at.writable(start, tokens);
     if (pair < tokens * heads && fits) {
         const int token = pair / heads, head = pair % heads;
         const int64_t row = at.row(head, start + token), slot = at.slot(head, start + token);
-        const int64_t first = (static_cast<int64_t>(blockIdx.y) * tokens * heads + pair) * dim;
+        const int64_t first = (PAGED ? static_cast<int64_t>(blockIdx.y) * tokens * heads + pair : pair) * dim;
         if (blockIdx.z == 0)
             write_row<STORED, KIND>(k, first, dim, keys + row, key_params + slot, row_bytes, top);
         else
@@ -127,7 +129,7 @@ append_rows(const void* k, const void* v, uint8_t* keys, uint8_t* values, uint32
         const int blocks = static_cast<int>(gridDim.x) * 2;
         if (atomicAdd(&finished[counter], 1) == blocks - 1) {
             finished[counter] = 0;
-            lengths[counter] = (fits ? start : max(start, capacity)) + tokens;
+            lengths[counter] = (fits || !PAGED ? start : max(start, capacity)) + tokens;
         }
     }
 }

@@ -131,9 +131,9 @@ STORED = {"int2": 2, "int4": 4, "int8": 8, "fp16": 16, "bf16": 17, "fp32": 32}
 FAST_DIMS = {"int4": (64, 128, 256), "int8": (64, 128), "fp16": (64, 128), "bf16": (64, 128)}
 
 
-def append_rows(stored: str, kind: int) -> Kernel:
-    """Quantise new tokens into the cache."""
-    return Kernel("kv.cuh", f"append_rows<{STORED[stored]}, {kind}>", early=True)
+def append_rows(stored: str, kind: int, paged: bool = False) -> Kernel:
+    """Quantise new tokens into the cache. paged: into sequences of a pool."""
+    return Kernel("kv.cuh", f"append_rows<{STORED[stored]}, {kind}{', true' * paged}>", early=True)
 
 
 def attend_resident(stored: str, dim: int) -> int:
@@ -144,7 +144,7 @@ def attend_resident(stored: str, dim: int) -> int:
 def attend(stored: str, dim: int, paged: bool = False) -> Kernel:
     """Flash decoding, for the formats and head dimensions of `FAST_DIMS`. paged: sequences of a pool."""
     sizes = f"{STORED[stored]}, {dim}, {attend_resident(stored, dim)}"
-    return Kernel("attend.cuh", f"attend<{sizes}, true>" if paged else f"attend<{sizes}>", early=True)
+    return Kernel("attend.cuh", f"attend<{sizes}{', true' * paged}>", early=True)
 
 
 def exact_scores(stored: str) -> Kernel:
@@ -206,7 +206,7 @@ def all_kernels() -> tuple[Kernel, ...]:
         *(floats_by_codes(b) for b in bits),
         *(pack_bits(signed) for signed in (False, True)),
         *(binary_gemm(tokens, signed) for tokens in (1, 4) for signed in (False, True)),
-        *(append_rows(stored, kind) for stored in STORED for kind in range(3)),
+        *(append_rows(stored, kind, paged) for stored in STORED for kind in range(3) for paged in (False, True)),
         *(attend(stored, dim, paged) for stored, dims in FAST_DIMS.items() for dim in dims for paged in (False, True)),
         *(exact_scores(stored) for stored in STORED),
         *(exact_pages(stored) for stored in STORED),

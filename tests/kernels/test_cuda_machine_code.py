@@ -47,6 +47,7 @@ MEANT = {
     sources.attend("fp16", 64): (("HMMA.16816.F32",), STREAMED),
     sources.quantise(0, 0): (("IDP.4A",),),
     sources.append_rows("int4", 1): (("SHFL.BFLY",),),
+    sources.append_rows("int4", 1, paged=True): (("SHFL.BFLY",),),
     sources.exact_pages("int4"): (("FADD",), ("FMUL",)),
     sources.floats_by_floats(2): (STREAMED, ("FADD",), ("FMUL",)),
 }

@@ -18,7 +18,7 @@ LAYERS, KV_HEADS, DIM, PAGES = 2, 2, 5, 9
 STORED = ("fp32", "bf16", "int8", "int4")
 KERNELS = (
     *(kernel(name) for kernel in (sources.exact_scores, sources.exact_pages) for name in STORED),
-    *(sources.append_rows(name, 0) for name in STORED),
+    *(sources.append_rows(name, 0, paged=True) for name in STORED),
     sources.EXACT_TOTAL,
 )
 
