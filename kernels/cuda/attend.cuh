@@ -169,28 +169,35 @@ struct AllRounded {
 };
 
 // A lane's tiles, one after the other: where the rows and parameters of K or V begin.
-template <int STORED, int DIM, bool PAIRED, bool PAGED>
+template <int STORED, int DIM, bool PAIRED>
 struct Cursor {
     static constexpr int kBytes = Shape<STORED, DIM>::kRowBytes;
-    const uint8_t *rows, *first_rows;
-    const uint32_t *params, *first_params;
+    const uint8_t* rows;
+    const uint32_t* params;
 
-    NB_INLINE Cursor(const uint8_t* all, const void* all_params, int row, int byte)
-        : first_rows(all + row * kBytes + byte),
-          first_params(static_cast<const uint32_t*>(all_params) + 2 * (threadIdx.x % 4)) {}
-    NB_INLINE void open(const Pages& at, int kv, int tile) {
-        const int64_t slot = at.slot(kv, tile * 16);
-        rows = first_rows + slot * kBytes;
-        params = first_params + slot;
+    int64_t slot;  // of the tile
+
+    // At the lane's `row` of a tile, and its `byte` of that row.
+    NB_INLINE void open(const uint8_t* all, const void* all_params, const Pages& at, int kv, int tile, int row, int byte) {
+        slot = at.slot(kv, tile * 16);
+        place(all, all_params, row, byte);
+    }
+    NB_INLINE void place(const uint8_t* all, const void* all_params, int row, int byte) {
+        rows = all + (slot + row) * kBytes + byte;
+        params = static_cast<const uint32_t*>(all_params) + slot + 2 * (threadIdx.x % 4);
     }
     // From tile i to the warp's next one: 8 tiles on, or, two by two, the second of two and then 15 tiles on.
     NB_INLINE static int next(int i) { return PAIRED ? i % 2 ? i + 15 : i + 1 : i + kAttendWarps; }
-    NB_INLINE void advance(const Pages& at, int kv, int i) {
-        if (PAGED && i & 8) return open(at, kv, next(i));
-        const int page = at.heads * kPage;  // tokens from a page of a KV head to its next, where pages are in order
-        const int step = PAIRED ? (i % 2 ? page - 16 : 16) : !PAGED && i & 8 ? page - 128 : 128;
+    NB_INLINE void advance(const Pages& at, int i) {
+        const int page = at.heads * kPage;  // tokens from a page of a KV head to its next
+        const int step = PAIRED ? (i % 2 ? page - 16 : 16) : i & 8 ? page - 128 : 128;
         rows += static_cast<int64_t>(step) * kBytes;
         params += step;
+    }
+    // The same where a table says which page is next. Pointers would be too many registers from tile to tile.
+    NB_INLINE void look_up(const uint8_t* all, const void* all_params, const Pages& at, int kv, int i, int row, int byte) {
+        slot = i & 8 ? at.slot(kv, next(i) * 16) : slot + 128;
+        place(all, all_params, row, byte);
     }
 };
 
@@ -204,12 +211,14 @@ NB_INLINE void attend_tiles(Running<STORED, DIM>& state, const Attention& a, con
     const int lane = threadIdx.x % 32, group = lane / 4, t = lane % 4;
     // Never 1, but the compiler does not know: a constant it would make anew for every use.
     const uint32_t biases = 0x43004300u | (a.capacity < 0);
-    Cursor<STORED, DIM, kPaired, PAGED> keys(a.keys, kPaired ? nullptr : a.key_params, group, t * S::kKeyBytes);
-    Cursor<STORED, DIM, kPaired, PAGED> values(a.values, a.value_params, 2 * t, group * S::kValueBytes);
+    Cursor<STORED, DIM, kPaired> keys, values;
+    const void* key_params = kPaired ? nullptr : a.key_params;
+    const int key_byte = t * S::kKeyBytes, value_byte = group * S::kValueBytes;
     // The next tile's K is on its way while this one's weights are found, its V while the next scores are.
     Tokens<STORED, DIM> tile;
     if (i < to) {
-        keys.open(a.at, rows.kv, i), values.open(a.at, rows.kv, i);
+        keys.open(a.keys, key_params, a.at, rows.kv, i, group, key_byte);
+        values.open(a.values, a.value_params, a.at, rows.kv, i, 2 * t, value_byte);
         tile.template load_keys<kPaired>(keys.rows, keys.params);
         tile.load_values(values.rows, values.params);
     }
@@ -231,7 +240,10 @@ NB_INLINE void attend_tiles(Running<STORED, DIM>& state, const Attention& a, con
         float scores[4];
         queries.template score<kPaired>(scores, tile, shift, biases);
         if (next < to) {
-            keys.advance(a.at, rows.kv, i);
+            if constexpr (PAGED)
+                keys.look_up(a.keys, key_params, a.at, rows.kv, i, group, key_byte);
+            else
+                keys.advance(a.at, i);
             tile.template load_keys<kPaired>(keys.rows, keys.params);
         }
         if (i * 16 + 16 > lengths[1]) {
@@ -243,7 +255,10 @@ NB_INLINE void attend_tiles(Running<STORED, DIM>& state, const Attention& a, con
         state.rescale(scores);
         state.weigh(tile, scores, biases);
         if (next < to) {
-            values.advance(a.at, rows.kv, i);
+            if constexpr (PAGED)
+                values.look_up(a.values, a.value_params, a.at, rows.kv, i, 2 * t, value_byte);
+            else
+                values.advance(a.at, i);
             tile.load_values(values.rows, values.params);
         }
     }
