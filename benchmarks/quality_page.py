@@ -295,9 +295,9 @@ PARTS = """### What each part of WKVQuant brings
 Caches of equal bits take the same bytes and have the same decoder. "past": a token sees its own K and V exactly. "wkv":
 that, and each channel has a learned shift and scale. "+feedback" goes beyond WKVQuant: codes need not be the nearest
 ones, a token's later channels make good the errors of its earlier ones, weighed by what errors cost the calibration
-text, and the best of nine ranges of codes is kept (`nearbank.models.kv_feedback`). Every cache is compared window by
-window with the exact one under the same weights, and with plain rounding to nearest under them; weights are int4 to
-nearest, int4 by GPTQ, or not rounded. `benchmarks/kv_ablation.py` makes the table; its arithmetic is torch's.
+text, and the best of nine ranges of codes is kept (`nearbank.kernels.reference.feedback`). Every cache is compared
+window by window with the exact one under the same weights, and with plain rounding to nearest under them; weights are
+int4 to nearest, int4 by GPTQ, or not rounded. `benchmarks/kv_ablation.py` makes the table; its arithmetic is torch's.
 """
 TRAINING = """## Training one
 

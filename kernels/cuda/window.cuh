@@ -96,16 +96,17 @@ NB_INLINE void round_group(const float* keys, uint8_t* rows, uint16_t* params, c
 }
 
 // What window_keep put in the ring, rounded once: values and past-only keys token by token, other keys group by group.
-// blockIdx.z chooses keys or values. The last block to finish adds to lengths[layer], as in append_rows.
+// blockIdx.z chooses keys or values; feedback.cuh has written those with bit z of `written`. The last block to finish
+// adds to lengths[layer], as in append_rows.
 template <int STORED>
 __global__ void __launch_bounds__(128)
 window_round(const float* ring_keys, const float* ring_values, uint8_t* keys, uint8_t* values, void* key_params,
              uint32_t* value_params, int* lengths, int* finished, int tokens, int dim, int layer, int pages, int heads,
-             int row_bytes, int capacity, int top, int key_group, int ring_rows) {
+             int row_bytes, int capacity, int top, int key_group, int ring_rows, int written) {
     const int start = lengths[layer], pair = blockIdx.x * 4 + threadIdx.x / 32;
     const Pages at{layer, pages, heads, row_bytes};
     const Window window{key_group, 0, ring_rows};
-    const bool fits = start + tokens <= capacity, by_group = key_group && blockIdx.z == 0;
+    const bool fits = start + tokens <= capacity && !(written >> blockIdx.z & 1), by_group = key_group && blockIdx.z == 0;
     if (fits && by_group) {
         const int group = start / key_group + static_cast<int>(blockIdx.x) / heads;
         if (group < (start + tokens) / key_group)

@@ -1,4 +1,4 @@
-"""Launches for caches whose newest tokens are exact: `window.cuh`. Host side, any `Runtime`."""
+"""Launches for caches whose newest tokens are exact: `window.cuh` and `feedback.cuh`. Host side, any `Runtime`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from nearbank.kernels.cuda.sources import STORED, Kernel
 from nearbank.kernels.store import PAGE
 from nearbank.kernels.window import Channels
 
-FILE = "window.cuh"
+FILE, FED_BACK = "window.cuh", "feedback.cuh"
 MOVE, TOTAL = Kernel(FILE, "window_move"), Kernel(FILE, "window_total")
 WINDOWED = ("int2", "int4", "int8")
+RANGES, SHARES_AHEAD = 9, 16  # kRanges and kSharesAhead of feedback.cuh
+SHARED_BYTES = 48 * 1024  # of a block, without asking for more
 
 
 def keep_rows(kind: int) -> Kernel:
@@ -32,10 +34,20 @@ def stored_kernel(name: str, stored: str) -> Kernel:
     return Kernel(FILE, f"window_{name}<{STORED[stored]}>")
 
 
+def feed_back(stored: str) -> Kernel:
+    """New tokens rounded with errors fed back, for a stored format."""
+    return Kernel(FED_BACK, f"feed_back<{STORED[stored]}>")
+
+
+def feedback_bytes(head_dim: int) -> int:
+    """Shared memory of `feed_back`: shares of a few channels, costs, and a token once for each range."""
+    return 4 * ((SHARES_AHEAD + RANGES) * head_dim + RANGES)
+
+
 def kernels() -> tuple[Kernel, ...]:
     """Every instance that a launch can ask for."""
     stored = (stored_kernel(name, one) for name in ("round", "scores", "pages") for one in WINDOWED)
-    return (MOVE, TOTAL, *(keep_rows(kind) for kind in range(3)), *stored)
+    return (MOVE, TOTAL, *(keep_rows(kind) for kind in range(3)), *stored, *map(feed_back, WINDOWED))
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,8 @@ class Ring:
 
 @dataclass
 class WindowMemory:
-    """Pages of rounded tokens, a ring of exact ones per layer, and each layer's channels (4 × [kv heads, D]) if any."""
+    """Pages of rounded tokens, a ring of exact ones per layer, and each layer's channels if any: 4 × [kv heads, D],
+    then shares and weights of what is fed back into keys and into values, or None."""
 
     pages: DevicePages
     scheme: Scheme
@@ -61,11 +74,11 @@ class WindowMemory:
         """Bytes allocated at this moment."""
         exact = sum(int(ring.keys.nbytes + ring.values.nbytes) for ring in self.rings)
         different = {id(layer): layer for layer in self.channels}
-        static = sum(int(part.nbytes) for layer in different.values() for part in layer)
+        static = sum(int(part.nbytes) for layer in different.values() for part in layer if part is not None)
         return self.pages.nbytes + exact + static
 
     def channel(self, layer: int, index: int) -> Any:
-        """One of a layer's key shift, key scale, value shift, value scale; None without channels."""
+        """One of a layer's key shift, key scale, value shift, value scale, then the four of the feedback, or None."""
         return self.channels[layer][index] if self.channels else None
 
 
@@ -76,8 +89,12 @@ def allocate(
     """Zeroed pages and rings as long as the scheme keeps tokens."""
     if fmt.name not in WINDOWED:
         raise NearbankError(f"windowed CUDA cache: format {fmt.name}; supported: {', '.join(WINDOWED)}")
-    if any(one.key_feedback or one.value_feedback for one in channels):
-        raise NearbankError("windowed CUDA cache: errors are not fed back there; use backend numba or numpy")
+    fed = any(one.key_feedback or one.value_feedback for one in channels)
+    if fed and feedback_bytes(head_dim) > SHARED_BYTES:
+        raise NearbankError(
+            f"windowed CUDA cache: errors fed back over a head dimension of {head_dim} need more than a block's shared "
+            "memory; use backend numba or channels without feedback"
+        )
     pages = cache.allocate(runtime, fmt, layers, kv_heads, head_dim, capacity)
     if scheme.key_group:
         shape = (*pages.keys.shape[:3], PAGE // scheme.key_group, 2, head_dim)
@@ -94,7 +111,11 @@ def _on_device(runtime: Runtime, channels: tuple[Channels, ...]) -> tuple[tuple[
 
 def _uploaded(runtime: Runtime, one: Channels) -> tuple[Any, ...]:
     parts = (one.key_shift, one.key_scale, one.value_shift, one.value_scale)
-    return tuple(runtime.asarray(np.ascontiguousarray(part, np.float32)) for part in parts)
+    fed = [(x and x.shares, x and x.weights) for x in (one.key_feedback, one.value_feedback)]
+    return tuple(
+        None if part is None else runtime.asarray(np.ascontiguousarray(part, np.float32))
+        for part in (*parts, *fed[0], *fed[1])
+    )
 
 
 def _ring(runtime: Runtime, pages: DevicePages, rows: int) -> Ring:
@@ -132,13 +153,25 @@ def append(runtime: Runtime, memory: WindowMemory, layer: int, k: Any, v: Any, k
     kept = (k, v, ring.keys, ring.values, *channels, pages.lengths, *sizes)
     runtime.kernel(keep_rows(kind))((rows, 1, 2), 128, 0, kept)
     groups = (tokens // group + 1) * pages.kv_heads if group else 0
-    numbers = (
-        *(tokens, pages.head_dim, layer, pages.pages, pages.kv_heads, pages.row_bytes, pages.capacity),
-        *(pages.format.high, group, ring.rows),
-    )
-    stores = (pages.keys, pages.values, pages.key_params, pages.value_params, pages.lengths, pages.finished)
-    arguments = (ring.keys, ring.values, *stores, *map(np.int32, numbers))
+    numbers = (tokens, pages.head_dim, layer, pages.pages, pages.kv_heads, pages.row_bytes, pages.capacity)
+    exact = (ring.keys, ring.values, pages.keys, pages.values, pages.key_params, pages.value_params)
+    written = _fed_back(runtime, memory, layer, exact, (*numbers, pages.format.high, ring.rows))
+    last = pages.format.high, group, ring.rows, written
+    arguments = (*exact, pages.lengths, pages.finished, *map(np.int32, (*numbers, *last)))
     runtime.kernel(stored_kernel("round", pages.format.name))((max(rows, groups), 1, 2), 128, 0, arguments)
+
+
+def _fed_back(
+    runtime: Runtime, memory: WindowMemory, layer: int, exact: tuple[Any, ...], sizes: tuple[int, ...]
+) -> int:
+    """Round what has its errors fed back. Returns whether keys (1) and values (2) are written."""
+    feedback = tuple(memory.channel(layer, i) for i in range(4, 8))
+    written = (feedback[0] is not None) + 2 * (feedback[2] is not None)
+    if written:
+        kernel, (tokens, dim) = runtime.kernel(feed_back(memory.pages.format.name)), sizes[:2]
+        arguments = (*exact, *feedback, memory.pages.lengths, *map(np.int32, sizes))
+        kernel((tokens * memory.pages.kv_heads, 1, 2), 32 * RANGES, feedback_bytes(dim), arguments)
+    return written
 
 
 def attend_exact(runtime: Runtime, memory: WindowMemory, layer: int, start: int, q: Any, scale: np.float32) -> Any:

@@ -21,7 +21,9 @@ from nearbank.kernels.numba_cuda.cache import (
     value_at,
 )
 from nearbank.kernels.numba_cuda.device import LANES, THREADS, add, cuda, div, f32, i32, mul
+from nearbank.kernels.numba_cuda.feedback import write_fed_back
 from nearbank.kernels.numba_cuda.rounding import ceil_bf16, floor_bf16, from_bf16, round_even
+from nearbank.kernels.reference.feedback import Feedback
 from nearbank.kernels.store import PAGE
 from nearbank.kernels.window import Channels, Sizes
 
@@ -159,6 +161,10 @@ def context_kernel(values, params, exact, first, bounds, layer, start, bits, sco
         out[token, head, d] = div(add(add(total, near), offset), add(mass, lane_tree(other)))
 
 
+def _on_device(feedback: Feedback | None) -> tuple[Any, Any] | None:
+    return None if feedback is None else (cuda.to_device(feedback.shares), cuda.to_device(feedback.weights))
+
+
 class DeviceWindow:
     """`nearbank.kernels.window.WindowMemory` in GPU memory. Exact rows are copied anew with every append: readable,
     not fast; `nearbank.kernels.cupy_window` keeps them in a ring."""
@@ -168,8 +174,6 @@ class DeviceWindow:
         if fmt.name not in WINDOWED:
             known = ", ".join(WINDOWED)
             raise NearbankError(f"backend 'numba-cuda': windowed cache format {fmt.name}; supported: {known}")
-        if any(one.key_feedback or one.value_feedback for one in channels):
-            raise NearbankError("backend 'numba-cuda': errors are not fed back there; use backend numba or numpy")
         self.pages, self._scheme, self._channels = allocate(*sizes), scheme, channels
         shape = (1, 1, 1, 1, 2, 1)
         if scheme.key_group:
@@ -177,6 +181,8 @@ class DeviceWindow:
         self._key_channels = cuda.to_device(np.zeros(shape, np.uint16))
         empty = np.zeros((kv_heads, 0, head_dim), np.float32)
         self._exact = [(0, empty, empty)] * layers
+        self._feedback = [tuple(map(_on_device, (c.key_feedback, c.value_feedback))) for c in channels]
+        self._feedback = self._feedback or [(None, None)] * layers
 
     @property
     def nbytes(self) -> int:
@@ -205,16 +211,24 @@ class DeviceWindow:
         kept = [x[:, first - held_first : start - held_first] for x in held]
         exact = [np.concatenate([old, new.swapaxes(0, 1)], axis=1) for old, new in zip(kept, (k, v), strict=True)]
         self._exact[layer] = (first, np.ascontiguousarray(exact[0]), np.ascontiguousarray(exact[1]))
-        pages, blocks = self.pages, -(-k.shape[0] * k.shape[1] // THREADS)
-        per_token = [(v, pages.values, pages.value_params)] + [(k, pages.keys, pages.key_params)] * (size == 0)
-        for given, rows, params in per_token:
-            append_kernel[blocks, THREADS](cuda.to_device(given), rows, params, pages.table, layer, start, pages.bits)
+        pages, (key_feedback, value_feedback) = self.pages, self._feedback[layer]
+        self._write_tokens((pages.values, pages.value_params), layer, start, v, value_feedback)
+        if not size:
+            self._write_tokens((pages.keys, pages.key_params), layer, start, k, key_feedback)
         begin, end = (start // size, (start + len(k)) // size) if size else (0, 0)
         if end > begin:
             on_device = cuda.to_device(self._exact[layer][1])
             round_groups_kernel[(end - begin, k.shape[1]), THREADS](
                 on_device, first, pages.keys, self._key_channels, layer, begin, size, pages.bits
             )
+
+    def _write_tokens(self, memory: tuple[Any, Any], layer: int, start: int, new: Floats, feedback: Any) -> None:
+        """To the nearest codes, or with errors fed back."""
+        if feedback is not None:
+            write_fed_back(self.pages, memory, layer, start, new, feedback)
+            return
+        blocks, pages = -(-new.shape[0] * new.shape[1] // THREADS), self.pages
+        append_kernel[blocks, THREADS](cuda.to_device(new), *memory, pages.table, layer, start, pages.bits)
 
     def read(self, layer: int, start: int, q: Floats, scale: np.float32) -> Floats:
         """Attention of q [T, heads, D] at positions start …."""

@@ -81,21 +81,25 @@ print("every check passed")
 """
 
 WINDOWS = """
+from dataclasses import replace
 import numpy as np
 from nearbank import cache_formats
 from nearbank.kernels import store
-from nearbank.kernels.reference import attention, windowed
-store.PAGE = attention.PAGE = windowed.PAGE = 4
+from nearbank.kernels.reference import attention, feedback, windowed
+store.PAGE = attention.PAGE = feedback.PAGE = windowed.PAGE = 4
 from nearbank.kernels import window, window_host
 window_host.PAGE = 4
 from nearbank.kernels.numba_cuda import window as device
 
 rng = np.random.default_rng(0)
 kivi, past = cache_formats.Scheme("kivi", 2, 3), cache_formats.SCHEMES["past"]
-for scheme, name, two_dimensional in ((kivi, "int4", True), (kivi, "int2", False), (past, "int8", True)):
+upper = np.triu(rng.standard_normal((2, 1, 20, 20)) / 20 + np.eye(20)).astype(np.float32)
+keys, values = map(feedback.Feedback.of, upper)
+cases = (kivi, "int4", dict(value_feedback=values)), (kivi, "int2", None), (past, "int8", dict(key_feedback=keys))
+for scheme, name, fed in cases:
     k, v = (rng.standard_normal((8, 1, 20)).astype(np.float32) for _ in range(2))
     q = rng.standard_normal((8, 2, 20)).astype(np.float32)
-    channels = (window.Channels.of(k, v),) if two_dimensional else ()
+    channels = () if fed is None else (replace(window.Channels.of(k, v), **fed),)
     fmt = window.WindowedKVCache(1, 1, 20, 8, name, backend="numpy").format
     twin, found = (made((fmt, 1, 1, 20, 8), scheme, channels) for made in (windowed.open_window, device.open_window))
     start = 0
@@ -114,7 +118,7 @@ from numba import cuda, types
 from numba.cuda import dispatcher
 # Numba asks the device at hand for which chip to compile the functions that kernels call.
 dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(9, 0))
-from nearbank.kernels.numba_cuda import cache, product, rounding, window
+from nearbank.kernels.numba_cuda import cache, feedback, product, rounding, window
 
 f32, i32, i64 = types.float32, types.int32, types.int64  # a launch hands Python's integers over as int64
 def array(kind, dims):
@@ -136,6 +140,9 @@ kernels += [
     (window.scores_kernel, (exact, *pages, many, exact, i64, bounds, i64, i64, i64, f32, i64, exact)),
     (window.context_kernel, (*pages, exact, i64, bounds, i64, i64, i64, exact, exact)),
 ]
+factors = (array(f32, 3), array(f32, 2), array(f32, 2))  # shares, weights, what ranges leave out
+memory = (*pages, array(i64, 1))
+kernels += [(feedback.feed_back_kernel, (array(f32, 3), *factors, *memory, i64, i64, i64, array(f32, 4)))]
 for kernel, signature in kernels:
     ptx, _ = cuda.compile_ptx(kernel.py_func, signature, cc=(9, 0))
     assert ".entry" in ptx, kernel

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.kernels.fed_channels import STRENGTHS, TOKENS, extreme, fed
 
 from nearbank.cache_formats import SCHEMES
 from nearbank.errors import NearbankError
 from nearbank.kernels import Channels, WindowedKVCache, cupy_backend, cupy_window
 from nearbank.kernels.cuda import cubin, window
 from nearbank.kernels.cuda.emulation import EmulatedRuntime, compiler
+from nearbank.kernels.reference.feedback import Feedback
 
 emulated = pytest.mark.skipif(compiler() is None, reason="emulating CUDA needs a C++ compiler (g++, or CXX)")
 
@@ -56,15 +58,15 @@ def tensors(tokens, heads, kv_heads, dim, seed):
 @given(
     scheme=st.sampled_from(list(SCHEMES)), name=st.sampled_from(window.WINDOWED), dim=st.integers(1, 70),
     sizes=st.lists(st.sampled_from([1, 2, 3, 31, 32, 33, 60]), min_size=1, max_size=4), shared=st.integers(1, 2),
-    two_dimensional=st.booleans(), seed=st.integers(0, 999),
+    form=st.sampled_from(["tokens", "channels", "fed back"]), seed=st.integers(0, 999),
 )  # fmt: skip
-def test_memory_and_attention_have_the_bits_of_the_definition(
-    runtime, scheme, name, dim, sizes, shared, two_dimensional, seed
-):
+def test_memory_and_attention_have_the_bits_of_the_definition(runtime, scheme, name, dim, sizes, shared, form, seed):
     runtime.forget()
     total = sum(sizes)
     q, k, v = tensors(total, 2 * shared, 2, dim, seed)
-    channels = Channels.of(k, v) if two_dimensional else None
+    channels = None if form == "tokens" else Channels.of(k, v)
+    if form == "fed back":
+        channels = fed(channels, scheme, seed)
     twin = WindowedKVCache(1, 2, dim, total, name, scheme, channels, "numpy")
     device = cupy_window.open_window((twin.format, 1, 2, dim, total), twin.scheme, twin.channels)
     start = 0
@@ -76,6 +78,21 @@ def test_memory_and_attention_have_the_bits_of_the_definition(
         got = device.read(0, last.start, q[last], np.float32(dim**-0.5))
         np.testing.assert_array_equal(got, twin.attend(0, q[last]))
         start += tokens
+    for part in ("keys", "values", "key_params", "value_params"):
+        held = np.asarray(getattr(device.memory.pages, part))
+        np.testing.assert_array_equal(held, getattr(twin.store.pages, part), err_msg=part)
+
+
+@emulated
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(token=TOKENS, name=st.sampled_from(window.WINDOWED), strength=STRENGTHS, seed=st.integers(0, 999))
+def test_fed_back_codes_are_the_definitions_at_the_extremes(runtime, token, name, strength, seed):
+    runtime.forget()
+    x, channels = np.array(token, np.float32)[None, None], extreme(len(token), strength, seed)
+    twin = WindowedKVCache(1, 1, len(token), 1, name, "past", channels, "numpy")
+    device = cupy_window.open_window((twin.format, 1, 1, len(token), 1), twin.scheme, twin.channels)
+    twin.append(0, x, x)
+    device.write(0, 0, x, x)
     for part in ("keys", "values", "key_params", "value_params"):
         held = np.asarray(getattr(device.memory.pages, part))
         np.testing.assert_array_equal(held, getattr(twin.store.pages, part), err_msg=part)
@@ -130,6 +147,9 @@ def test_bad_windows_are_refused(runtime):
         cupy_window.WindowedDeviceCache(1, 1, 8, 8, "fp16")
     with pytest.raises(NearbankError, match="known: past, kivi"):
         cupy_window.WindowedDeviceCache(1, 1, 8, 8, "int4", "future")
+    one, nothing = np.ones((1, 512), np.float32), Feedback(np.zeros((1, 512, 512), np.float32), np.ones((1, 512)))
+    with pytest.raises(NearbankError, match="head dimension of 512 need more than a block's shared memory"):
+        cupy_window.WindowedDeviceCache(1, 1, 512, 8, channels=Channels(one, one, one, one, nothing))
 
 
 def compiler_problem() -> str | None:

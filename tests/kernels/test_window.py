@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.kernels.fed_channels import STRENGTHS, TOKENS, extreme, fed
 
 from nearbank.cache_formats import SCHEMES
 from nearbank.errors import NearbankError
@@ -60,15 +61,6 @@ def attended(q, keys, values, scale):
     return np.array(out)
 
 
-def fed(channels, scheme, seed):
-    """Channels with errors fed back, as a random metric weighs them; of values alone where keys share scales."""
-    heads, dim = channels.key_shift.shape
-    seen = np.random.default_rng(seed).normal(size=(2, heads, dim, 2 * dim))
-    metric = seen @ seen.swapaxes(2, 3) / dim + 0.1 * np.eye(dim)
-    keys, values = (Feedback.of(np.linalg.cholesky(np.linalg.inv(one)).swapaxes(1, 2)) for one in metric)
-    return replace(channels, key_feedback=None if SCHEMES[scheme].key_group else keys, value_feedback=values)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["int8", "int4", "int2"])
 @pytest.mark.parametrize("scheme", list(SCHEMES))
@@ -108,25 +100,13 @@ def test_backends_and_arrival_do_not_change_the_bits(scheme, name, dim, before, 
     np.testing.assert_array_equal(*results)
 
 
-EXTREMES = [0.0, -0.0, 1.0, -1.0, 3.0, 1e-38, -1e-42, 1e-20, -1e30, 1e30, 7.5]
-
-
 @settings(max_examples=40, deadline=None)
-@given(
-    token=st.lists(st.sampled_from(EXTREMES) | st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=40),
-    name=st.sampled_from(["int8", "int4", "int2"]), strength=st.sampled_from([1.0, 1e-12, 1e12]),
-    seed=st.integers(0, 999),
-)  # fmt: skip
+@given(token=TOKENS, name=st.sampled_from(["int8", "int4", "int2"]), strength=STRENGTHS, seed=st.integers(0, 999))
 def test_fed_back_codes_are_the_definitions_at_the_extremes(token, name, strength, seed):
-    """Zeros, constants, magnitudes far apart, and weights of errors whose squares leave float32."""
     x = np.array(token, np.float32)[None, None]
-    one = np.ones((1, x.shape[2]), np.float32)
-    channels = fed(Channels(0 * one, one, 0 * one, one), "past", seed)
-    feedback = replace(channels.key_feedback, weights=np.float32(strength) * channels.key_feedback.weights)
-    channels = replace(channels, key_feedback=feedback)
     stores = []
     for backend in BACKENDS:
-        cache = WindowedKVCache(1, 1, x.shape[2], 1, name, "past", channels, backend)
+        cache = WindowedKVCache(1, 1, len(token), 1, name, "past", extreme(len(token), strength, seed), backend)
         cache.append(0, x, x)
         stores.append(cache.store.pages)
     for part in ("keys", "values", "key_params", "value_params"):
