@@ -332,7 +332,7 @@ class DeviceCache(CallersCache):
         factor = dim**-0.5 if scale is None else scale
         target = None if out is None else given(out, "out").array
         with callers_stream(queries):
-            array = self._runtime.xp.ascontiguousarray(queries.array)
+            array = self._rows(queries)
             if not self.pages.fast():
                 start = self._lengths[layer] - count
                 exact = device_cache.attend_exact(self._runtime, self.pages, layer, start, array, np.float32(factor))

@@ -1,413 +1,355 @@
 // Flash decoding over the quantised cache: split over the tokens, on matrix instructions, K and V read once.
 //
 // A thread block takes 8 queries (of the heads that share a KV head, or of neighbouring tokens) and a range of
-// tokens; each of its 8 warps takes every eighth tile of 16 tokens. Two bfloat16, the upper half and what rounding
-// left over, make 16 bits of a query or a weight.
-// q · k: queries are the A operand, upper halves in rows 0–7 and the rest in rows 8–15, so one instruction gives both
-// products and the same lane holds both. The order of the head's dimensions is free, so a lane takes neighbouring
-// words of K as they lie in memory.
-// p · v: V is the A operand, 16 dimensions by 16 tokens, words of two tokens paired byte by byte; the weights' halves
-// are two B operands into the same sums. The weights come out of q · k in the lanes where p · v wants them.
-// Codes are exact in bfloat16; scale and offset of a token multiply finished sums. A 4-bit code c is cheapest as
-// 128 + c, and the 128 leaves again as 128 times the sum of the queries' or weights' halves.
-// The last block of a split group to finish joins the parts.
+// tokens; each of its 8 warps takes every eighth tile of 16 tokens (attend_tile.cuh), or of 32 where those share
+// parameters of keys. A part of a sum is [DIM totals] with [peak, mass]: warps leave theirs in shared memory, blocks
+// theirs in `parts`, and the last block of a group to finish joins these. Totals lie in the order in which lanes hold
+// them, so that no two lanes meet in a bank.
 #pragma once
-#include "kv.cuh"
+#include "attend_tile.cuh"
 
-constexpr int kAttendWarps = 8;
+constexpr int kAttendWarps = 8, kAttendThreads = 32 * kAttendWarps, kMostParts = 2 * kAttendWarps;
 
-// Two bfloat16 (or fp16) codes from each of the registers that a 32-bit word unpacks to.
-template <int STORED>
-struct Unpack {
-    static constexpr int kRegisters = STORED == kStored4 ? 4 : STORED == kStored8 ? 2 : 1;  // per word
+// The parts of a block's warps in shared memory, as join_row wants them.
+template <int DIM>
+struct Parts {
+    static constexpr int kRow = DIM + 4;    // in floats; so far apart, rows 2t and columns of 8 groups meet no bank
+    static constexpr int kLane = DIM / 32;  // neighbouring places that one lane joins
+    float *peaks, *masses, *totals;         // [8][kMostParts], [8][kMostParts], [part][8][kRow]
+    int* last;                              // whether this block is the last of its group
 
-    static constexpr float kBias = STORED == kStored4 ? 128.0f : 0.0f;  // what every unpacked code has too much
-
-    // Codes in the low 4 bits of both halves, as 128 + code. `biases` is 0x43004300, held in a register.
-    NB_INLINE static uint32_t small_codes(uint32_t bits, uint32_t biases) { return (bits & 0x000f000fu) | biases; }
-    NB_INLINE static uint32_t byte_codes(uint32_t low, uint32_t high) {  // two codes below 256
-        const float a = __fsub_rn(__uint_as_float(low | 0x4b000000u), 8388608.0f);
-        const float b = __fsub_rn(__uint_as_float(high | 0x4b000000u), 8388608.0f);
-        return pick_bytes(__float_as_uint(a), __float_as_uint(b), 0x7632);
-    }
-    // K: register i of word w of one token.
-    NB_INLINE static uint32_t key(uint32_t w, int i, uint32_t biases) {
-        if (STORED == kStored4) return small_codes(w >> (i / 2 * 8 + i % 2 * 4), biases);
-        if (STORED == kStored8) return byte_codes(w >> 16 * i & 0xff, w >> (16 * i + 8) & 0xff);
-        return w;
-    }
-    // The dimensions of the two values in that register, `byte` being the row's byte where the word starts.
-    NB_INLINE static int key_dimension(int byte, int i, int which) {
-        if (STORED == kStored4) return Row<4>::dimension(byte + i / 2 + 2 * which, i % 2);
-        if (STORED == kStored8) return byte + 2 * i + which;
-        return byte / 2 + which;
-    }
-    static constexpr int kPairs = STORED == kStored4 ? 8 : STORED == kStored8 ? 4 : 2;  // values per word
-    // V: value i of the words of two tokens, as a pair (first token, second token).
-    NB_INLINE static uint32_t pair(uint32_t first, uint32_t second, int i, uint32_t biases) {
-        if (STORED == kStored4) {
-            const uint32_t b = i / 2, bytes = pick_bytes(first, second, b | b << 4 | (4 + b) << 8 | (4 + b) << 12);
-            return small_codes(i % 2 ? bytes >> 4 : bytes, biases);
-        }
-        if (STORED == kStored8) return byte_codes(first >> 8 * i & 0xff, second >> 8 * i & 0xff);
-        return pick_bytes(first, second, i ? 0x7632 : 0x5410);
-    }
-    NB_INLINE static int pair_dimension(int byte, int i) {
-        if (STORED == kStored4) return Row<4>::dimension(byte + i / 2, i % 2);
-        if (STORED == kStored8) return byte + i;
-        return byte / 2 + i;
+    NB_INLINE explicit Parts(float* shared)
+        : peaks(shared), masses(shared + 8 * kMostParts), totals(shared + 2 * 8 * kMostParts + 4),
+          last(reinterpret_cast<int*>(shared + 2 * 8 * kMostParts)) {}
+    NB_INLINE float* row(int part, int row) const { return totals + (part * 8 + row) * kRow; }
+    // One lane says so.
+    NB_INLINE void head(int part, int row, float peak, float mass) const {
+        peaks[row * kMostParts + part] = peak, masses[row * kMostParts + part] = mass;
     }
 };
 
-template <int WORDS>
-NB_INLINE void load_row_part(uint32_t (&out)[WORDS], const uint8_t* at) {
-    if (WORDS == 1) {
-        out[0] = load_once(reinterpret_cast<const uint32_t*>(at));
-    } else if (WORDS == 2) {
-        const uint2 v = load_once(reinterpret_cast<const uint2*>(at));
-        out[0] = v.x, out[WORDS > 1] = v.y;
-    } else {
-        NB_UNROLL
-        for (int i = 0; i < WORDS / 4; ++i) {
-            const uint4 v = load_once(reinterpret_cast<const uint4*>(at) + i);
-            out[4 * i] = v.x, out[4 * i + 1] = v.y, out[4 * i + 2] = v.z, out[4 * i + 3] = v.w;
-        }
+template <int N>
+NB_INLINE void load_floats(float (&out)[N], const float* at) {
+    NB_UNROLL
+    for (int i = 0; i < N; i += 2) {
+        const float2 v = *reinterpret_cast<const float2*>(at + i);
+        out[i] = v.x, out[i + 1] = v.y;
     }
 }
+template <int N>
+NB_INLINE void store_floats(float* at, const float (&values)[N]) {
+    NB_UNROLL
+    for (int i = 0; i < N; i += 2) *reinterpret_cast<float2*>(at + i) = {values[i], values[i + 1]};
+}
 
+// The first `count` parts of a row, joined: this lane's places, and [peak, mass].
+template <int DIM>
+NB_INLINE float2 join_row(const Parts<DIM>& parts, int row, int count, float (&sum)[DIM / 32]) {
+    constexpr int kLane = Parts<DIM>::kLane;
+    const float *peaks = parts.peaks + row * kMostParts, *masses = parts.masses + row * kMostParts;
+    float most = kNone, mass = 0.0f;
+    NB_UNROLL_BY(8)
+    for (int p = 0; p < count; ++p) most = max(most, peaks[p]);
+    NB_UNROLL
+    for (int i = 0; i < kLane; ++i) sum[i] = 0.0f;
+    NB_UNROLL_BY(8)
+    for (int p = 0; p < count; ++p) {
+        const float factor = power_of_two(peaks[p] - most);
+        float part[kLane];
+        load_floats(part, parts.row(p, row) + threadIdx.x % 32 * kLane);
+        mass += factor * masses[p];
+        NB_UNROLL
+        for (int i = 0; i < kLane; ++i) sum[i] += factor * part[i];
+    }
+    return {most, mass};
+}
+
+// A warp's sums into its part.
 template <int STORED, int DIM>
-struct Shape {
-    static constexpr bool kHalf = STORED == kStoredHalf;
-    static constexpr int kBits = STORED == kStored4 ? 4 : STORED == kStored8 ? 8 : 16;
-    static constexpr int kRowBytes = DIM * kBits / 8;
-    static constexpr int kKeyWords = kRowBytes / 16, kValueWords = kRowBytes / 32;  // of one lane
-    static constexpr int kSteps = DIM / 16;  // matrix steps of q · k, and tiles of 16 dimensions of p · v
-};
+NB_INLINE void leave(Running<STORED, DIM>& state, const Parts<DIM>& parts) {
+    const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (int bits = 1; bits < 4; bits *= 2) {
+        state.mass += __shfl_xor_sync(NB_ALL, state.mass, bits);
+        state.offset += __shfl_xor_sync(NB_ALL, state.offset, bits);
+    }
+    if (t == 0) parts.head(warp, group, state.peak, state.mass);
+    float added[2];
+    state.of_totals(state.offset, added);
+    NB_UNROLL
+    for (int r = 0; r < 2; ++r) {
+        added[r] -= state.weights[r];
+        float* row = parts.row(warp, 2 * t + r);
+        NB_UNROLL
+        for (int n = 0; n < DIM / 16; ++n)
+            *reinterpret_cast<float2*>(row + 16 * n + 2 * group) = {state.total[n][r] + added[r],
+                                                                    state.total[n][2 + r] + added[r]};
+    }
+}
 
-// 16 tokens of K and V as one lane holds them: K of tokens group and group + 8, V of 2t, 2t + 1, 2t + 8, 2t + 9.
+// The dimension of a place in a part.
 template <int STORED, int DIM>
-struct Tokens {
-    using S = Shape<STORED, DIM>;
-    uint32_t k[2][S::kKeyWords], v[4][S::kValueWords];
-    uint2 k_params[2], v_params[2];
+NB_INLINE int place_dimension(int place) {
+    return Shape<STORED, DIM>::total_dimension(place % 16 / 2, place / 16, place % 2 * 2);
+}
 
-    NB_INLINE void load_keys(const uint8_t* keys, const uint32_t* params, int64_t slot) {
-        const int lane = threadIdx.x % 32, group = lane / 4, t = lane % 4;
+// What splits `first`, `first` + stride, … below `splits` left of a row, joined; as join_row.
+template <int DIM>
+NB_INLINE float2 join_splits(const float* totals, const float2* heads, int row, int first, int stride, int splits,
+                             float (&sum)[DIM / 32]) {
+    constexpr int kLane = DIM / 32, kAtOnce = 16 / kLane;
+    float most = kNone, mass = 0.0f;
+    NB_UNROLL
+    for (int i = 0; i < kLane; ++i) sum[i] = 0.0f;
+    for (int s = first; s < splits; s += kAtOnce * stride) {
+        float part[kAtOnce][kLane];
+        float2 head[kAtOnce];
+        float before = most;
         NB_UNROLL
-        for (int n = 0; n < 2; ++n) {
-            load_row_part(k[n], keys + (slot + 8 * n + group) * S::kRowBytes + t * (S::kRowBytes / 4));
-            if (S::kBits < 16) k_params[n] = *reinterpret_cast<const uint2*>(params + slot + 8 * n + 2 * t);
+        for (int i = 0; i < kAtOnce; ++i) {
+            const int at = s + i * stride < splits ? s + i * stride : s;
+            head[i] = heads[at * 8 + row];
+            load_floats(part[i], totals + (at * 8 + row) * static_cast<int64_t>(DIM) + threadIdx.x % 32 * kLane);
+        }
+        NB_UNROLL
+        for (int i = 0; i < kAtOnce; ++i) most = max(most, head[i].x);
+        before = power_of_two(before - most);
+        mass *= before;
+        NB_UNROLL
+        for (int i = 0; i < kLane; ++i) sum[i] *= before;
+        NB_UNROLL
+        for (int i = 0; i < kAtOnce; ++i) {
+            const float factor = s + i * stride < splits ? power_of_two(head[i].x - most) : 0.0f;
+            mass += factor * head[i].y;
+            NB_UNROLL
+            for (int j = 0; j < kLane; ++j) sum[j] += factor * part[i][j];
         }
     }
+    return {most, mass};
+}
 
-    // V of float formats is read below `end` only: what lies behind could be NaN, and a weight of 0 would not help.
-    NB_INLINE void load_values(const uint8_t* values, const uint32_t* params, int64_t slot, int token, int end) {
-        const int lane = threadIdx.x % 32, group = lane / 4, t = lane % 4;
-        NB_UNROLL
-        for (int n = 0; n < 2; ++n) {
-            if (S::kBits < 16) v_params[n] = *reinterpret_cast<const uint2*>(params + slot + 8 * n + 2 * t);
-            NB_UNROLL
-            for (int i = 0; i < 2; ++i) {
-                const int place = 8 * n + 2 * t + i;
-                if (S::kBits < 16 || token + place < end)
-                    load_row_part(v[2 * n + i], values + (slot + place) * S::kRowBytes + group * (S::kRowBytes / 8));
-                else
-                    for (int w = 0; w < S::kValueWords; ++w) v[2 * n + i][w] = 0;
-            }
-        }
+// a / b for 0 ≤ a < 2²² and 0 < b: fewer instructions than a division that knows no bounds.
+NB_INLINE int divided(int a, int b) {
+    const int near = static_cast<int>(__fdividef(static_cast<float>(a), static_cast<float>(b)));
+    const int left = a - near * b;
+    return left < 0 ? near - 1 : left >= b ? near + 1 : near;
+}
+
+// What a launch is given.
+struct Attention {
+    const float* q;
+    const uint8_t *keys, *values;
+    const void* key_params;
+    const uint32_t* value_params;
+    float* parts;
+    int* arrived;
+    float* out;
+    float scale;
+    int queries, shared, capacity;  // shared: query heads of a KV head
+    int length, block;              // tokens of the sequence; which 8 of its queries
+    Pages at;
+};
+
+// A block's 8 queries: row r is query token (first + r) / shared, head kv · shared + (first + r) % shared.
+struct Rows {
+    int kv, shared, first, count, heads;
+    NB_INLINE int token(int row) const { return divided(first + row, shared); }
+    NB_INLINE int64_t query(int row) const {
+        const int of = token(row);
+        return static_cast<int64_t>(of) * heads + kv * shared + first + row - of * shared;
     }
 };
 
-template <bool HALF>
-NB_INLINE float widened(uint32_t bits) {
-    return HALF ? half_to_float(static_cast<uint16_t>(bits)) : bf16_to_float(bits);
-}
-// Two values as a register of upper halves and one of what is left.
-template <bool HALF>
-NB_INLINE void split(float first, float second, uint32_t& upper, uint32_t& lower) {
-    upper = pack_f16x2<HALF>(first, second);
-    lower = pack_f16x2<HALF>(first - widened<HALF>(upper & 0xffff), second - widened<HALF>(upper >> 16));
-}
+// A cache whose tokens are all rounded. Others are in attend_window.cuh.
+struct AllRounded {
+    static constexpr int kGroup = 0;        // tokens that share the parameters of a key channel; 0: per token
+    static constexpr bool kNewest = false;  // whether `newest` has a part of its own
+    NB_INLINE int rounded(int length) const { return length; }  // of the tokens that a query sees
+    NB_INLINE float of_query(float value, int, int, int) const { return value; }
+    NB_INLINE float of_result(float value, int, int, int) const { return value; }
+};
 
-// What one warp knows of its 8 queries: the peak so far (in powers of two), and sums relative to it. A lane holds peak
-// and sums of query group (its lane / 4); `total` and `weights` of queries 2t and 2t + 1, where t is lane % 4.
-template <int STORED, int DIM>
-struct Running {
-    using S = Shape<STORED, DIM>;
-    using U = Unpack<STORED>;
-    uint32_t q[S::kSteps][4];
-    float total[S::kSteps][4], weights[4];
-    float q_sum, q_bias, q_unit, peak, mass, offset;
-    uint32_t biases;
+// A lane's tiles, one after the other: where the rows and parameters of K or V begin.
+template <int STORED, int DIM, bool PAIRED>
+struct Cursor {
+    static constexpr int kBytes = Shape<STORED, DIM>::kRowBytes;
+    const uint8_t* rows;
+    const uint32_t* params;
 
-    // query: this lane's (row group), or null for a row without one.
-    NB_INLINE void open(const float* query, float scale, uint32_t code_biases) {
-        biases = code_biases;
-        float values[S::kSteps][4];
-        const int t = threadIdx.x % 4;
-        NB_UNROLL
-        for (int s = 0; s < S::kSteps; ++s)
-            NB_UNROLL
-            for (int i = 0; i < 4; ++i) {
-                const int reg = 2 * s + i / 2, byte = t * (S::kRowBytes / 4) + reg / U::kRegisters * 4;
-                values[s][i] = query ? query[U::key_dimension(byte, reg % U::kRegisters, i % 2)] : 0.0f;
-            }
-        float sum = 0.0f, largest = 0.0f, held = 0.0f;
-        NB_UNROLL
-        for (int s = 0; s < S::kSteps; ++s)
-            NB_UNROLL
-            for (int i = 0; i < 4; ++i) sum += values[s][i], largest = Largest::of(largest, magnitude(values[s][i]));
-        for (int bits = 1; bits < 4; bits *= 2) {
-            sum += __shfl_xor_sync(NB_ALL, sum, bits);
-            largest = Largest::of(largest, __shfl_xor_sync(NB_ALL, largest, bits));
-        }
-        // A power of two that brings fp16 queries near 1; bfloat16 needs none.
-        const uint32_t exponent = __float_as_uint(largest) >> 23;
-        const bool shift = S::kHalf && exponent > 1 && exponent < 254;
-        const float inverse = shift ? __uint_as_float((254 - exponent) << 23) : 1.0f;
-        q_unit = (shift ? __uint_as_float(exponent << 23) : 1.0f) * scale * 1.4426950408889634f;
-        q_sum = sum * scale * 1.4426950408889634f;
-        NB_UNROLL
-        for (int s = 0; s < S::kSteps; ++s)
-            NB_UNROLL
-            for (int r = 0; r < 2; ++r) {
-                uint32_t &upper = q[s][2 * r], &lower = q[s][2 * r + 1];
-                split<S::kHalf>(values[s][2 * r] * inverse, values[s][2 * r + 1] * inverse, upper, lower);
-                held += widened<S::kHalf>(upper & 0xffff) + widened<S::kHalf>(upper >> 16);
-                held += widened<S::kHalf>(lower & 0xffff) + widened<S::kHalf>(lower >> 16);
-            }
-        for (int bits = 1; bits < 4; bits *= 2) held += __shfl_xor_sync(NB_ALL, held, bits);
-        q_bias = held * U::kBias;
-        peak = -INFINITY, mass = offset = 0.0f;
-        NB_UNROLL
-        for (int c = 0; c < 4; ++c) {
-            weights[c] = 0.0f;
-            for (int n = 0; n < S::kSteps; ++n) total[n][c] = 0.0f;
-        }
+    int64_t slot;  // of the tile
+
+    // At the lane's `row` of a tile, and its `byte` of that row.
+    NB_INLINE void open(const uint8_t* all, const void* all_params, const Pages& at, int kv, int tile, int row, int byte) {
+        slot = at.slot(kv, tile * 16);
+        place(all, all_params, row, byte);
     }
-
-    // Of 16 tokens from `token`; those at `length` or beyond are masked.
-    NB_INLINE void score(float (&scores)[4], const Tokens<STORED, DIM>& tile, int token, int length) const {
-        const int t = threadIdx.x % 4;
-        NB_UNROLL
-        for (int n = 0; n < 2; ++n) {
-            float c[2][4] = {};  // two sums, so that an instruction need not wait for the one before
-            NB_UNROLL
-            for (int s = 0; s < S::kSteps; ++s) {
-                const uint32_t b[2] = {
-                    U::key(tile.k[n][2 * s / U::kRegisters], 2 * s % U::kRegisters, biases),
-                    U::key(tile.k[n][(2 * s + 1) / U::kRegisters], (2 * s + 1) % U::kRegisters, biases)};
-                mma_f16<S::kHalf>(c[s % 2], q[s], b);
-            }
-            NB_UNROLL
-            for (int i = 0; i < 2; ++i) {
-                float score = ((c[0][i] + c[1][i]) + (c[0][2 + i] + c[1][2 + i]) - q_bias) * q_unit;
-                if (S::kBits < 16) {
-                    const uint32_t param = i ? tile.k_params[n].y : tile.k_params[n].x;
-                    score = score * bf16_to_float(param & 0xffff) + bf16_to_float(param >> 16) * q_sum;
-                }
-                scores[2 * n + i] = token + 8 * n + 2 * t + i < length ? score : -INFINITY;
-            }
-        }
+    NB_INLINE void place(const uint8_t* all, const void* all_params, int row, int byte) {
+        rows = all + (slot + row) * kBytes + byte;
+        params = static_cast<const uint32_t*>(all_params) + slot + 2 * (threadIdx.x % 4);
     }
-
-    // Of the two queries whose totals this lane holds, what their own lanes hold.
-    NB_INLINE static void of_totals(float value, float (&both)[2]) {
-        const int t = threadIdx.x % 4;
-        both[0] = __shfl_sync(NB_ALL, value, 8 * t);
-        both[1] = __shfl_sync(NB_ALL, value, 8 * t + 4);
+    // From tile i to the warp's next one: 8 tiles on, or, two by two, the second of two and then 15 tiles on.
+    NB_INLINE static int next(int i) { return PAIRED ? i % 2 ? i + 15 : i + 1 : i + kAttendWarps; }
+    NB_INLINE void advance(const Pages& at, int i) {
+        const int page = at.heads * kPage;  // tokens from a page of a KV head to its next
+        const int step = PAIRED ? (i % 2 ? page - 16 : 16) : i & 8 ? page - 128 : 128;
+        rows += static_cast<int64_t>(step) * kBytes;
+        params += step;
     }
-
-    NB_INLINE void rescale(const float (&scores)[4]) {
-        float most = max(max(scores[0], scores[1]), max(scores[2], scores[3]));
-        for (int bits = 1; bits < 4; bits *= 2) most = max(most, __shfl_xor_sync(NB_ALL, most, bits));
-        const bool rises = most > peak;
-        if (!__ballot_sync(NB_ALL, rises)) return;
-        const float factor = rises ? power_of_two(peak - most) : 1.0f;
-        if (rises) peak = most;
-        mass *= factor, offset *= factor;
-        float both[2];
-        of_totals(factor, both);
-        NB_UNROLL
-        for (int c = 0; c < 4; ++c) {
-            weights[c] *= both[c % 2];
-            NB_UNROLL
-            for (int n = 0; n < S::kSteps; ++n) total[n][c] *= both[c % 2];
-        }
-    }
-
-    NB_INLINE void weigh(const Tokens<STORED, DIM>& tile, const float (&scores)[4]) {
-        uint32_t upper[2], lower[2];  // of tokens 8n + 2t and 8n + 2t + 1
-        NB_UNROLL
-        for (int n = 0; n < 2; ++n) {
-            float scaled[2];
-            NB_UNROLL
-            for (int i = 0; i < 2; ++i) {
-                const float score = scores[2 * n + i];
-                const float weight = score == -INFINITY ? 0.0f : power_of_two(score - peak);
-                mass += weight;
-                scaled[i] = weight;
-                if (S::kBits < 16 && weight > 0.0f) {  // a masked row's parameters may be anything
-                    const uint32_t param = i ? tile.v_params[n].y : tile.v_params[n].x;
-                    scaled[i] = weight * bf16_to_float(param & 0xffff);
-                    offset += weight * bf16_to_float(param >> 16);
-                }
-            }
-            split<S::kHalf>(scaled[0], scaled[1], upper[n], lower[n]);
-        }
-        NB_UNROLL
-        for (int n = 0; n < S::kSteps; ++n) {
-            const int w = 2 * n / U::kPairs, i = 2 * n % U::kPairs;
-            const uint32_t a[4] = {
-                U::pair(tile.v[0][w], tile.v[1][w], i, biases), U::pair(tile.v[0][w], tile.v[1][w], i + 1, biases),
-                U::pair(tile.v[2][w], tile.v[3][w], i, biases), U::pair(tile.v[2][w], tile.v[3][w], i + 1, biases)};
-            mma_f16<S::kHalf>(total[n], a, upper);
-            mma_f16<S::kHalf>(total[n], a, lower);
-        }
-        if (U::kBias > 0.0f) {
-            const uint32_t ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
-            mma_f16<false>(weights, ones, upper);
-            mma_f16<false>(weights, ones, lower);
-        }
-    }
-
-    // Every query's [peak, mass, DIM totals] into `part`.
-    NB_INLINE void close(float* part) {
-        constexpr int kPart = DIM + 2;
-        const int group = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-        for (int bits = 1; bits < 4; bits *= 2) {
-            mass += __shfl_xor_sync(NB_ALL, mass, bits);
-            offset += __shfl_xor_sync(NB_ALL, offset, bits);
-        }
-        if (t == 0) part[group * kPart] = peak, part[group * kPart + 1] = mass;
-        float added[2];
-        of_totals(offset, added);
-        NB_UNROLL
-        for (int n = 0; n < S::kSteps; ++n)
-            NB_UNROLL
-            for (int c = 0; c < 4; ++c) {
-                const int w = 2 * n / U::kPairs, i = 2 * n % U::kPairs + c / 2;
-                const int d = U::pair_dimension(group * (S::kRowBytes / 8) + 4 * w, i);
-                part[(2 * t + c % 2) * kPart + 2 + d] = total[n][c] + (added[c % 2] - U::kBias * weights[c % 2]);
-            }
+    // The same where a table says which page is next. Pointers would be too many registers from tile to tile.
+    NB_INLINE void look_up(const uint8_t* all, const void* all_params, const Pages& at, int kv, int i, int row, int byte) {
+        slot = i & 8 ? at.slot(kv, next(i) * 16) : slot + 128;
+        place(all, all_params, row, byte);
     }
 };
 
-// Joins the parts [peak, mass, …] of query `row` that lie `stride` floats apart: one warp finds each part's factor
-// and returns [joint peak, joint mass] in every lane.
-NB_INLINE float2 join_parts(const float* parts, int count, int stride, float* factors) {
-    const int lane = threadIdx.x % 32;
-    float most = -INFINITY, mass = 0.0f;
-    for (int i = lane; i < count; i += 32) most = max(most, parts[static_cast<int64_t>(i) * stride]);
-    most = fold_warp<Largest>(most);
-    for (int i = lane; i < count; i += 32) {
-        const float* part = parts + static_cast<int64_t>(i) * stride;
-        const float factor = part[0] == -INFINITY ? 0.0f : power_of_two(part[0] - most);
-        factors[i] = factor;
-        mass += part[1] * factor;
-    }
-    return {most, fold_warp<Add>(mass)};
-}
-
-// q [queries, heads, DIM] at the last `queries` of the lengths[layer] tokens → out alike. grid (splits, KV heads,
-// blocks of 8 queries); 256 threads; RESIDENT blocks share a multiprocessor. parts: [KV head][block][split][8][DIM + 2];
-// arrived: [KV head][block], zeros. NaN where lengths[layer] exceeds the capacity.
-// PAGED: q [sequences, queries, heads, DIM] of those that `ids` names, each with its own table and lengths, as in kv.cuh.
-template <int STORED, int DIM, int RESIDENT, bool PAGED = false>
-__global__ void __launch_bounds__(32 * kAttendWarps, RESIDENT)
-attend(const float* q, const uint8_t* keys, const uint8_t* values, const uint32_t* key_params,
-       const uint32_t* value_params, const int* lengths, float* parts, int* arrived, float* out, float scale,
-       int queries, int heads, int layer, int pages, int kv_heads, int capacity, const int* tables, const int* ids,
-       int layers) {
-    constexpr int kPart = DIM + 2;
-    NB_SHARED(float, warps);  // [warp][8][kPart], then [8][most parts] factors
+// Every tile of this warp from tile `i` to `to` into its sums. `lengths`: what this lane's query sees rounded, and the
+// least and the most that one of the block's does.
+template <int STORED, int DIM, bool PAGED, class Cache>
+NB_INLINE void attend_tiles(Running<STORED, DIM>& state, const Attention& a, const Cache& cache, const Rows& rows, int i,
+                            int to, const int (&lengths)[3], const uint4 (&words)[DIM / 16]) {
     using S = Shape<STORED, DIM>;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv = blockIdx.y, shared = heads / kv_heads;
-    wait_for_previous();
-    let_next_begin();
-    const int blocks = PAGED ? (queries * shared + 7) / 8 : 1, sequence = PAGED ? blockIdx.z / blocks : 0;
-    const int id = PAGED && ids ? ids[sequence] : 0;
-    const int total_length = lengths[id * layers + layer], start = total_length - queries;
-    const int64_t table = static_cast<int64_t>(id) * pages_for(capacity);
-    const Pages at{layer, pages, kv_heads, S::kRowBytes, PAGED ? tables + table : nullptr};
-    const int64_t origin = static_cast<int64_t>(sequence) * queries * heads;
-    q += origin * DIM, out += origin * DIM;
-    // Row r of this block is query token index / shared, head kv · shared + index % shared.
-    const int first = (PAGED ? blockIdx.z % blocks : blockIdx.z) * 8, count = min(8, queries * shared - first);
-    const int index = first + lane / 4;
-    const bool real = lane / 4 < count;
-    const int length = real ? start + index / shared + 1 : 0;
-    const int64_t row = static_cast<int64_t>(index / shared) * heads + kv * shared + index % shared;
-
-    Running<STORED, DIM> state;
+    constexpr bool kPaired = Cache::kGroup != 0;
+    const int lane = threadIdx.x % 32, group = lane / 4, t = lane % 4;
     // Never 1, but the compiler does not know: a constant it would make anew for every use.
-    const uint32_t biases = 0x43004300u | (capacity < 0);
-    const bool fits = total_length <= capacity;
-    const int longest = fits ? start + (first + count - 1) / shared + 1 : 0, tiles = (longest + 15) / 16;
-    const int splits = gridDim.x, share = (tiles + splits - 1) / splits;
-    const int from = blockIdx.x * share, to = min(from + share, tiles);
-
+    const uint32_t biases = 0x43004300u | (a.capacity < 0);
+    Cursor<STORED, DIM, kPaired> keys, values;
+    const void* key_params = kPaired ? nullptr : a.key_params;
+    const int key_byte = t * S::kKeyBytes, value_byte = group * S::kValueBytes;
     // The next tile's K is on its way while this one's weights are found, its V while the next scores are.
     Tokens<STORED, DIM> tile;
-    auto load_keys = [&](int i) {
-        if (i < to) tile.load_keys(keys, key_params, at.slot(kv, i * 16));
-    };
-    auto load_values = [&](int i) {
-        if (i < to) tile.load_values(values, value_params, at.slot(kv, i * 16), i * 16, longest);
-    };
-    load_keys(from + warp);
-    load_values(from + warp);
-    state.open(real ? q + row * DIM : nullptr, scale, biases);
-    for (int i = from + warp; i < to; i += kAttendWarps) {
+    if (i < to) {
+        keys.open(a.keys, key_params, a.at, rows.kv, i, group, key_byte);
+        values.open(a.values, a.value_params, a.at, rows.kv, i, 2 * t, value_byte);
+        tile.template load_keys<kPaired>(keys.rows, keys.params);
+        tile.load_values(values.rows, values.params);
+    }
+    float raw[DIM / 4];
+    NB_UNROLL
+    for (int i = 0; i < DIM / 4; ++i) {
+        const int d = Unpack<STORED>::run(t * S::kKeyBytes, i / 4) + i % 4;
+        const uint4 v = words[i / 4];
+        const float value = __uint_as_float(i % 4 == 0 ? v.x : i % 4 == 1 ? v.y : i % 4 == 2 ? v.z : v.w);
+        raw[i] = cache.of_query(value, rows.kv, d, DIM) * (a.scale * 1.4426950408889634f);
+    }
+    Queries<STORED, DIM> queries;
+    if constexpr (!kPaired) queries.set(raw, biases);
+    float shift = 0.0f;
+    for (int next; i < to; i = next) {
+        next = keys.next(i);
+        if constexpr (kPaired)
+            if (i % 2 == 0) shift = cache.template set_group<STORED, DIM>(queries, a, rows.kv, i * 16, raw, biases);
         float scores[4];
-        state.score(scores, tile, i * 16, length);
-        load_keys(i + kAttendWarps);
+        queries.template score<kPaired>(scores, tile, shift, biases);
+        if (next < to) {
+            if constexpr (PAGED)
+                keys.look_up(a.keys, key_params, a.at, rows.kv, i, group, key_byte);
+            else
+                keys.advance(a.at, i);
+            tile.template load_keys<kPaired>(keys.rows, keys.params);
+        }
+        if (i * 16 + 16 > lengths[1]) {
+            NB_UNROLL
+            for (int s = 0; s < 4; ++s)
+                if (i * 16 + 2 * t + s / 2 * 8 + s % 2 >= lengths[0]) scores[s] = -INFINITY;
+            tile.forget_values(lengths[2] - i * 16);
+        }
         state.rescale(scores);
-        state.weigh(tile, scores);
-        load_values(i + kAttendWarps);
+        state.weigh(tile, scores, biases);
+        if (next < to) {
+            if constexpr (PAGED)
+                values.look_up(a.values, a.value_params, a.at, rows.kv, i, 2 * t, value_byte);
+            else
+                values.advance(a.at, i);
+            tile.load_values(values.rows, values.params);
+        }
     }
-    state.close(warps + warp * 8 * kPart);
-    float* factors = warps + kAttendWarps * 8 * kPart;
-    __syncthreads();
+}
 
-    // Warp r joins query r of the warps' parts; then every thread adds its dimensions over them.
-    const int64_t group = static_cast<int64_t>(kv) * gridDim.z + blockIdx.z;
-    float* mine = parts + (group * splits + blockIdx.x) * 8 * kPart;
-    if (warp < count) {
-        const float2 joint = join_parts(warps + warp * kPart, kAttendWarps, 8 * kPart, factors + warp * kAttendWarps);
-        if (lane == 0) mine[warp * kPart] = joint.x, mine[warp * kPart + 1] = joint.y;
+// One block; grid (splits, KV heads, blocks of 8 queries), kAttendThreads threads. NaN where the length exceeds the
+// capacity. parts: per group of splits that meet, [split][8][DIM], and behind all of these [split][8][2]; arrived:
+// [KV head][block of queries], zeros. PAGED: pages lie as a table says.
+template <int STORED, int DIM, bool PAGED, class Cache>
+NB_INLINE void attend_block(const Attention& a, const Cache& cache) {
+    constexpr int kLane = DIM / 32;
+    NB_SHARED(float, shared);  // Parts
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, splits = gridDim.x, first = a.block * 8;
+    const Rows rows{static_cast<int>(blockIdx.y), a.shared, first, min(8, a.queries * a.shared - first),
+                    a.shared * a.at.heads};
+    const int mine = min(lane / 4, rows.count - 1);  // lanes without a query repeat the last one
+    const float* query = a.q + rows.query(mine) * DIM;
+    uint4 words[DIM / 16];
+    NB_UNROLL
+    for (int c = 0; c < DIM / 16; ++c)
+        words[c] = load_once(reinterpret_cast<const uint4*>(
+            query + Unpack<STORED>::run(lane % 4 * Shape<STORED, DIM>::kKeyBytes, c)));
+    const int start = a.length - a.queries;
+    const bool fits = a.length <= a.capacity;
+    const auto seen = [&](int row) { return fits ? cache.rounded(start + rows.token(row) + 1) : 0; };
+    const int lengths[3] = {seen(mine), seen(0), seen(rows.count - 1)};
+    constexpr int kUnit = Cache::kGroup ? 2 : 1;  // tiles that go to one warp together
+    const int units = (lengths[2] + 16 * kUnit - 1) / (16 * kUnit), share = divided(units + splits - 1, splits);
+    const int from = blockIdx.x * share, to = min(from + share, units);
+    Running<STORED, DIM> state;
+    attend_tiles<STORED, DIM, PAGED>(state, a, cache, rows, (from + warp) * kUnit, to * kUnit, lengths, words);
+
+    const Parts<DIM> parts(shared);
+    const int64_t group = static_cast<int64_t>(rows.kv) * gridDim.z + blockIdx.z;
+    const int64_t groups = static_cast<int64_t>(a.at.heads) * gridDim.z;
+    const bool newest = Cache::kNewest && fits && static_cast<int>(blockIdx.x) == splits - 1;
+    leave<STORED, DIM>(state, parts);
+    if constexpr (Cache::kNewest)
+        if (newest) cache.template newest<STORED, DIM>(a, rows, start, parts);
+    __syncthreads();
+    float sum[kLane];
+    float2 head{0.0f, 0.0f};
+    if (warp < rows.count) head = join_row<DIM>(parts, warp, newest ? kMostParts : kAttendWarps, sum);
+    if (splits > 1) {
+        float* totals = a.parts + group * splits * 8 * DIM;
+        float2* heads = reinterpret_cast<float2*>(a.parts + groups * splits * 8 * DIM) + group * splits * 8;
+        if (warp < rows.count) {
+            store_floats(totals + (blockIdx.x * 8 + warp) * static_cast<int64_t>(DIM) + lane * kLane, sum);
+            if (lane == 0) heads[blockIdx.x * 8 + warp] = head;
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            *parts.last = arrive(a.arrived + group) == splits - 1;
+            if (*parts.last) a.arrived[group] = 0;
+        }
+        __syncthreads();
+        if (!*parts.last) return;  // the whole block
+        for (int r = 0; r < rows.count; ++r) {
+            head = join_splits<DIM>(totals, heads, r, warp, kAttendWarps, splits, sum);
+            store_floats(parts.row(warp, r) + lane * kLane, sum);
+            if (lane == 0) parts.head(warp, r, head.x, head.y);
+        }
+        __syncthreads();
+        if (warp < rows.count) head = join_row<DIM>(parts, warp, kAttendWarps, sum);
     }
-    __syncthreads();
-    for (int i = threadIdx.x; i < count * DIM; i += 32 * kAttendWarps) {
-        const int r = i / DIM, d = i % DIM;
-        float sum = 0.0f;
-        NB_UNROLL
-        for (int w = 0; w < kAttendWarps; ++w)
-            sum += factors[r * kAttendWarps + w] * warps[(w * 8 + r) * kPart + 2 + d];
-        mine[r * kPart + 2 + d] = sum;
+    if (warp >= rows.count) return;
+    NB_UNROLL
+    for (int i = 0; i < kLane; ++i) {
+        const int d = place_dimension<STORED, DIM>(lane * kLane + i);
+        a.out[rows.query(warp) * DIM + d] = cache.of_result(sum[i] / head.y, rows.kv, d, DIM);
     }
-    __threadfence();
-    __syncthreads();
-    int* last = reinterpret_cast<int*>(warps);
-    if (threadIdx.x == 0) *last = atomicAdd(&arrived[group], 1) == splits - 1;
-    __syncthreads();
-    if (!*last) return;  // the whole block
-    __threadfence();
-    if (threadIdx.x == 0) arrived[group] = 0;
-    // The same once more, over the blocks' parts.
-    const float* all = parts + group * splits * 8 * kPart;
-    float* masses = warps + 8;  // behind what *last used
-    __syncthreads();
-    if (warp < count) {
-        const float2 joint = join_parts(all + warp * kPart, splits, 8 * kPart, factors + warp * splits);
-        if (lane == 0) masses[warp] = joint.y;
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < count * DIM; i += 32 * kAttendWarps) {
-        const int r = i / DIM, d = i % DIM, query = first + r;
-        float sum = 0.0f;
-        NB_UNROLL_BY(16)
-        for (int s = 0; s < splits; ++s) sum += factors[r * splits + s] * all[(s * 8 + r) * kPart + 2 + d];
-        out[(static_cast<int64_t>(query / shared) * heads + kv * shared + query % shared) * DIM + d] = sum / masses[r];
-    }
+}
+
+// q [queries, KV heads · shared, DIM] at the last `queries` of the lengths[layer] tokens → out alike, as attend_block
+// says. RESIDENT blocks share a multiprocessor. PAGED: q [sequences, queries, …] of those that `ids` names, each with its
+// own table and lengths, as in kv.cuh.
+template <int STORED, int DIM, int RESIDENT, bool PAGED = false>
+__global__ void __launch_bounds__(kAttendThreads, RESIDENT)
+attend(const float* q, const uint8_t* keys, const uint8_t* values, const uint32_t* key_params,
+       const uint32_t* value_params, const int* lengths, float* parts, int* arrived, float* out, float scale,
+       int queries, int shared, int layer, int pages, int kv_heads, int capacity, const int* tables, const int* ids,
+       int layers) {
+    wait_for_previous();
+    let_next_begin();
+    const int blocks = (queries * shared + 7) / 8, sequence = PAGED ? blockIdx.z / blocks : 0;
+    const int id = PAGED && ids ? ids[sequence] : 0;
+    const int* table = PAGED ? tables + static_cast<int64_t>(id) * pages_for(capacity) : nullptr;
+    const Pages at{layer, pages, kv_heads, Shape<STORED, DIM>::kRowBytes, table};
+    const int64_t origin = static_cast<int64_t>(sequence) * queries * kv_heads * shared * DIM;
+    const int length = lengths[id * layers + layer], block = blockIdx.z - sequence * blocks;
+    attend_block<STORED, DIM, PAGED>(Attention{q + origin, keys, values, key_params, value_params, parts, arrived,
+                                               out + origin, scale, queries, shared, capacity, length, block, at},
+                                     AllRounded{});
 }

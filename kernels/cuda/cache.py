@@ -15,7 +15,7 @@ from nearbank.kernels.cuda.host import Runtime
 from nearbank.kernels.store import PAGE, ROW_DTYPE, row_length
 
 ATTEND_WARPS = 8
-MOST_SPLITS = 128  # whose factors fit beside each other in shared memory
+MOST_SPLITS = 128  # more would only add to what the last block joins
 EXACT_SCRATCH_BYTES = 64 << 20
 
 
@@ -124,15 +124,25 @@ class AttendScratch:
     arrived: Any = field(repr=False)
 
 
+def splits_for(stored: str, head_dim: int, kv_heads: int, capacity: int, blocks: int, multiprocessors: int) -> int:
+    """Ranges of tokens to cut a cache into: as many as fill every multiprocessor, at most one per 128 tokens."""
+    wanted = sources.attend_resident(stored, head_dim) * multiprocessors // (blocks * kv_heads)
+    return max(1, min(wanted, -(-capacity // (16 * ATTEND_WARPS)), MOST_SPLITS))
+
+
 def attend_scratch(runtime: Runtime, pages: DevicePages, queries: int, heads: int) -> AttendScratch:
-    """Enough splits to fill every multiprocessor, at most one per 128 tokens of capacity. queries: of one sequence."""
+    """Scratch for `splits_for` this many blocks of queries. queries: of one sequence."""
     blocks = -(-queries * (heads // pages.kv_heads) // 8) * pages.sequences
-    resident = sources.attend_resident(pages.format.name, pages.head_dim)
-    wanted = resident * runtime.multiprocessors // (blocks * pages.kv_heads)
-    splits = max(1, min(wanted, -(-pages.capacity // (16 * ATTEND_WARPS)), MOST_SPLITS))
+    sizes = pages.format.name, pages.head_dim, pages.kv_heads, pages.capacity
+    splits = splits_for(*sizes, blocks, runtime.multiprocessors)
     groups = pages.kv_heads * blocks
     parts = runtime.empty(groups * splits * 8 * (pages.head_dim + 2), np.float32)
     return AttendScratch(splits, blocks, parts, runtime.zeros(groups, np.int32))
+
+
+def attend_shared_bytes(dim: int, parts: int) -> int:
+    """Shared memory of a block that joins so many parts: `Parts` of attend.cuh."""
+    return (2 * 8 * 2 * ATTEND_WARPS + 4 + parts * 8 * (dim + 4)) * 4
 
 
 def attend(
@@ -154,12 +164,13 @@ def attend(
         known = "; ".join(f"{name}: {', '.join(map(str, dims))}" for name, dims in sources.FAST_DIMS.items())
         raise NearbankError(f"fast attention: {pages.format.name} with head dimension {dim}; supported: {known}")
     out = runtime.empty(q.shape, np.float32) if out is None else out
-    sizes = (queries // pages.sequences, heads, layer, pages.pages, pages.kv_heads, pages.capacity)
+    shared_by = heads // pages.kv_heads
+    sizes = (queries // pages.sequences, shared_by, layer, pages.pages, pages.kv_heads, pages.capacity)
     memory = (pages.keys, pages.values, pages.key_params, pages.value_params, pages.lengths)
     paged = (pages.tables, pages.ids, np.int32(pages.layers))
     kernel = runtime.kernel(sources.attend(pages.format.name, dim, pages.tables is not None))
     grid = (scratch.splits, pages.kv_heads, scratch.blocks)
-    shared = (ATTEND_WARPS * 8 * (dim + 2) + 8 * max(ATTEND_WARPS, scratch.splits)) * 4
+    shared = attend_shared_bytes(dim, ATTEND_WARPS)
     scratches = (scratch.parts, scratch.arrived, out, np.float32(scale))
     kernel(grid, 32 * ATTEND_WARPS, shared, (q, *memory, *scratches, *map(np.int32, sizes), *paged))
     return out

@@ -10,6 +10,8 @@ from nearbank.kernels.cuda import host
 from nearbank.kernels.cuda.cache import DevicePages
 from nearbank.kernels.cuda.given import Given, callers_stream, check_given, given
 
+QUERY_ALIGNMENT = 16
+
 
 class CallersCache(ABC):
     """Appends and attends on the caller's stream, waits for nothing. `held` is the memory of all layers."""
@@ -60,3 +62,9 @@ class CallersCache(ABC):
                 f"{self._lengths[layer]} tokens; expected float32, whole groups of heads, at most so many tokens"
             )
         return queries
+
+    def _rows(self, queries: Given) -> Any:
+        """The queries as the kernels read them: one after the other, 16 bytes at a time."""
+        array = self._runtime.xp.ascontiguousarray(queries.array)
+        aligned = array.__cuda_array_interface__["data"][0] % QUERY_ALIGNMENT == 0
+        return array if aligned else array.copy()

@@ -39,35 +39,51 @@ NB_INLINE void let_next_begin() {
 #endif
 }
 
-// 16 bytes that are read once: kept out of the way of what is read again.
+// What lies AHEAD bytes behind `at`, read once: kept out of the way of what is read again.
+template <int AHEAD = 0>
 NB_INLINE uint4 load_once(const uint4* at) {
 #if NB_PTX
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at), "n"(AHEAD));
     return v;
 #else
-    return *at;
+    return at[AHEAD / 16];
 #endif
 }
 
+template <int AHEAD = 0>
 NB_INLINE uint2 load_once(const uint2* at) {
 #if NB_PTX
     uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(at));
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2 + %3];"
+                 : "=r"(v.x), "=r"(v.y) : "l"(at), "n"(AHEAD));
     return v;
 #else
-    return *at;
+    return at[AHEAD / 8];
 #endif
 }
 
+template <int AHEAD = 0>
 NB_INLINE uint32_t load_once(const uint32_t* at) {
 #if NB_PTX
     uint32_t v;
-    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(at));
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1 + %2];" : "=r"(v) : "l"(at), "n"(AHEAD));
     return v;
 #else
-    return *at;
+    return at[AHEAD / 4];
+#endif
+}
+
+// Adds 1. What the block wrote before its last barrier is seen by every block that finds this arrival counted and
+// passes a barrier after it.
+NB_INLINE int arrive(int* at) {
+#if NB_PTX
+    int before;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(at) : "memory");
+    return before;
+#else
+    return atomicAdd(at, 1);
 #endif
 }
 

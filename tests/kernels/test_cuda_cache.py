@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -66,7 +68,7 @@ def test_exact_attention_over_several_pages(runtime):
     np.testing.assert_array_equal(got, twin.attend(1, q, 0.25))
 
 
-def bound_of(twin, q, scale, fmt):
+def bound_of(twin, q, scale, fmt, layer=1):
     """Largest error that two-part queries and weights allow, per query and head.
 
     A query is two roundings of 8 bits (fp16: 11), so each product is off by at most 2⁻¹⁶ (2⁻²²) of itself, and
@@ -75,13 +77,13 @@ def bound_of(twin, q, scale, fmt):
     unit = 2.0**-20 if fmt == "fp16" else 2.0**-15
     heads = q.shape[1] // twin.kv_heads
     # Without the softmax: magnitudes of k and v as stored.
-    keys, values = (np.abs(side).astype(np.float64) for side in stored(twin))
+    keys, values = (np.abs(side).astype(np.float64) for side in stored(twin, layer))
     sizes = np.einsum("thd,hjd->thj", np.abs(q).astype(np.float64), np.repeat(keys, heads, 0)).max(axis=2)
     drift = np.expm1(2 * unit * sizes * scale) + unit
     return drift * np.repeat(values.max(axis=(1, 2)), heads)[None, :]
 
 
-def stored(twin):
+def stored(twin, layer):
     """K and V [kv heads, tokens, dim] by the format's own dequantiser: unit queries see K, V is seen alike."""
     from nearbank.kernels.reference.attention import rows_of
 
@@ -90,7 +92,7 @@ def stored(twin):
         (twin.store.keys, twin.store.key_params),
         (twin.store.values, twin.store.value_params),
     ):
-        heads = [rows_of(twin.store, rows, params, 1, head, twin.length(1)) for head in range(twin.kv_heads)]
+        heads = [rows_of(twin.store, rows, params, layer, head, twin.length(layer)) for head in range(twin.kv_heads)]
         # Padded magnitudes: |scale|·code + |offset| is what the sums really add.
         out.append(np.stack([np.abs(p[:, :1] * c) + np.abs(p[:, 1:]) for c, p in heads]))
     return out
@@ -117,6 +119,27 @@ def test_fast_attention_stays_within_its_bound(
         got = cache.attend(runtime, pages, 1, runtime.asarray(q), scale, scratch)
         worst = np.abs(got.astype(np.float64) - want).max(axis=2)
         assert (worst <= bound_of(twin, q, scale, fmt)).all()
+
+
+@pytest.mark.parametrize("fmt", ["int4", "fp16"])
+def test_fast_attention_of_sequences_that_share_a_pool(runtime, fmt):
+    rng, held, dim, heads, tokens = np.random.default_rng(6), 270, 64, 3, 2
+    pool = cache.allocate(runtime, FORMATS[fmt].for_cache(), 1, 1, dim, 5 * 256)
+    counters = (runtime.zeros((2, 1), np.int32) for _ in range(2))
+    tables, ids = (runtime.asarray(np.array(of, np.int32)) for of in ([[4, 1], [0, 3]], [1, 0]))
+    both = dict(zip(("lengths", "finished"), counters, strict=True))
+    pages = replace(pool, capacity=2 * 256, tables=tables, ids=ids, **both)
+    twins = [KVCache(1, 1, dim, 512, fmt, backend="numpy") for _ in range(2)]
+    k, v = (rng.standard_normal((2, held, 1, dim)).astype(np.float32) for _ in range(2))
+    for i, twin in enumerate(twins):
+        twin.append(0, k[i], v[i])
+    cache.append(runtime, pages, 0, *(runtime.asarray(x.reshape(2 * held, 1, dim)) for x in (k, v)), 0)
+    q = rng.standard_normal((2, tokens, heads, dim)).astype(np.float32)
+    scratch = cache.attend_scratch(runtime, pages, tokens, heads)
+    got = cache.attend(runtime, pages, 0, runtime.asarray(q.reshape(2 * tokens, heads, dim)), 0.125, scratch)
+    for i, twin in enumerate(twins):
+        worst = np.abs(got.reshape(q.shape)[i].astype(np.float64) - twin.attend(0, q[i], 0.125)).max(axis=2)
+        assert (worst <= bound_of(twin, q[i], 0.125, fmt, layer=0)).all()
 
 
 @pytest.mark.parametrize("fmt", ["int4", "int8", "bf16", "fp16"])
