@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -176,23 +177,33 @@ def torch_cases(quick: bool, threads: int) -> list[Case]:
     return cases(quick, threads)
 
 
-def all_cases(quick: bool, threads: int) -> Iterator[Case]:
-    """Every case for so many threads, built when its turn comes."""
+def all_cases(quick: bool, threads: int) -> Sequence[Callable[[], Case]]:
+    """Every case for so many threads, as a function that makes it when its turn comes."""
+    return [partial(make, *arguments, threads=threads) for make, *arguments in _all(quick)] + [
+        partial(_itself, case) for case in torch_cases(quick, threads)
+    ]
+
+
+def _itself(case: Case) -> Case:
+    return case
+
+
+def _all(quick: bool) -> Iterator[tuple[Any, ...]]:
+    """The function that makes a case, and its arguments."""
     shapes = SHAPES[1:] if quick else SHAPES + MODEL_SHAPES
     best, others = available_paths()[0], available_paths()[1:]
     for n, k in shapes:
         for fmt in FORMATS[:2] if quick else FORMATS:
-            yield matmul_case(fmt, n, k, 1, best, threads)
+            yield matmul_case, fmt, n, k, 1, best
     for path in others:
         for n, k in shapes[-1:] if quick else SHAPES:
-            yield matmul_case("ternary", n, k, 1, path, threads)
+            yield matmul_case, "ternary", n, k, 1, path
     for m in (128,) if quick else (2, 8, 32, 128, 512):
         for fmt in FORMATS[:1] if quick else FORMATS:
-            yield matmul_case(fmt, 4096, 4096, m, best, threads, cold=m < 32)
+            yield partial(matmul_case, cold=m < 32), fmt, 4096, 4096, m, best
     for tokens in (8192,) if quick else (1024, 8192, 32768, 131072):
         for fmt in ("fp32", "int4") if quick else KV_FORMATS:
-            yield attend_case(fmt, tokens, threads)
-    yield numpy_attend_case(8192, threads)
+            yield attend_case, fmt, tokens
+    yield numpy_attend_case, 8192
     if not quick:
-        yield from (append_case(fmt, 8192, threads) for fmt in KV_FORMATS)
-    yield from torch_cases(quick, threads)
+        yield from ((append_case, fmt, 8192) for fmt in KV_FORMATS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,41 +17,48 @@ from nearbank.kernels.bench.timing import time_us
 from nearbank.kernels.cpu.paths import available_paths
 from nearbank.kernels.threads import set_threads, thread_count, usable_cores
 
+Progress = Callable[[str, int, int], None]
+QUICK, FULL = (40, 0.5), (100, 5.0)  # calls of a case, and seconds for all of them
 PACKAGES = ("nearbank", "numpy", "numba", "llvmlite", "torch")
 
 
-def run(
-    quick: bool = False, threads: list[int] | None = None, progress: Callable[[str], None] | None = None
-) -> dict[str, Any]:
-    """Time every case with 1 thread and with all; `progress` is told each case's name.
+def run(quick: bool = False, threads: list[int] | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Time every case with 1 thread and with all; `progress` is told each case's name, its number and of how many.
 
-    Returns {"machine", "versions", "date", "rows"}; a row's time is in µs, its bandwidths in GB/s of
-    packed weights or cache read, `limit_gb_per_s` the machine's own read bandwidth in this run.
+    Returns {"machine", "versions", "date", "complete", "rows"}; a row's time is in µs, its bandwidths in GB/s of
+    packed weights or cache read, `limit_gb_per_s` the machine's own read bandwidth in this run. After Ctrl-C the
+    rows are those measured so far.
     """
-    before = thread_count()
-    rows: list[dict[str, Any]] = []
+    before, rows = thread_count(), []
+    made = _rows(quick, threads or sorted({1, len(usable_cores())}), progress or (lambda *_: None))
     try:
-        for count in threads or sorted({1, len(usable_cores())}):
-            set_threads(count)
-            rows += _rows(quick, count, progress or (lambda _: None))
+        for row in made:
+            rows.append(row)
+        complete = True
+    except KeyboardInterrupt:
+        complete = False
     finally:
         set_threads(before)
     return {
         "machine": machine(),
         "versions": versions(),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "complete": complete,
         "rows": rows,
     }
 
 
-def _rows(quick: bool, threads: int, progress: Callable[[str], None]) -> list[dict[str, Any]]:
-    limit = read_gb_per_s()
-    rows = []
-    for case in all_cases(quick, threads):
-        progress(f"{case.kernel} {case.format} {case.n} × {case.k}, {case.backend}, {threads} threads")
-        taken_us = time_us(case.call, case.operands(), repeats=40 if quick else 100)
-        rows.append(row_of(case, limit, taken_us))
-    return rows
+def _rows(quick: bool, threads: list[int], progress: Progress) -> Iterator[dict[str, Any]]:
+    limits: dict[int, float] = {}
+    jobs = [(count, make) for count in threads for make in all_cases(quick, count)]
+    for done, (count, make) in enumerate(jobs):
+        set_threads(count)
+        if count not in limits:
+            limits[count] = read_gb_per_s()
+        case = make()
+        progress(f"{case.kernel} {case.format} {case.n} × {case.k}, {case.backend}, threads {count}", done, len(jobs))
+        taken_us = time_us(case.call, case.operands(), *(QUICK if quick else FULL))
+        yield row_of(case, limits[count], taken_us)
 
 
 def row_of(case: Case, limit_gb_per_s: float, taken_us: float) -> dict[str, Any]:

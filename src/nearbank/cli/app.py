@@ -26,9 +26,8 @@ from nearbank.cli import (
     trace,
     train,
 )
+from nearbank.cli.output import INTERRUPTED
 from nearbank.errors import NearbankError
-
-INTERRUPTED = 130  # the status a shell gives a command that Ctrl-C stopped
 
 app = typer.Typer(
     help="Low-bit language models on memory that computes: run, trace, replay, compare.",

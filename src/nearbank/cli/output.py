@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nearbank.errors import NearbankError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+INTERRUPTED = 130  # the status a shell gives a command that Ctrl-C stopped
 Advance = Callable[[int], None]
 
 
