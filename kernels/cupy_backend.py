@@ -24,7 +24,7 @@ from nearbank.formats import Format
 from nearbank.kernels.cuda import cache as device_cache
 from nearbank.kernels.cuda import cubin, early, host, layout
 from nearbank.kernels.cuda.cache import AttendScratch, DevicePages
-from nearbank.kernels.cuda.callers_cache import CallersCache
+from nearbank.kernels.cuda.callers_cache import AttendingCache
 from nearbank.kernels.cuda.device import device_problem
 from nearbank.kernels.cuda.given import callers_stream, check_given, given
 from nearbank.kernels.cuda.host import FloatRows, StagedRows, Tiles
@@ -296,7 +296,7 @@ def _vector(vector: Any, cols: int, runtime: CupyRuntime) -> Any:
     return runtime.xp.ascontiguousarray(one.array)
 
 
-class DeviceCache(CallersCache):
+class DeviceCache(AttendingCache):
     """A quantised KV cache in GPU memory. Lengths live on the device too, so a captured decode step can be replayed.
 
     `append` quantises once; `attend` is the fast attention where the format and head dimension have one. An append
@@ -324,23 +324,6 @@ class DeviceCache(CallersCache):
 
     def _append(self, layer: int, k: Any, v: Any, kind: int) -> None:
         device_cache.append(self._runtime, self.pages, layer, k, v, kind)
-
-    def attend(self, layer: int, q: Any, scale: float | None = None, out: Any = None) -> Any:
-        """Causal attention of q [T, heads, head_dim] float32, the last T tokens appended → context alike."""
-        queries = self._queries(layer, q)
-        count, heads, dim = queries.array.shape
-        factor = dim**-0.5 if scale is None else scale
-        target = None if out is None else given(out, "out").array
-        with callers_stream(queries):
-            array = self._rows(queries)
-            if not self.pages.fast():
-                start = self._lengths[layer] - count
-                exact = device_cache.attend_exact(self._runtime, self.pages, layer, start, array, np.float32(factor))
-                return queries.returned(exact)
-            scratch = self._scratch_for(count, heads)
-            return queries.returned(
-                device_cache.attend(self._runtime, self.pages, layer, array, factor, scratch, target)
-            )
 
     def _scratch_for(self, queries: int, heads: int) -> AttendScratch:
         if (queries, heads) not in self._scratch:

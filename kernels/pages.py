@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -93,3 +94,13 @@ def copy_page(store: Any, page: int, new: int) -> None:
     """A page's K and V of all layers into another page of the same memory."""
     for rows in (store.keys, store.values, store.key_params, store.value_params):
         rows[:, new] = rows[:, page]
+
+
+def checked_sequences(sequences: Sequence[Any], pool: Any, kind: type[Any]) -> Sequence[Any]:
+    """Refuse what is not a list of different sequences of that pool."""
+    for one in sequences:
+        if not isinstance(one, kind) or one.pool is not pool:
+            raise NearbankError(f"{pool.book.owner}: a {type(one).__name__} is no sequence of this pool")
+    if not sequences or len({id(one) for one in sequences}) < len(sequences):
+        raise NearbankError(f"{pool.book.owner}: {len(sequences)} sequences; expected one or more, each of them once")
+    return sequences

@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
+
 from nearbank.errors import NearbankError
-from nearbank.kernels.cuda import host
-from nearbank.kernels.cuda.cache import DevicePages
+from nearbank.kernels.cuda import cache, host
+from nearbank.kernels.cuda.cache import AttendScratch, DevicePages
 from nearbank.kernels.cuda.given import Given, callers_stream, check_given, given
 
 QUERY_ALIGNMENT = 16
@@ -31,13 +33,7 @@ class CallersCache(ABC):
 
     def append(self, layer: int, k: Any, v: Any) -> None:
         """Add k, v [T, kv_heads, head_dim] (fp32, fp16 or bf16, alike). Raises when the capacity is exceeded."""
-        keys, values = given(k, "k"), given(v, "v")
-        for one, name in ((keys, "k"), (values, "v")):
-            check_given(one, name, (None, self._held.kv_heads, self._held.head_dim), self._runtime.device)
-        if keys.array.shape != values.array.shape or keys.kind != values.kind:
-            raise NearbankError(
-                f"k is {keys.kind}{list(keys.array.shape)} but v is {values.kind}{list(values.array.shape)}"
-            )
+        keys, values = given_pair(k, v, (None, self._held.kv_heads, self._held.head_dim), self._runtime.device)
         tokens, before = keys.array.shape[0], self._lengths[layer]
         if before + tokens > self._held.capacity:
             raise NearbankError(
@@ -63,8 +59,43 @@ class CallersCache(ABC):
             )
         return queries
 
-    def _rows(self, queries: Given) -> Any:
-        """The queries as the kernels read them: one after the other, 16 bytes at a time."""
-        array = self._runtime.xp.ascontiguousarray(queries.array)
-        aligned = array.__cuda_array_interface__["data"][0] % QUERY_ALIGNMENT == 0
-        return array if aligned else array.copy()
+
+def rows_of(runtime: Any, queries: Given) -> Any:
+    """Queries as the kernels read them: one after the other, 16 bytes at a time."""
+    array = runtime.xp.ascontiguousarray(queries.array)
+    aligned = array.__cuda_array_interface__["data"][0] % QUERY_ALIGNMENT == 0
+    return array if aligned else array.copy()
+
+
+def given_pair(k: Any, v: Any, shape: tuple[int | None, ...], device: int) -> tuple[Given, Given]:
+    """k and v of that shape (None: any), alike."""
+    keys, values = given(k, "k"), given(v, "v")
+    for one, name in ((keys, "k"), (values, "v")):
+        check_given(one, name, shape, device)
+    if keys.array.shape != values.array.shape or keys.kind != values.kind:
+        raise NearbankError(
+            f"k is {keys.kind}{list(keys.array.shape)} but v is {values.kind}{list(values.array.shape)}"
+        )
+    return keys, values
+
+
+class AttendingCache(CallersCache):
+    """One whose attention is the fast one where the format and head dimension have it, else that in fixed order."""
+
+    @abstractmethod
+    def _scratch_for(self, queries: int, heads: int) -> AttendScratch: ...
+
+    def attend(self, layer: int, q: Any, scale: float | None = None, out: Any = None) -> Any:
+        """Causal attention of q [T, heads, head_dim] float32, the last T tokens appended → context alike."""
+        queries = self._queries(layer, q)
+        count, heads, dim = queries.array.shape
+        factor = dim**-0.5 if scale is None else scale
+        target = None if out is None else given(out, "out").array
+        with callers_stream(queries):
+            array = rows_of(self._runtime, queries)
+            if not self._held.fast():
+                start = self._lengths[layer] - count
+                exact = cache.attend_exact(self._runtime, self._held, layer, start, array, np.float32(factor))
+                return queries.returned(exact)
+            scratch = self._scratch_for(count, heads)
+            return queries.returned(cache.attend(self._runtime, self._held, layer, array, factor, scratch, target))

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from nearbank.errors import NearbankError
-from nearbank.kernels import BACKENDS, KVCache, PackedMatrix, WindowedKVCache, available_backends, linear, prepare
+from nearbank.kernels import (
+    BACKENDS,
+    KVCache,
+    PackedMatrix,
+    PagePool,
+    WindowedKVCache,
+    available_backends,
+    linear,
+    prepare,
+)
 from nearbank.kernels.backends import ON_CUDA, problem_of
 
 
@@ -132,3 +141,63 @@ def test_torch_tensors_stay_on_the_device():
         np.testing.assert_array_equal(y.cpu().numpy(), expected)
     with pytest.raises(NearbankError, match="Move it to the CPU, or use"):
         linear(x, prepare(packed, "numba"))
+
+
+@pytest.mark.parametrize("name", ON_CUDA)
+def test_sequences_of_a_pool_have_the_bits_of_the_definition_on_a_gpu(name):
+    if problem_of(name):
+        pytest.skip(f"backend {name}: {problem_of(name)}")
+    rng = np.random.default_rng(6)
+    prompts, forks = [PagePool(1, 2, 64, 6, "int4", backend).sequence() for backend in (name, "numpy")], []
+    for tokens in (250, 20, 1):
+        k, v, q = (rng.standard_normal((tokens, heads, 64)).astype(np.float32) for heads in (2, 2, 4))
+        for one in (*prompts, *forks):
+            one.append(0, k, v)
+        forks = forks or [one.fork() for one in prompts]
+        for sequences in (prompts, forks):
+            np.testing.assert_array_equal(*(one.attend(0, q) for one in sequences))
+
+
+@pytest.mark.parametrize("name", ["int4", "int2"])
+def test_a_captured_step_of_many_sequences_is_replayed_on_a_gpu(name):
+    if problem_of("cupy"):
+        pytest.skip(f"backend cupy: {problem_of('cupy')}")
+    import cupy
+
+    from nearbank.kernels.cupy_pool import DevicePagePool
+
+    rng = np.random.default_rng(7)
+    prompt, steps = rng.standard_normal((2, 255, 2, 64)).astype(np.float32), 3
+    k, v = rng.standard_normal((2, steps, 3, 2, 64)).astype(np.float32)
+    q = rng.standard_normal((3, 4, 64)).astype(np.float32)
+    twins = [KVCache(1, 2, 64, 300, name, "numpy") for _ in range(3)]
+    for i, twin in enumerate(twins):
+        for part_k, part_v in (prompt, (k[:, i], v[:, i])):
+            twin.append(0, part_k, part_v)
+    fast = name == "int4"
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        pool = DevicePagePool(1, 2, 64, 8, name)
+        first = pool.sequence()
+        first.append(0, *(cupy.asarray(part) for part in prompt))
+        sequences = [first, first.fork(), first.fork()]
+        new_k, new_v, queries, out = (cupy.asarray(x) for x in (k[0], v[0], q, q))
+        for one in sequences:
+            one.reserve(steps)
+        pool.append_many(0, new_k, new_v, sequences)
+        found = pool.attend_many(0, queries, sequences, out=out)
+        if fast:
+            stream.begin_capture()
+            pool.append_many(0, new_k, new_v, sequences)
+            pool.attend_many(0, queries, sequences, out=out)
+            graph, found = stream.end_capture(), out
+        for step in range(1, steps):
+            new_k[...], new_v[...] = cupy.asarray(k[step]), cupy.asarray(v[step])
+            if fast:
+                graph.launch(stream)
+            else:
+                pool.append_many(0, new_k, new_v, sequences)
+                found = pool.attend_many(0, queries, sequences)
+        got = cupy.asnumpy(found)
+    want = np.concatenate([twin.attend(0, q[i : i + 1]) for i, twin in enumerate(twins)])
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-3 if fast else 0)
+    assert pool.free_pages == 8 - 6

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.kernels.bounds import bound_of
 
 from nearbank.errors import NearbankError
 from nearbank.formats import FORMATS
@@ -66,36 +67,6 @@ def test_exact_attention_over_several_pages(runtime):
     q = rng.standard_normal((2, 2, 32)).astype(np.float32)
     got = cache.attend_exact(runtime, pages, 1, 511, runtime.asarray(q), np.float32(0.25))
     np.testing.assert_array_equal(got, twin.attend(1, q, 0.25))
-
-
-def bound_of(twin, q, scale, fmt, layer=1):
-    """Largest error that two-part queries and weights allow, per query and head.
-
-    A query is two roundings of 8 bits (fp16: 11), so each product is off by at most 2⁻¹⁶ (2⁻²²) of itself, and
-    float32 sums add 2⁻²⁰ of the magnitudes. An error δ of the scores moves weights by a factor e^±2δ.
-    """
-    unit = 2.0**-20 if fmt == "fp16" else 2.0**-15
-    heads = q.shape[1] // twin.kv_heads
-    # Without the softmax: magnitudes of k and v as stored.
-    keys, values = (np.abs(side).astype(np.float64) for side in stored(twin, layer))
-    sizes = np.einsum("thd,hjd->thj", np.abs(q).astype(np.float64), np.repeat(keys, heads, 0)).max(axis=2)
-    drift = np.expm1(2 * unit * sizes * scale) + unit
-    return drift * np.repeat(values.max(axis=(1, 2)), heads)[None, :]
-
-
-def stored(twin, layer):
-    """K and V [kv heads, tokens, dim] by the format's own dequantiser: unit queries see K, V is seen alike."""
-    from nearbank.kernels.reference.attention import rows_of
-
-    out = []
-    for rows, params in (
-        (twin.store.keys, twin.store.key_params),
-        (twin.store.values, twin.store.value_params),
-    ):
-        heads = [rows_of(twin.store, rows, params, layer, head, twin.length(layer)) for head in range(twin.kv_heads)]
-        # Padded magnitudes: |scale|·code + |offset| is what the sums really add.
-        out.append(np.stack([np.abs(p[:, :1] * c) + np.abs(p[:, 1:]) for c, p in heads]))
-    return out
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
