@@ -42,15 +42,19 @@ def power(rows: Rows, against: str, ax: Axes) -> Axes:
         average = [row["average_w"] for row in mine]
         ax.plot(places, average, "o-", color=PALETTE[i], label=f"{name}, {mine[0]['weights']}: average")
         ax.plot(places, [row["peak_w"] for row in mine], "s:", color=PALETTE[i], label="its peak")
+        above = i == 0  # the lines fall: there is room above to the right, below to the left
+        side, level, offset = ("left", "bottom", (2, 5)) if above else ("right", "top", (-2, -5))
         for place, row in zip(places, mine, strict=True):
-            offset = (0, 6 if i == 0 else -13)
-            where = (place, row["average_w"])
-            ax.annotate(f"{row['us_per_token']:.0f} µs", where, xytext=offset, textcoords="offset points", fontsize=7)
+            ax.annotate(
+                f"{row['us_per_token']:.0f} µs", (place, row["average_w"]), xytext=offset, ha=side, va=level,
+                textcoords="offset points", fontsize=7, color=PALETTE[i],
+            )  # fmt: skip
     ax.set_xticks(range(len(labels)), labels)
     ax.set_xlabel({"tfaw_ns": "tFAW", "budget": "budget per channel"}[against])
     ax.set_ylabel("W per channel")
     ax.set_ylim(bottom=0)
-    ax.legend(fontsize=7, frameon=False)
+    ax.margins(x=0.12)
+    ax.legend(fontsize=7, frameon=False, loc="lower left")
     return ax
 
 

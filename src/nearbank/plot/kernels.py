@@ -31,10 +31,17 @@ def kernel_roofline(rows: Sequence[Row], ax: Axes) -> Axes:
         ax.scatter([], [], color="#555555", marker=marker, label=kernel.upper())
     ax.set_xscale("log")
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(_beyond_halves)
     ax.set_xlabel("operations per byte of weights")
     ax.set_ylabel("Gop/s")
-    ax.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
+    ax.legend(fontsize=8, frameon=False, loc="lower right", ncols=2)
     return ax
+
+
+def _beyond_halves(value: float, _: object) -> str:
+    """A label for 2 and 5 times a power of ten; all nine would run into each other."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def _place(row: Row) -> tuple[float, float]:
@@ -49,5 +56,9 @@ def _roof(rows: Sequence[Row], ax: Axes) -> None:
     left, right = min(x for x, _ in places) / 1.5, max(x for x, _ in places) * 1.5
     corner = ceiling / slope
     ax.plot([left, corner, right], [left * slope, ceiling, ceiling], color="#555555", linewidth=1, zorder=2)
-    ax.annotate(f"read {slope:.0f} GB/s", (left, left * slope), fontsize=8, xytext=(4, 10), textcoords="offset points")
+    middle = (left * corner) ** 0.5
+    ax.annotate(
+        f"read {slope:.0f} GB/s", (middle, middle * slope), fontsize=8, ha="right", xytext=(-4, 0),
+        textcoords="offset points",
+    )  # fmt: skip
     ax.annotate("fastest measured", (right, ceiling), fontsize=8, ha="right", xytext=(0, 4), textcoords="offset points")

@@ -120,7 +120,8 @@ def sensitivities(results: Results, fig: Figure) -> None:
         ax.set_xticks(values, [str(value) for value in values], rotation=40, fontsize=8)
         ax.minorticks_off()
         if axis == "channels":
-            ax.set_yscale("log")
+            ax.set_yscale("log", base=2)
+            ax.yaxis.set_major_formatter("{x:g}")
         else:
             ax.set_ylim(bottom=0)
         ax.set_xlabel(f"{axis} ({unit})" if unit else axis)
