@@ -3,7 +3,8 @@
     dot(path, rows, w, w_offset, x, x_offset, x_stride, blocks, out)
     dot_one(path, w, w_offset, x, x_offset, blocks, out)
 
-write int32 sums Σ code · x of 32 output rows for `rows` (4 or 8), or for one, activation row to out [rows · 32].
+write int32 sums Σ code · x of 32 output rows for `rows` (as of ROWS_AT_ONCE), or for one, activation row to out
+[rows · 32].
 x is int8, or for the portable path, which takes one row only, int16 in the order of `words_in_pairs`.
 """
 
@@ -55,29 +56,30 @@ def _choice_of_one(make: Callable[[int, int], Any]) -> Callable[..., Any]:
     return run
 
 
-def _choice(make: Callable[[int, int], Any]) -> Callable[..., Any]:
-    """The choice among eight compiled forms: 4 or 8 rows, 1, 2, 4 or 8 bits."""
-    d41, d42, d44, d48 = (make(4, bits) for bits in (1, 2, 4, 8))
-    d81, d82, d84, d88 = (make(8, bits) for bits in (1, 2, 4, 8))
+def _choice(make: Callable[[int, int], Any], most: int) -> Callable[..., Any]:
+    """The choice among eight compiled forms: `most` rows or half as many, 1, 2, 4 or 8 bits."""
+    half = most // 2
+    h1, h2, h4, h8 = (make(half, bits) for bits in (1, 2, 4, 8))
+    m1, m2, m4, m8 = (make(most, bits) for bits in (1, 2, 4, 8))
 
     def run(path, rows, w, w_offset, x, x_offset, x_stride, blocks, out):  # type: ignore[no-untyped-def]
         form = (rows, path.bits)
-        if form == (4, 2):
-            d42(w, w_offset, x, x_offset, x_stride, blocks, out)
-        elif form == (4, 1):
-            d41(w, w_offset, x, x_offset, x_stride, blocks, out)
-        elif form == (4, 4):
-            d44(w, w_offset, x, x_offset, x_stride, blocks, out)
-        elif form == (4, 8):
-            d48(w, w_offset, x, x_offset, x_stride, blocks, out)
-        elif form == (8, 2):
-            d82(w, w_offset, x, x_offset, x_stride, blocks, out)
-        elif form == (8, 1):
-            d81(w, w_offset, x, x_offset, x_stride, blocks, out)
-        elif form == (8, 4):
-            d84(w, w_offset, x, x_offset, x_stride, blocks, out)
+        if form == (half, 2):
+            h2(w, w_offset, x, x_offset, x_stride, blocks, out)
+        elif form == (half, 1):
+            h1(w, w_offset, x, x_offset, x_stride, blocks, out)
+        elif form == (half, 4):
+            h4(w, w_offset, x, x_offset, x_stride, blocks, out)
+        elif form == (half, 8):
+            h8(w, w_offset, x, x_offset, x_stride, blocks, out)
+        elif form == (most, 2):
+            m2(w, w_offset, x, x_offset, x_stride, blocks, out)
+        elif form == (most, 1):
+            m1(w, w_offset, x, x_offset, x_stride, blocks, out)
+        elif form == (most, 4):
+            m4(w, w_offset, x, x_offset, x_stride, blocks, out)
         else:
-            d88(w, w_offset, x, x_offset, x_stride, blocks, out)
+            m8(w, w_offset, x, x_offset, x_stride, blocks, out)
 
     return run
 
@@ -88,7 +90,10 @@ MAKERS: dict[type, Callable[[int, int], Any]] = {
     NeonDot: dot_wide.make_neon,
     Portable: partial(dot_wide.make, dot_wide.PORTABLE),
 }
-MANY = {path: _choice(make) for path, make in MAKERS.items() if path is not Portable}
+# Activation rows whose sums fit the registers; half as many are compiled too.
+# Portable products of several rows are all `unpacked`.
+ROWS_AT_ONCE: dict[type, int] = {Avx512Vnni: 8, NeonDot: 8, Avx2: 4}
+MANY = {path: _choice(MAKERS[path], most) for path, most in ROWS_AT_ONCE.items()}
 ONE = {path: _choice_of_one(make) for path, make in MAKERS.items()}
 
 

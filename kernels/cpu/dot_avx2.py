@@ -1,4 +1,4 @@
-"""One tile times 1, 4 or 8 activation rows by VPMADDUBSW: codes u8, activations i8, sums int16 then int32.
+"""One tile times 1, 2 or 4 activation rows by VPMADDUBSW: codes u8, activations i8, sums int16 then int32.
 
 int16 sums are emptied into int32 before they can overflow. 8-bit codes would overflow at once: they are
 split in even and odd bytes and go through VPMADDWD. One row is bound by instructions: two neighbouring places
@@ -18,7 +18,6 @@ BYTES = v.vector(v.I8, 32)
 WORDS = v.vector(v.I16, 16)
 LANES = v.vector(v.I32, 8)
 QUARTERS = 4  # 8 rows each
-ROWS_AT_ONCE = 4  # more would not fit 16 registers
 
 
 def _word_of_x(builder: Any, pointer: Any) -> Any:
@@ -56,6 +55,8 @@ def _narrow_sums(
     def body(step: Any, totals: list[Any]) -> list[Any]:
         block = builder.add(first, step)
         tile = v.at(builder, weights, builder.mul(block, v.I64(128)))
+        if quarters[0] == 0:  # the others come after, from the same cache lines
+            v.prefetch_block(builder, tile)
         raw = [v.load(builder, LANES, v.at(builder, tile, 32 * q)) for q in quarters]
         offset = builder.mul(block, v.I64(4 * places))
         for p in range(places):
@@ -148,6 +149,8 @@ def _sums_of_bytes(builder: Any, quarters: list[int], rows: list[Any], weights: 
 
     def body(block: Any, totals: list[Any]) -> list[Any]:
         tile = v.at(builder, weights, builder.mul(block, v.I64(128)))
+        if quarters[0] == 0:
+            v.prefetch_block(builder, tile)
         raw = [builder.bitcast(v.load(builder, LANES, v.at(builder, tile, 32 * q)), WORDS) for q in quarters]
         even = [builder.and_(r, v.constant(WORDS, 0xFF)) for r in raw]
         odd = [builder.lshr(r, eight) for r in raw]
@@ -164,14 +167,6 @@ def _sums_of_bytes(builder: Any, quarters: list[int], rows: list[Any], weights: 
     return v.loop(builder, blocks, [v.constant(LANES, 0)] * (len(rows) * len(quarters)), body)
 
 
-def _tile_parts(rows: int) -> list[tuple[list[int], list[int]]]:
-    """What is computed at once: (quarters of the tile, activation rows)."""
-    if rows == 1:
-        return [([0, 1, 2, 3], [0])]
-    starts = range(0, rows, ROWS_AT_ONCE)
-    return [([q, q + 1], list(range(m, m + ROWS_AT_ONCE))) for q in (0, 2) for m in starts]
-
-
 def make(rows: int, bits: int) -> Any:
     """The intrinsic dot(w, w_offset, x, x_offset, x_stride, blocks, out) for so many rows and bits."""
 
@@ -181,15 +176,15 @@ def make(rows: int, bits: int) -> Any:
             weights = v.data(context, builder, sig, args, 0, 1)
             x0 = v.data(context, builder, sig, args, 2, 3)
             sums = v.data_at(context, builder, sig, args, 6)
-            for quarters, members in _tile_parts(rows):
-                pointers = [v.at(builder, x0, builder.mul(args[4], v.I64(m))) for m in members]
+            pointers = [v.at(builder, x0, builder.mul(args[4], v.I64(m))) for m in range(rows)]
+            for quarters in [[0, 1, 2, 3]] if rows == 1 else [[0, 1], [2, 3]]:  # more would not fit 16 registers
                 if bits == 8:
                     totals = _sums_of_bytes(builder, quarters, pointers, weights, args[5])
                 elif rows == 1:
                     totals = _sums_of_one_row(builder, bits, weights, pointers[0], args[5])
                 else:
                     totals = _sums(builder, bits, quarters, pointers, weights, args[5])
-                places = [(m, q) for m in members for q in quarters]
+                places = [(m, q) for m in range(rows) for q in quarters]
                 for total, (m, q) in zip(totals, places, strict=True):
                     v.store(builder, total, v.at(builder, sums, 128 * m + 32 * q))
             return context.get_dummy_value()

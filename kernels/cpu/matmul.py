@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import numpy.typing as npt
 
 from nearbank.compiled import compiled
 from nearbank.kernels.cpu.dense import Dense, matmul_dense, prepare_dense
-from nearbank.kernels.cpu.dot import dot, dot_one, words_in_pairs
+from nearbank.kernels.cpu.dot import ROWS_AT_ONCE, dot, dot_one, words_in_pairs
 from nearbank.kernels.cpu.dot_bits import multiply_bits, sums_of_codes, words_of
-from nearbank.kernels.cpu.paths import PATHS, Avx512Vnni, Path, Portable, chosen_path, cpu_features
+from nearbank.kernels.cpu.paths import PATHS, Avx2, Avx512Vnni, Path, Portable, chosen_path, cpu_features
+from nearbank.kernels.cpu.scaled import add_scaled
 from nearbank.kernels.cpu.tiles import CHUNK_BYTES, ROWS, Tiles, tile
 from nearbank.kernels.cpu.unpacked import multiply_unpacked, panels_of_rows
 from nearbank.kernels.cpu.weighted import matmul_tiles_floats
@@ -26,6 +28,8 @@ from nearbank.kernels.reference.lanes import padded
 from nearbank.kernels.threads import in_parts
 
 Floats = npt.NDArray[np.float32]
+# Bits of a code → rows from which on AVX2 gains when codes are unpacked once for all of them; measured.
+UNPACKED_FROM = {1: 9, 2: 9, 4: 9, 8: 32}
 
 
 @dataclass(frozen=True)
@@ -71,34 +75,32 @@ def _multiply_row(path, first, last, x, x_scales, x_sums, codes, scales, zeros, 
 
 @compiled(nogil=True)
 def _multiply_rows(  # type: ignore[no-untyped-def]
-    path, first, last, x, x_scales, x_sums, codes, scales, zeros, step, blocks, y
+    path, most, first, last, x, x_scales, x_sums, codes, scales, zeros, step, blocks, y
 ):
-    """Tiles first … last of y. x [M, groups · padded] int8, x_sums [M, groups]; M is 4 or more."""
+    """Tiles first … last of y. x [M, groups · padded] int8, x_sums [M, groups]; M is at least half of `most`."""
     rows, columns = x.shape[0], y.shape[1]
     groups = scales.shape[1]
     padded = x.shape[1] // groups
-    tile_bytes = groups * blocks * 128
-    flat = x.reshape(-1)
-    sums = np.empty(8 * 32, np.int32)
-    part = np.empty((8, 32), np.float32)
-    chunk = max(8, CHUNK_BYTES // x.shape[1] // 8 * 8)
+    flat, flat_x_sums = x.reshape(-1), x_sums.reshape(-1)
+    flat_scales, flat_zeros = scales.reshape(-1), zeros.reshape(-1)
+    sums = np.empty(most * 32, np.int32)
+    part = np.empty((most, 32), np.float32)
+    chunk = max(most, CHUNK_BYTES // x.shape[1] // most * most)
     for start in range(0, rows, chunk):
         end = min(start + chunk, rows)
         for t in range(first, last):
             width = min(32, columns - 32 * t)
             m = start
             while m < end:
-                many = 8 if end - m >= 8 else 4
+                many = most if end - m >= most else most // 2
                 m = min(m, end - many)  # the last rows may be computed twice, alike
                 part[:many] = 0
                 for g in range(groups):
-                    w_offset = t * tile_bytes + g * blocks * 128
-                    x_offset = m * x.shape[1] + g * padded
-                    dot(path, many, codes, w_offset, flat, x_offset, x.shape[1], blocks, sums)
-                    for r in range(many):
-                        for i in range(32):
-                            exact = np.int32(step * sums[32 * r + i] - np.int32(zeros[t, g, i]) * x_sums[m + r, g])
-                            part[r, i] += np.float32(exact) * (x_scales[m + r] * scales[t, g, i])
+                    place, x_offset = t * groups + g, m * x.shape[1] + g * padded
+                    dot(path, many, codes, place * blocks * 128, flat, x_offset, x.shape[1], blocks, sums)
+                    add_scaled(
+                        sums, step, flat_zeros, flat_scales, place * 32, flat_x_sums, x_scales, m, groups, g, many, part
+                    )
                 for r in range(many):
                     for i in range(width):
                         y[m + r, 32 * t + i] = part[r, i]
@@ -115,14 +117,18 @@ def _group_sums(codes: npt.NDArray[np.int8], sums: npt.NDArray[np.int32], tiles:
 def _way(path: Path, x: npt.NDArray[np.int8]) -> tuple[Callable[..., None], npt.NDArray[Any]]:
     """The compiled loop for so many rows, and x as it wants it."""
     if len(x) == 1:
-        return _multiply_row, words_in_pairs(x) if isinstance(path, Portable) else x
-    return (multiply_unpacked, panels_of_rows(x)) if isinstance(path, Portable) else (_multiply_rows, x)
+        return partial(_multiply_row, path), words_in_pairs(x) if isinstance(path, Portable) else x
+    most = ROWS_AT_ONCE.get(type(path), 0)
+    if most and not (isinstance(path, Avx2) and len(x) >= UNPACKED_FROM[path.bits]):
+        return partial(_multiply_rows, path, most), x
+    return partial(multiply_unpacked, path.bits), panels_of_rows(path, x)
 
 
 def matmul_codes(codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[np.int32], state: CpuMatrix) -> Floats:
     """Integer activations [M, K] times integer weights → [M, N]."""
-    if 1 < len(codes) < 4:  # the compiled loops take one row or at least four
-        wide = [padded(part, 4, axis=0) for part in (codes, scales, sums)]
+    least = ROWS_AT_ONCE.get(type(state.path), 2) // 2
+    if 1 < len(codes) < least:
+        wide = [padded(part, least, axis=0) for part in (codes, scales, sums)]
         return matmul_codes(wide[0], wide[1], wide[2], state)[: len(codes)]
     tiles = state.tiles
     x = tiles.spread_columns(codes)
@@ -132,9 +138,8 @@ def matmul_codes(codes: npt.NDArray[np.int8], scales: Floats, sums: npt.NDArray[
 
     def run(first: int, last: int) -> None:
         multiply(
-            state.path, first, last, given, scales, x_sums, tiles.codes, tiles.scales, tiles.zeros,
-            tiles.step, tiles.blocks, y,
-        )  # fmt: skip
+            first, last, given, scales, x_sums, tiles.codes, tiles.scales, tiles.zeros, tiles.step, tiles.blocks, y
+        )
 
     in_parts(run, -(-tiles.rows // ROWS), work=tiles.codes.nbytes * max(1, len(codes) // 4))
     return y

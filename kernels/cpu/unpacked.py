@@ -1,9 +1,4 @@
-"""Many activation rows times a tile on any CPU: codes are unpacked to int16 once, a few columns at a time.
-
-No instruction is named. Products of int16 whose neighbours are added are what every vector unit has (VPMADDWD and
-VPDPWSSD on x86), and LLVM finds it. A word holds two columns of one output row: the even or the odd bytes of a lane,
-so that activations come as int16 in the order 0, 2, 1, 3 of every four.
-"""
+"""Many activation rows times tiles whose codes are unpacked once, a span at a time: loops over chunks and groups."""
 
 from __future__ import annotations
 
@@ -12,143 +7,67 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import overload
 
-from nearbank.compiled import compiled, compiled_part
-from nearbank.kernels.cpu import vectors as v
-from nearbank.kernels.cpu.dot_wide import add_products
+from nearbank.compiled import compiled
+from nearbank.kernels.cpu.paths import Avx2, Path
+from nearbank.kernels.cpu.scaled import add_scaled
 from nearbank.kernels.cpu.tiles import CHUNK_BYTES, ROWS
+from nearbank.kernels.cpu.unpack import MEMBERS, SPAN_BYTES
+from nearbank.kernels.cpu.unpacked_bytes import panels_of_bytes, sums_of_bytes
+from nearbank.kernels.cpu.unpacked_words import panels_of_words, sums_of_words
 
-MEMBERS = 4  # activation rows at once; with 16 output rows their sums fit 16 registers of 256 bits
-SPAN = 256  # columns unpacked at once: 16 KB, half of a first-level cache
-HALF = v.vector(v.I32, 16)
-
-
-def panels_of_rows(x: npt.NDArray[np.int8]) -> npt.NDArray[np.int16]:
-    """int8 [M, K] → int16 [M / MEMBERS, K / 2, MEMBERS, 2], every four columns in the order 0, 2, 1, 3."""
-    out = np.zeros((-(-len(x) // MEMBERS), x.shape[1] // 2, MEMBERS, 2), np.int16)
-    _fill_panels(x, out)
-    return out
+CHUNK_ROWS = 64  # their sums, int32 and float32, share the nearest cache with a span of codes
 
 
-@compiled(nogil=True)
-def _fill_panels(x, out):  # type: ignore[no-untyped-def]
-    for m in range(x.shape[0]):
-        panel, member = out[m // MEMBERS], m % MEMBERS
-        for k in range(0, x.shape[1], 4):
-            for odd in range(2):
-                panel[k // 2 + odd, member, 0] = np.int16(x[m, k + odd])
-                panel[k // 2 + odd, member, 1] = np.int16(x[m, k + 2 + odd])
+def panels_of_rows(path: Path, x: npt.NDArray[np.int8]) -> npt.NDArray[Any]:
+    """Activations in panels of MEMBERS rows: int8 where bytes are multiplied, else int16."""
+    return panels_of_bytes(x) if isinstance(path, Avx2) and path.bits < 8 else panels_of_words(x)
 
 
-def _make_unpack(bits: int) -> Any:
-    low = v.constant(HALF, ((1 << bits) - 1) * 0x00010001)
-
-    @intrinsic
-    def unpack(typing, codes, at, blocks, words):  # type: ignore[no-untyped-def]
-        """`blocks` blocks of codes from byte `at` on → words [places, 2, 32] for each."""
-
-        def generate(context, b, sig, args):  # type: ignore[no-untyped-def]
-            first, out = v.data(context, b, sig, args, 0, 1), v.data_at(context, b, sig, args, 3)
-            pairs = [(place, odd) for place in range(8 // bits) for odd in range(2)]
-
-            def body(block: Any, nothing: list[Any]) -> list[Any]:
-                here = v.at(b, first, b.mul(block, v.I64(4 * ROWS)))
-                there = v.at(b, out, b.mul(block, v.I64(4 * ROWS * len(pairs))))
-                for half in (0, 64):
-                    raw = v.load(b, HALF, v.at(b, here, half))
-                    for i, (place, odd) in enumerate(pairs):
-                        word = b.and_(b.lshr(raw, v.constant(HALF, bits * place + 8 * odd)), low)
-                        v.store(b, word, v.at(b, there, 4 * ROWS * i + half))
-                return nothing
-
-            v.loop(b, args[2], [], body)
-            return context.get_dummy_value()
-
-        i = types.int64
-        return types.void(codes, i, i, words), generate
-
-    return unpack
+def _sums_of_group(
+    bits: int, codes: Any, at: int, blocks: int, x: Any, x_at: int, panel: int, rows: int, unpacked: Any, sums: Any
+) -> None:
+    """Compiled only: sums [rows · 32] = Σ code · x over the blocks of one group."""
+    raise NotImplementedError("runs inside compiled functions")
 
 
-_unpack_1, _unpack_2, _unpack_4, _unpack_8 = map(_make_unpack, (1, 2, 4, 8))
+@overload(_sums_of_group)
+def _for_bytes_or_words(bits, codes, at, blocks, x, x_at, panel, rows, unpacked, sums):  # type: ignore[no-untyped-def]
+    found = sums_of_bytes if x.dtype == types.int8 else sums_of_words
 
+    def run(bits, codes, at, blocks, x, x_at, panel, rows, unpacked, sums):  # type: ignore[no-untyped-def]
+        found(bits, codes, at, blocks, x, x_at, panel, rows, unpacked, sums)
 
-@compiled_part
-def _unpack(bits, codes, at, blocks, words):  # type: ignore[no-untyped-def]
-    if bits == 1:
-        _unpack_1(codes, at, blocks, words)
-    elif bits == 2:
-        _unpack_2(codes, at, blocks, words)
-    elif bits == 4:
-        _unpack_4(codes, at, blocks, words)
-    else:
-        _unpack_8(codes, at, blocks, words)
-
-
-def _typed_add_dots(typing, words, x, x_offset, pairs, sums, sums_offset):  # type: ignore[no-untyped-def]
-    """sums [MEMBERS, 32] += the products of `pairs` · 2 columns."""
-
-    def generate(context, b, sig, args):  # type: ignore[no-untyped-def]
-        first = v.data_at(context, b, sig, args, 0)
-        x0 = v.data(context, b, sig, args, 1, 2)
-        out = v.data(context, b, sig, args, 4, 5)
-        for half in range(2):
-            places = [v.at(b, out, 4 * ROWS * m + 64 * half) for m in range(MEMBERS)]
-
-            def body(pair: Any, totals: list[Any], half: int = half) -> list[Any]:
-                codes = v.load(b, HALF, v.at(b, first, b.add(b.mul(pair, v.I64(4 * ROWS)), v.I64(64 * half))))
-                here = v.at(b, x0, b.mul(pair, v.I64(4 * MEMBERS)))
-                x = [v.splat(b, v.load(b, v.I32, v.at(b, here, 4 * m)), 16) for m in range(MEMBERS)]
-                return [add_products(b, total, codes, word) for total, word in zip(totals, x, strict=True)]
-
-            before = [v.load(b, HALF, place) for place in places]
-            for place, total in zip(places, v.loop(b, args[3], before, body), strict=True):
-                v.store(b, total, place)
-        return context.get_dummy_value()
-
-    i = types.int64
-    return types.void(words, x, i, i, sums, i), generate
-
-
-_add_dots: Any = intrinsic(_typed_add_dots)
-
-
-@compiled_part
-def _sums_of_group(bits, codes, at, blocks, x, x_offset, panel, rows, words, sums):  # type: ignore[no-untyped-def]
-    """sums [rows · 32] = Σ code · x over the blocks of one group; the words of a span stay in the nearest cache."""
-    sums[: (rows + MEMBERS - 1) // MEMBERS * MEMBERS * ROWS] = 0
-    step = SPAN * bits // 32
-    columns = 32 // bits
-    for start in range(0, blocks, step):
-        count = min(step, blocks - start)
-        _unpack(bits, codes, (at + start) * 4 * ROWS, count, words)
-        for m in range(0, rows, MEMBERS):
-            here = x_offset + m // MEMBERS * panel + start * columns * MEMBERS
-            _add_dots(words, x, here, count * columns // 2, sums, m * ROWS)
+    return run
 
 
 @compiled(nogil=True)
 def multiply_unpacked(  # type: ignore[no-untyped-def]
-    path, first, last, x, x_scales, x_sums, codes, scales, zeros, step, blocks, y
+    bits, first, last, x, x_scales, x_sums, codes, scales, zeros, step, blocks, y
 ):
     """Tiles first … last of y. x as of `panels_of_rows`."""
-    groups, panel = scales.shape[1], x.shape[1] * 2 * MEMBERS
-    chunk = max(8, CHUNK_BYTES // (2 * x.shape[1]) // 8 * 8)
-    flat = x.reshape(-1)
-    words = np.empty(SPAN // 2 * ROWS, np.uint32)
+    groups, columns = scales.shape[1], y.shape[1]
+    flat, flat_scales, flat_zeros = x.reshape(-1), scales.reshape(-1), zeros.reshape(-1)
+    flat_x_sums = x_sums.reshape(-1)
+    panel = flat.shape[0] // x.shape[0]
+    chunk = min(CHUNK_ROWS, max(8, CHUNK_BYTES * MEMBERS // (panel * x.itemsize) // 8 * 8))
+    unpacked = np.empty(SPAN_BYTES, np.uint8)
     sums = np.empty(min(chunk, x.shape[0] * MEMBERS) * ROWS, np.int32)
+    part = np.empty((min(chunk, x.shape[0] * MEMBERS), ROWS), np.float32)
     for start in range(0, y.shape[0], chunk):
         rows = min(chunk, y.shape[0] - start)
         for t in range(first, last):
-            width = min(ROWS, y.shape[1] - ROWS * t)
+            part[:rows] = 0
             for g in range(groups):
                 at = (t * groups + g) * blocks
-                x_offset = start // MEMBERS * panel + g * (panel // groups)
-                _sums_of_group(path.bits, codes, at, blocks, flat, x_offset, panel, rows, words, sums)
-                for r in range(rows):
-                    m = start + r
-                    for i in range(width):
-                        exact = np.int32(step * sums[ROWS * r + i] - np.int32(zeros[t, g, i]) * x_sums[m, g])
-                        before = y[m, ROWS * t + i] if g > 0 else np.float32(0)
-                        y[m, ROWS * t + i] = before + np.float32(exact) * (x_scales[m] * scales[t, g, i])
+                x_at = start // MEMBERS * panel + g * (panel // groups)
+                _sums_of_group(bits, codes, at, blocks, flat, x_at, panel, rows, unpacked, sums)
+                add_scaled(
+                    sums, step, flat_zeros, flat_scales, (t * groups + g) * ROWS, flat_x_sums, x_scales,
+                    start, groups, g, rows, part,
+                )  # fmt: skip
+            width = min(ROWS, columns - ROWS * t)
+            for r in range(rows):
+                for i in range(width):
+                    y[start + r, ROWS * t + i] = part[r, i]

@@ -106,6 +106,27 @@ def test_the_largest_sums_do_not_overflow(backend, name, extreme):
         np.testing.assert_array_equal(y, expected_codes(x, np.ones(9, np.float32), packed))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    m=st.one_of(st.integers(1, 17), st.integers(18, 150)), n=st.integers(1, 70), k=st.integers(1, 900),
+    name=st.sampled_from(["int8", "int8-g32", "int4-row", "int4", "int4-g20", "int2-tensor", "ternary", "binary"]),
+    top=st.floats(0, 1), end=st.floats(0, 1), seed=st.integers(0, 10**6),
+)  # fmt: skip
+def test_any_rows_with_many_values_at_their_ends_are_exact(m, n, k, name, top, end, seed):
+    """A share `top` of the codes is the largest there is, a share `end` of the activations −128."""
+    rng, fmt = np.random.default_rng(seed), format_named(name)
+    codes = np.where(rng.random((n, k)) < top, fmt.high, random_codes(fmt, (n, k), rng))
+    packed = random_packed(name, n, k, rng)
+    packed = PackedMatrix.from_codes(fmt, codes.astype(packed.quantised().codes.dtype), packed.scales, packed.zeros)
+    x = np.where(rng.random((m, k)) < end, -128, rng.integers(-128, 128, (m, k))).astype(np.int8)
+    scales = rng.random(m).astype(np.float32)
+    for path in available_paths():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(OVERRIDE, path)
+            y = linear_codes(x, scales, prepare(packed, "numba"))
+            np.testing.assert_array_equal(y, expected_codes(x, scales, packed), path)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     m=st.integers(1, 19), n=st.integers(1, 70), k=st.integers(1, 300), name=st.sampled_from(INTEGER + FLOAT),
