@@ -89,20 +89,25 @@ class KVCache:
     def append(self, layer: int, k: Any, v: Any) -> None:
         """Add k, v [T, kv_heads, head_dim] (floats). Raises when the capacity is exceeded."""
         start = self.length(layer)
-        keys = self._checked(taken(k, "k")[0], "k", self.kv_heads)
-        values = self._checked(taken(v, "v")[0], "v", self.kv_heads)
-        if keys.shape != values.shape:
-            raise NearbankError(f"KVCache: k is {list(keys.shape)} but v is {list(values.shape)}")
+        keys, values = self.checked_tokens(k, v)
         if start + len(keys) > self.capacity:
             raise NearbankError(
                 f"KVCache: layer {layer} holds {start} tokens and {len(keys)} more exceed its capacity of "
                 f"{self.capacity}; make the cache larger or the text shorter"
             )
-        self._check_range(keys, "k")
-        self._check_range(values, "v")
         if len(keys):
             self._write(layer, start, keys, values)
         self._lengths[layer] = start + len(keys)
+
+    def checked_tokens(self, k: Any, v: Any) -> tuple[Floats, Floats]:
+        """k, v [T, kv_heads, head_dim] as float32, if they can be appended."""
+        keys = self._checked(taken(k, "k")[0], "k", self.kv_heads)
+        values = self._checked(taken(v, "v")[0], "v", self.kv_heads)
+        if keys.shape != values.shape:
+            raise NearbankError(f"KVCache: k is {list(keys.shape)} but v is {list(values.shape)}")
+        self._check_range(keys, "k")
+        self._check_range(values, "v")
+        return keys, values
 
     def attend(self, layer: int, q: Any, scale: float | None = None) -> Any:
         """Causal attention of q [T, heads, head_dim], the queries of the last T tokens appended.

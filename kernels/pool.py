@@ -6,6 +6,8 @@
     answer = prompt.fork()                        # same tokens, no copy
     answer.append(layer, k, v)                    # a page that both hold is copied before it is written
     answer.clear()                                # its pages go back to the pool
+    pool.append_many(layer, k, v, sequences)      # a token for each of many sequences
+    pool.attend_many(layer, q, sequences)         # a query of each
 
 A page holds `PAGE` tokens of every layer and KV head. All memory is allocated when the pool is made. For arrays on a
 GPU there is `nearbank.kernels.cupy_pool.DevicePagePool`.
@@ -13,13 +15,18 @@ GPU there is `nearbank.kernels.cupy_pool.DevicePagePool`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
+from nearbank.kernels.arrays import taken
 from nearbank.kernels.backends import backend_named
 from nearbank.kernels.cache import Floats, KVCache
-from nearbank.kernels.pages import HeldPages, PageBook, copy_page, pages_between
+from nearbank.kernels.pages import HeldPages, PageBook, checked_sequences, copy_page, pages_between
 from nearbank.kernels.store import PAGE
 
 
@@ -54,6 +61,32 @@ class PagePool:
     def sequence(self) -> PooledKVCache:
         """An empty cache for one more sequence."""
         return PooledKVCache(self)
+
+    def append_many(self, layer: int, k: Any, v: Any, sequences: Sequence[PooledKVCache]) -> None:
+        """One token for each of some sequences: k, v [sequences, kv_heads, head_dim] (floats); all of them or none."""
+        checked_sequences(sequences, self, PooledKVCache)
+        keys, values = sequences[0].checked_tokens(k, v)
+        _check_count(keys, "k", sequences)
+        for one in sequences:
+            one.make_room(one.length(layer), 1)
+        for i, one in enumerate(sequences):
+            one.append(layer, keys[i : i + 1], values[i : i + 1])
+
+    def attend_many(self, layer: int, q: Any, sequences: Sequence[PooledKVCache], scale: float | None = None) -> Any:
+        """Attention of q [sequences, heads, head_dim], one query at each sequence's last token → the context alike."""
+        checked_sequences(sequences, self, PooledKVCache)
+        queries, handed_back = taken(q, "q")
+        _check_count(queries, "q", sequences)
+        contexts = [one.attend(layer, queries[i : i + 1], scale) for i, one in enumerate(sequences)]
+        return handed_back(np.concatenate(contexts))
+
+
+def _check_count(array: npt.NDArray[Any], name: str, sequences: Sequence[PooledKVCache]) -> None:
+    if array.ndim != 3 or len(array) != len(sequences):
+        raise NearbankError(
+            f"PagePool: {name} is {list(array.shape)}; expected one row for each of {len(sequences)} sequences, "
+            "[sequences, heads, head_dim]"
+        )
 
 
 class PooledKVCache(KVCache):
@@ -94,11 +127,13 @@ class PooledKVCache(KVCache):
         return backend_named(self.backend).with_pages(self.pool.store, self.held.pages)
 
     def _write(self, layer: int, start: int, k: Floats, v: Floats) -> None:
-        if len(k) == 0:
-            return
-        first, last = pages_between(start, len(k))
+        self.make_room(start, len(k))
+        super()._write(layer, start, k, v)
+
+    def make_room(self, start: int, tokens: int) -> None:
+        """See that the pages of these positions are there and nobody else's."""
+        first, last = pages_between(start, tokens)
         if self.held.lacking(first, last):
             for page, new in self.held.own(first, last):
                 copy_page(self.pool.store, page, new)
             self.store = self._allocated()
-        super()._write(layer, start, k, v)

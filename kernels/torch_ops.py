@@ -21,6 +21,7 @@ from nearbank.kernels.arrays import plain
 from nearbank.kernels.cache import KVCache
 from nearbank.kernels.matmul import Matrix, linear, prepare
 from nearbank.kernels.packed import PackedMatrix
+from nearbank.kernels.pool import PagePool, PooledKVCache
 from nearbank.kernels.window import Channels, WindowedKVCache
 
 # Operators take tensors and numbers only, so prepared weights and caches are known to them by number. The
@@ -235,7 +236,8 @@ class BinaryLinear(QuantizedLinear):
 class QuantizedKVCache(nn.Module):
     """A `KVCache` for torch: `forward(layer, q, k, v)` appends, then attends; tensors [T, heads, head_dim].
 
-    scheme "past" or "kivi", with `channels` or without, makes it a `WindowedKVCache`.
+    scheme "past" or "kivi", with `channels` or without, makes it a `WindowedKVCache`. `from_pool` makes it a sequence
+    of a `PagePool`, and `fork` another that shares its tokens.
     """
 
     def __init__(
@@ -254,8 +256,30 @@ class QuantizedKVCache(nn.Module):
             raise NearbankError("QuantizedKVCache: channels belong to a scheme; expected scheme='past' or 'kivi'")
         sizes = layers, kv_heads, head_dim, capacity, fmt
         windowed = scheme and WindowedKVCache(*sizes, scheme, channels, backend)
-        self.cache: KVCache = windowed or KVCache(*sizes, backend)
-        self.register_buffer("lengths", torch.zeros(layers, dtype=torch.int64), persistent=False)
+        self._take(windowed or KVCache(*sizes, backend))
+
+    @classmethod
+    def from_pool(cls, pool: PagePool) -> QuantizedKVCache:
+        """An empty sequence of the pool."""
+        return cls._over(pool.sequence())
+
+    def fork(self) -> QuantizedKVCache:
+        """One with the same tokens so far: it shares their pages until one of the two writes to them."""
+        if not isinstance(self.cache, PooledKVCache):
+            raise NearbankError("QuantizedKVCache: a cache of its own does not fork; expected one made by from_pool")
+        return self._over(self.cache.fork())
+
+    @classmethod
+    def _over(cls, cache: KVCache) -> QuantizedKVCache:
+        module = cls.__new__(cls)
+        nn.Module.__init__(module)
+        module._take(cache)
+        return module
+
+    def _take(self, cache: KVCache) -> None:
+        self.cache = cache
+        held = torch.tensor([cache.length(layer) for layer in range(cache.layers)])
+        self.register_buffer("lengths", held, persistent=False)
         self._register()
 
     def _register(self) -> None:

@@ -212,6 +212,11 @@ def test_what_cannot_be_is_refused(device):
         pool.attend_many(0, ones, [DevicePagePool(1, 1, 64, 1, "int4").sequence()])
     with pytest.raises(NearbankError, match="a list is no sequence of this pool"):
         sequence.copy_from([])
+    for layer in (-1, 1, "0"):
+        with pytest.raises(NearbankError, match="this cache has layers 0 to 0"):
+            pool.append_many(layer, ones, ones, [sequence])
+        with pytest.raises(NearbankError, match="this cache has layers 0 to 0"):
+            sequence.attend(layer, ones)
     with pytest.raises(NearbankError, match="a token at least"):
         other.clear()
         pool.attend_many(0, ones, [other])

@@ -48,6 +48,16 @@ class Twins:
             assert shared.length(0) == own.length(0)
             assert shared.length(1) == own.length(1)
 
+    def append_many(self, _):
+        k, v = self.rng.normal(size=(2, len(self.pairs), KV_HEADS, DIM)).astype(np.float32)
+        try:
+            for layer in range(LAYERS):
+                self.pool.append_many(layer, k, v, [shared for shared, _ in self.pairs])
+                for i, (_, own) in enumerate(self.pairs):
+                    own.append(layer, k[i : i + 1], v[i : i + 1])
+        except NearbankError:
+            assert self.pool.free_pages < len(self.pairs)
+
     def fork(self, _):
         shared, own = self.chosen()
         copy = self.own()
@@ -64,12 +74,14 @@ class Twins:
         return self.pairs[self.rng.integers(len(self.pairs))]
 
     def check(self):
-        q = self.rng.normal(size=(1, 2 * KV_HEADS, DIM)).astype(np.float32)
-        for shared, own in self.pairs:
-            for layer in range(LAYERS):
-                assert shared.length(layer) == own.length(layer)
-                if own.length(layer):
-                    np.testing.assert_array_equal(shared.attend(layer, q), own.attend(layer, q))
+        for layer in range(LAYERS):
+            assert [shared.length(layer) for shared, _ in self.pairs] == [own.length(layer) for _, own in self.pairs]
+            filled = [(shared, own) for shared, own in self.pairs if own.length(layer)]
+            if filled:
+                q = self.rng.normal(size=(len(filled), 2 * KV_HEADS, DIM)).astype(np.float32)
+                got = self.pool.attend_many(layer, q, [shared for shared, _ in filled])
+                want = [own.attend(layer, q[i : i + 1]) for i, (_, own) in enumerate(filled)]
+                np.testing.assert_array_equal(got, np.concatenate(want))
         held = {page for shared, _ in self.pairs for page in shared.held.pages}
         assert self.pool.free_pages == PAGES - len(held)
 
@@ -85,7 +97,10 @@ def backend(request, emulated_gpu):
 @given(
     name=st.sampled_from(STORED), seed=st.integers(0, 10**6),
     steps=st.lists(
-        st.tuples(st.sampled_from(["open", "append", "append", "append", "fork", "clear"]), st.integers(1, 2 * PAGE)),
+        st.tuples(
+            st.sampled_from(["open", "append", "append", "append", "append_many", "fork", "clear"]),
+            st.integers(1, 2 * PAGE),
+        ),
         max_size=12,
     ),
 )  # fmt: skip
@@ -147,5 +162,17 @@ def test_what_cannot_be_is_refused():
         PagePool(1, KV_HEADS, DIM, 0)
     with pytest.raises(NearbankError, match="only a sequence of the same pool"):
         pool.sequence().copy_from(PagePool(1, KV_HEADS, DIM, 1).sequence())
+    one, q = pool.sequence(), np.ones((2, KV_HEADS, DIM), np.float32)
+    with pytest.raises(NearbankError, match="PagePool: a PooledKVCache is no sequence of this pool"):
+        pool.attend_many(0, q, [PagePool(1, KV_HEADS, DIM, 1).sequence()])
+    with pytest.raises(NearbankError, match=r"q is \[2, 2, 5\]; expected one row for each of 1 sequences"):
+        pool.attend_many(0, q, [one])
+    with pytest.raises(NearbankError, match="2 sequences; expected one or more, each of them once"):
+        pool.append_many(0, q, q, [one, one])
+    with pytest.raises(NearbankError, match="k holds NaN"):
+        pool.append_many(0, q * np.nan, q, [one, pool.sequence()])
+    with pytest.raises(NearbankError, match="1 more pages of 256 tokens are needed and 0 of 1 are free"):
+        pool.append_many(0, q, q, [one, pool.sequence()])
+    assert one.length() == 0
     with pytest.raises(NearbankError, match="a PooledKVCache cannot be copied into it"):
         KVCache(1, KV_HEADS, DIM, PAGE).copy_from(pool.sequence())

@@ -14,6 +14,7 @@ from nearbank.kernels import (
     Channels,
     KVCache,
     PackedMatrix,
+    PagePool,
     WindowedKVCache,
     linear,
     prepare,
@@ -213,3 +214,20 @@ def test_supported_answers_before_one_tries():
     for question, word in refusals.items():
         answer = supported(*question)
         assert not answer and word in answer.reason, (question, answer)
+
+
+def test_modules_over_a_pool_share_a_prefix():
+    pool, own = PagePool(2, 2, 8, 6, "int4"), KVCache(2, 2, 8, 600, "int4")
+    prompt = ops.QuantizedKVCache.from_pool(pool)
+    q, k, v = torch.randn(300, 4, 8), torch.randn(300, 2, 8), torch.randn(300, 2, 8)
+    for layer in range(2):
+        prompt(layer, q, k, v)
+        own.append(layer, k, v)
+    answer, taken = prompt.fork(), 6 - pool.free_pages
+    assert answer.lengths.tolist() == prompt.lengths.tolist() == [300, 300]
+    own.append(1, k[:1], v[:1])
+    torch.testing.assert_close(answer(1, q[:1], k[:1], v[:1]), own.attend(1, q[:1]), rtol=0, atol=0)
+    assert (taken, pool.free_pages) == (2, 3)
+    assert (answer.lengths.tolist(), prompt.lengths.tolist()) == ([300, 301], [300, 300])
+    with pytest.raises(NearbankError, match="expected one made by from_pool"):
+        ops.QuantizedKVCache(1, 2, 8, 4).fork()
