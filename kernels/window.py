@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from nearbank.cache_formats import SCHEMES, Scheme
+from nearbank.cache_formats import FEEDBACK, SCHEMES, Scheme
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.kernels.cache import KVCache
@@ -150,7 +150,8 @@ class WindowedKVCache(KVCache):
     def kind(self) -> str:
         """The cache's name in `nearbank.cache_formats`."""
         fitted = bool(self.channels) and self.scheme is SCHEMES["past"]
-        return f"{self.format.name}-{'wkv' if fitted else self.scheme.name}"
+        fed_back = fitted and any(one.key_feedback or one.value_feedback for one in self.channels)
+        return f"{self.format.name}-{'wkv' if fitted else self.scheme.name}{FEEDBACK if fed_back else ''}"
 
     def _allocated(self) -> WindowMemory:
         if self.format.is_float:

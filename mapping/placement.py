@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from nearbank.cache_formats import cache_format
+from nearbank.cache_formats import FEEDBACK, cache_format
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.mapping.cache_placement import CachePlacement, size_cache
@@ -76,6 +76,10 @@ def place(
         raise NearbankError(
             f"{model.name} has an encoder of {model.encoder_layers} layers; this mapping places decoders only, "
             "so replay a model without an encoder"
+        )
+    if cache_format(kv).fed_back:
+        raise NearbankError(
+            f"KV cache '{kv}' feeds errors of rounding back, which no ASIC here does; map '{kv.removesuffix(FEEDBACK)}'"
         )
     formats = {m.name: format_named(head if m.name == HEAD else weights) for m in model.matrices}
     sized = [

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from nearbank.cache_formats import FITTED, KIVI_GROUP, METHODS, CacheFormat, cache_format
+from nearbank.cache_formats import FEEDBACK, FITTED, KIVI_GROUP, METHODS, CacheFormat, cache_format
 from nearbank.errors import NearbankError
 from nearbank.formats import Format, from_bf16
 from nearbank.kernels import Channels
@@ -21,7 +21,7 @@ from nearbank.kernels.reference.feedback import Feedback
 from nearbank.kernels.reference.quantise import quantise_tokens
 from nearbank.models.execution import Floats
 
-__all__ = ["FITTED", "KIVI_GROUP", "METHODS", "ChannelFit", "KvScheme", "fit_for", "kv_scheme", "rounded"]
+__all__ = ["FITTED", "KIVI_GROUP", "METHODS", "ChannelFit", "KvScheme", "fit_for", "kv_scheme", "name_with", "rounded"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class ChannelFit:
         """[G, E, E] of a layer's keys or values; None where codes are the nearest ones."""
         every = self.key_feedback if kind == "keys" else self.value_feedback
         return None if every is None else every[layer]
+
+    @property
+    def fed_back(self) -> bool:
+        """True if errors of rounding keys or values are fed back."""
+        return self.key_feedback is not None or self.value_feedback is not None
 
     @cached_property
     def channels(self) -> tuple[Channels, ...]:
@@ -83,14 +88,25 @@ def fit_for(scheme: KvScheme, fit: ChannelFit | None) -> ChannelFit | None:
     """What the scheme rounds with, None where it needs no fit. Raises NearbankError where one is missing."""
     if scheme.needs_fit and fit is None:
         raise NearbankError(f"KV cache '{scheme.name}' needs a fit; make one with nearbank.models.kv_fit.fit_channels")
+    if scheme.fed_back and fit is not None and not fit.fed_back:
+        raise NearbankError(
+            f"KV cache '{scheme.name}' needs a fit that feeds errors back; make it with "
+            "nearbank.models.kv_metric.with_feedback"
+        )
     return fit if scheme.needs_fit else None
+
+
+def name_with(scheme: KvScheme, fit: ChannelFit | None) -> str:
+    """The cache's name in `nearbank.cache_formats`, told whether the fit feeds errors back."""
+    fed_back = scheme.needs_fit and fit is not None and fit.fed_back
+    return scheme.name + FEEDBACK if fed_back and not scheme.fed_back else scheme.name
 
 
 @lru_cache
 def kv_scheme(name: str) -> KvScheme:
     """The cache of that name; raises `NearbankError` with what is known."""
     found = cache_format(name)
-    return KvScheme(found.name, found.format, found.method)
+    return KvScheme(found.name, found.format, found.method, found.fed_back)
 
 
 def rounded(values: Floats, fmt: Format) -> Floats:

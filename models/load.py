@@ -3,6 +3,7 @@ or name."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from nearbank.models.gptq import fit_weights
 from nearbank.models.hf import load_directory
 from nearbank.models.hub import find_directory
 from nearbank.models.kv import kv_scheme
+from nearbank.models.kv_fit import load_fit
 from nearbank.models.model import Model
 from nearbank.models.tensors import Precision
 from nearbank.models.trained import checkpoint_model
@@ -36,6 +38,7 @@ def load_model(
     head: str | None = None,
     quantiser: str = "nearest",
     calibration: str | None = None,
+    kv_fit: Path | None = None,
 ) -> Model:
     """The model called `source` (bundled), in the checkpoint file `source`, or in the directory
     or on the Hugging Face hub under the name `source`.
@@ -45,7 +48,8 @@ def load_model(
     rounded to (fp32 unless given); inputs, "int8" or "fp32" activations (by the weights unless given); head, the LM
     head's format (fp32 for fp32 weights, else bf16). Checkpoints that were trained with rounded weights have their
     formats already, and with rounded attention that of their cache too. quantiser: "nearest" rounds every weight by
-    itself, "gptq" (`nearbank.models.gptq`) by what matrices do to the text `calibration`.
+    itself, "gptq" (`nearbank.models.gptq`) by what matrices do to the text `calibration`. kv_fit: a file that
+    `nearbank.models.kv_fit.save_fit` wrote, for a KV cache whose channels are fitted.
     Raises `NearbankError` for anything unknown.
     """
     kv_scheme(kv or "bf16")
@@ -54,13 +58,13 @@ def load_model(
     chosen = weights or "fp32"
     if quantiser == "gptq":
         exact = load_model(source, backend, kv, None, "fp32", "fp32", head or "bf16")
-        return _warmed(fit_weights(exact, calibration or "", chosen, inputs))
+        return _warmed(fit_weights(exact, calibration or "", chosen, inputs), kv_fit)
     precision = Precision(chosen, inputs, head or ("fp32" if chosen == "fp32" else "bf16"))
     found = find_directory(source)
     if found is not None:
-        return _warmed(load_directory(found.directory, precision, kv or "bf16", backend, found.name))
+        return _warmed(load_directory(found.directory, precision, kv or "bf16", backend, found.name), kv_fit)
     given = precision if (weights, inputs, head) != (None, None, None) else None
-    return _warmed(checkpoint_model(load_checkpoint(source), backend, kv, given))
+    return _warmed(checkpoint_model(load_checkpoint(source), backend, kv, given), kv_fit)
 
 
 def check_quantiser(quantiser: str, weights: str | None, calibration: str | None) -> None:
@@ -73,9 +77,13 @@ def check_quantiser(quantiser: str, weights: str | None, calibration: str | None
         raise NearbankError("GPTQ is fitted to a calibration text; give one")
 
 
-def _warmed(model: Model) -> Model:
-    """The model after a prompt and a token, so that compiling kernels is in no measured time. Fitted caches wait."""
-    compiles = model.backend != "numpy" and not model.kv_needs_fit
+def _warmed(given: Model, kv_fit: Path | None) -> Model:
+    """The model, with its channels' fit, after a prompt and a token, so that compiling kernels is in no measured time.
+    Caches that have yet to be fitted wait."""
+    if kv_fit is not None and not given.kv_needs_fit:
+        raise NearbankError(f"KV cache '{given.kv}' has nothing fitted; choose one that ends in -2d or -wkv, or no fit")
+    model = given if kv_fit is None else replace(given, kv_fit=load_fit(kv_fit, given))
+    compiles = model.backend != "numpy" and not (model.kv_needs_fit and kv_fit is None)
     if compiles and model.shape.context >= len(WARM_UP) + 1:
         for _ in steps(model, [np.array(WARM_UP)], 2):
             pass

@@ -14,7 +14,7 @@ from nearbank.formats import Format
 from nearbank.kernels import KVCache, WindowedKVCache, thread_count
 from nearbank.models.codes_cache import CodesCache
 from nearbank.models.execution import Cache, Floats, Linear, Pass, Row, Tokens
-from nearbank.models.kv import ChannelFit, fit_for, kv_scheme
+from nearbank.models.kv import ChannelFit, fit_for, kv_scheme, name_with
 from nearbank.models.plain_cache import PlainCache
 from nearbank.models.rounding import AttentionRounding
 from nearbank.models.search import Search
@@ -92,6 +92,11 @@ class Model:
     def kv_needs_fit(self) -> bool:
         """True if its KV cache must be fitted to a text before the model can run."""
         return self.attention is None and kv_scheme(self.kv).needs_fit
+
+    @property
+    def kv_name(self) -> str:
+        """The KV cache's name in `nearbank.cache_formats`, with what its fit adds."""
+        return name_with(kv_scheme(self.kv), self.kv_fit)
 
     def kv_bytes_per_token(self) -> int:
         """Bytes that one more token adds to the KV cache, all layers."""

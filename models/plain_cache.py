@@ -14,7 +14,7 @@ import numpy as np
 
 from nearbank.kernels.reference.feedback import rounded_with_feedback
 from nearbank.models.execution import Floats
-from nearbank.models.kv import KIVI_GROUP, ChannelFit, KvScheme, fit_for
+from nearbank.models.kv import KIVI_GROUP, ChannelFit, KvScheme, fit_for, name_with
 from nearbank.models.sequence_cache import SequenceCache
 
 
@@ -46,7 +46,7 @@ class PlainCache(SequenceCache):
     @property
     def kind(self) -> str:
         """The cache's name in `nearbank.cache_formats`."""
-        return self.scheme.name
+        return name_with(self.scheme, self._fit)
 
     def append(self, layer: int, k: Any, v: Any) -> None:
         """Add k, v [T, kv_heads, head_dim], exact and as stored."""

@@ -98,7 +98,7 @@ def measure(
         model.name,
         model.weights,
         model.inputs,
-        model.kv,
+        model.kv_name,
         scored,
         characters,
         total / scored,
@@ -121,14 +121,16 @@ def compare(
     stride: int | None = None,
     progress: Progress | None = None,
     calibration: str | None = None,
+    kv_fit: Path | None = None,
 ) -> Iterator[Quality]:
     """`measure` for every pair of a weight format and a KV cache (None: as the checkpoint has it; bf16 if it has none).
 
     A weight format with "-gptq" after it is reached by GPTQ ("int4-gptq", "int4-g64-gptq"). calibration: the text that
-    GPTQ and fitted KV caches ("int4-wkv") are fitted to. Names are checked before the first model is loaded.
+    GPTQ and fitted KV caches ("int4-wkv") are fitted to; kv_fit: a fit on file instead, for those caches. Names are
+    checked before the first model is loaded.
     """
     for name in kv:
-        if kv_scheme(name or "bf16").needs_fit and calibration is None:
+        if kv_scheme(name or "bf16").needs_fit and calibration is None and kv_fit is None:
             raise NearbankError(f"KV cache '{name}' is fitted to a calibration text; give one")
     for weight in weights:
         form, quantiser = _weight_scheme(weight)
@@ -137,10 +139,9 @@ def compare(
     for weight in weights:
         form, quantiser = _weight_scheme(weight)
         for name in kv:
-            model = load_model(
-                source, backend, name, weights=form, inputs=inputs, quantiser=quantiser, calibration=calibration
-            )
-            if model.kv_needs_fit:
+            fit = kv_fit if kv_scheme(name or "bf16").needs_fit else None
+            model = load_model(source, backend, name, None, form, inputs, None, quantiser, calibration, fit)
+            if model.kv_needs_fit and fit is None:
                 model = fit_channels(model, calibration or "", model.kv)
             row = measure(model, text, window, stride, progress)
             yield row if quantiser == "nearest" else replace(row, weights=f"{row.weights}-{quantiser}")

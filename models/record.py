@@ -74,7 +74,7 @@ def header(
         source_tokens=None if model.shape.encoder is None else len(prompt),
         beams=search.beams if search else 1,
         weights=model.weights,
-        kv=model.kv,
+        kv=model.kv_name,
         device=cpu_name(),
         backend=model.backend,
         threads=model.threads,

@@ -6,6 +6,7 @@ int4-kivi   KIVI (arXiv 2402.02750): keys per channel over 32 tokens, values per
             group and values of the last 32 tokens exact
 int4-2d     two-dimensional quantisation (WKVQuant): a static shift and scale per channel, then rounding per token
 int4-wkv    WKVQuant: int4-2d and int4-past together
+int4-wkv+feedback   the same with errors of rounding fed back to later channels; after -2d too
 
 with any cache format in place of int4 (all but the plain one need an integer one). The one vocabulary of traces, the
 models' caches and the mapping; what rounds and attends is theirs.
@@ -24,6 +25,7 @@ from nearbank.formats import Format, format_named
 CACHE_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4", "int2")
 METHODS = ("past", "kivi", "2d", "wkv")
 FITTED = ("2d", "wkv")
+FEEDBACK = "+feedback"
 EXACT_BYTES = 2  # of a value that stays exact for a while: bf16
 PARAM_BYTES = 4  # a scale and an offset in bf16
 
@@ -53,11 +55,12 @@ SCHEME_OF: Mapping[str, str] = MappingProxyType({"past": "past", "wkv": "past", 
 
 @dataclass(frozen=True)
 class CacheFormat:
-    """A format and a method: "plain" or one of METHODS."""
+    """A format and a method: "plain" or one of METHODS. fed_back: codes need not be the nearest ones."""
 
     name: str
     format: Format
     method: str = "plain"
+    fed_back: bool = False
 
     @property
     def needs_fit(self) -> bool:
@@ -115,16 +118,17 @@ class CacheFormat:
 @lru_cache
 def cache_format(name: str) -> CacheFormat:
     """The cache called "int4", "int4-past", "int2-kivi" … Raises `NearbankError` with what is known."""
-    base, dash, method = name.partition("-")
-    if base not in CACHE_FORMATS or (dash and method not in METHODS):
+    base, dash, method = name.removesuffix(FEEDBACK).partition("-")
+    fed_back = name.endswith(FEEDBACK)
+    if base not in CACHE_FORMATS or (dash and method not in METHODS) or (fed_back and method not in FITTED):
         raise NearbankError(
             f"unknown KV cache '{name}'; known: {', '.join(CACHE_FORMATS)}; integer ones also with "
-            f"-{', -'.join(METHODS)}"
+            f"-{', -'.join(METHODS)}, the last two with {FEEDBACK} behind"
         )
     chosen = format_named(base)
     if method and chosen.is_float:
         raise NearbankError(f"KV cache '{name}': {base} is not rounded to integers; -{method} needs int8, int4 or int2")
-    return CacheFormat(name, chosen, method or "plain")
+    return CacheFormat(name, chosen, method or "plain", fed_back)
 
 
 def cache_names() -> tuple[str, ...]:

@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 from tests.models.random_gpt import random_model
 
+from nearbank.cli.app import run
 from nearbank.formats import format_named
+from nearbank.kernels import WindowedKVCache
 from nearbank.kernels.reference.feedback import rounded_with_feedback
-from nearbank.models.kv import ChannelFit, kv_scheme, rounded
+from nearbank.models.generate import generate
+from nearbank.models.kv import ChannelFit, fit_for, kv_scheme, rounded
 from nearbank.models.kv_fit import load_fit, save_fit
+from nearbank.models.model import Model
 from nearbank.models.plain_cache import PlainCache
 from nearbank.proof.folding import fold_channels
+from nearbank.trace import open_trace
 
 torch = pytest.importorskip("torch")
 
@@ -134,7 +139,7 @@ def divergence(model: object, exact: object) -> float:
 
 
 def test_feedback_brings_a_model_nearer_and_survives_a_file(tmp_path: Path) -> None:
-    model = random_model("numpy", "fp32", "fp32")
+    model = random_model("numba", "fp32", "fp32")
     zero = np.zeros((3, 4, 8), np.float32)
     nearest = replace(model, kv="int8-wkv", kv_fit=ChannelFit(zero, zero + 1, zero, zero + 1))
     fed = with_feedback(nearest, TEXT, windows=16)
@@ -146,9 +151,64 @@ def test_feedback_brings_a_model_nearer_and_survives_a_file(tmp_path: Path) -> N
     assert again.kv_bytes_per_token() == nearest.kv_bytes_per_token()
 
 
+def fed_model(backend: str) -> Model:
+    """The random model with a fit of its own sizes: 3 layers, 4 heads of 8."""
+    random = np.random.default_rng(6)
+    shift, scale = random.normal(0, 0.3, (3, 4, 8)), random.uniform(0.5, 2, (3, 4, 8))
+    upper = np.stack([feedback_of(np.repeat(coupled(0.7, 8), 4, axis=0), one.astype(np.float32)) for one in scale])
+    shift, scale = shift.astype(np.float32), scale.astype(np.float32)
+    fit = ChannelFit(shift, scale, shift, scale, upper, upper)
+    return replace(random_model(backend, "ternary", "int4-wkv"), kv_fit=fit)
+
+
+def test_backends_make_the_same_tokens() -> None:
+    models = [fed_model(backend) for backend in ("numpy", "numba")]
+    assert {type(model.cache(4)) for model in models} == {WindowedKVCache}
+    first, second = (generate(model, "the quick", 12).tokens for model in models)
+    assert first == second
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_the_kernels_cache_attends_what_the_plain_one_does(backend: str) -> None:
+    model, random = fed_model(backend), np.random.default_rng(7)
+    q, k, v = random.normal(0, 1, (3, 20, 4, 8)).astype(np.float32)
+    plain = PlainCache(3, 4, 8, 20, kv_scheme("int4-wkv"), fit=model.kv_fit)
+    for layer in range(3):
+        found = []
+        for cache in (model.cache(20), plain):
+            cache.append(layer, k, v)
+            found.append(cache.attend(layer, q))
+        np.testing.assert_allclose(*found, atol=1e-5)
+
+
+def test_a_trace_says_so_and_no_asic_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bundled model with a fit from a file, through the command line."""
+    sizes, out, fit = (4, 4, 64), tmp_path / "run.parquet", tmp_path / "fit.safetensors"
+    one, upper = np.ones(sizes, np.float32), np.broadcast_to(np.eye(64, dtype=np.float32), (*sizes, 64)).copy()
+    save_fit(fit, ChannelFit(0 * one, one, 0 * one, one, upper, upper))
+
+    arguments = ("trace", "--kv-fit", str(fit), "--tokens", "2", "--out", str(out))
+    assert run([*arguments, "--kv", "int4-wkv"]) == 0
+    assert open_trace(out).header.kv == "int4-wkv+feedback"
+    refused = {
+        "feeds errors of rounding back, which no ASIC here does": ["replay", str(out)],
+        "KV cache 'int4' has nothing fitted": [*arguments, "--kv", "int4"],
+        "gpt3-xl is a shape": [*arguments, "--model", "gpt3-xl"],
+    }
+    for words, given in refused.items():
+        assert run(given) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_what_cannot_be_fed_back_is_refused() -> None:
     model = random_model("numpy", "fp32", "int4-wkv")
     with pytest.raises(ValueError, match="KV cache 'int4-wkv' has no channel fit to feed errors back in"):
         with_feedback(model, TEXT)
     with pytest.raises(ValueError, match="feeds errors of rounding back, which the ASIC does not"):
         fold_channels(replace(model, kv_fit=fed_fit()))
+    for name in ("int4+feedback", "int4-past+feedback", "bf16+feedback"):
+        with pytest.raises(ValueError, match="unknown KV cache"):
+            kv_scheme(name)
+    nearest = replace(fed_fit(), key_feedback=None, value_feedback=None)
+    with pytest.raises(ValueError, match="needs a fit that feeds errors back"):
+        fit_for(kv_scheme("int4-wkv+feedback"), nearest)

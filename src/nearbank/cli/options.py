@@ -19,6 +19,10 @@ Backend = Annotated[str, typer.Option(help="Kernels to run with: auto, numba, nu
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores when absent.")]
 Weights = Annotated[str | None, typer.Option(help="Store the block matrices in this format instead (see `formats`).")]
 Kv = Annotated[str | None, typer.Option(help="Keep the KV cache so instead: int8, int4-past, int4-kivi, …")]
+KvFit = Annotated[
+    Path | None,
+    typer.Option(help="With --kv int4-wkv and the like: the fit, as nearbank.models.kv_fit.save_fit writes it."),
+]
 Mapping = Annotated[
     str,
     typer.Option(help="pim-gpt: as published; auto: the quickest that is found; auto-by-use: without refresh, too."),

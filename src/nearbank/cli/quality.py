@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nearbank.cli.options import Backend
+from nearbank.cli.options import Backend, KvFit
 from nearbank.cli.output import Json, console, print_json, progress
 from nearbank.errors import NearbankError
 
@@ -33,6 +33,7 @@ def quality(
         str | None, typer.Option(help="KV caches, comma-separated: bf16 (the default), int8, int4-past, int4-wkv, …")
     ] = None,
     calibration: Annotated[Path | None, typer.Option(help="Text that fitted KV caches are fitted to.")] = None,
+    kv_fit: KvFit = None,
     characters: Annotated[int | None, typer.Option(help="Score only so many characters from the start.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens per pass; the model's context when absent.")] = None,
     stride: Annotated[int | None, typer.Option(help="Tokens a pass moves on by; half a window when absent.")] = None,
@@ -64,6 +65,7 @@ def quality(
                 stride=stride,
                 progress=lambda done, _: advance(done),
                 calibration=fitted,
+                kv_fit=kv_fit,
             )
         )
     if as_json:

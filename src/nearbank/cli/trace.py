@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nearbank.cli.options import BUNDLED, Backend, Kv, Seed, Threads, Tokens, TopK, TopP, Weights
+from nearbank.cli.options import BUNDLED, Backend, Kv, KvFit, Seed, Threads, Tokens, TopK, TopP, Weights
 from nearbank.cli.output import Json, print_json, progress
 from nearbank.errors import NearbankError
 
@@ -22,6 +22,7 @@ def trace(
     out: Annotated[Path, typer.Option(help="The trace file to write.")] = Path("trace.parquet"),
     weights: Weights = None,
     kv: Kv = None,
+    kv_fit: KvFit = None,
     seed: Seed = 1,
     temperature: Annotated[
         float | None, typer.Option(help="0 is greedy; higher is more surprising; 0.8, or 0 with beams, when absent.")
@@ -40,13 +41,15 @@ def trace(
     from nearbank.workload import is_shape
 
     if is_shape(model):
+        if kv_fit is not None:
+            raise NearbankError(f"--kv-fit: {model} is a shape and has no keys or values; leave it out")
         result = _sketch(model, prompt, tokens, weights, kv, 1 if beams is None else beams, out)
     else:
         from nearbank.models import Sampling, load_model
 
         if weights is not None:
             raise NearbankError(f"--weights: {model} is a checkpoint and runs with its own weights; leave it out")
-        loaded = load_model(model, backend=backend, kv=kv, threads=threads)
+        loaded = load_model(model, backend=backend, kv=kv, threads=threads, kv_fit=kv_fit)
         search = _search(loaded, beams)
         heat = temperature if temperature is not None else 0.0 if search and search.beams > 1 else DEFAULT_TEMPERATURE
         sampling = Sampling(temperature=heat, top_k=top_k, top_p=top_p, seed=seed)

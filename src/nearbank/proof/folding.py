@@ -23,7 +23,7 @@ def fold_channels(model: Model) -> Model:
     """The model with its channel fit in its weights; what is left is `context_scales`. As it is, without a fit."""
     if model.kv_fit is None:
         return model
-    if model.kv_fit.key_feedback is not None or model.kv_fit.value_feedback is not None:
+    if model.kv_fit.fed_back:
         raise NearbankError(
             f"KV cache '{model.kv}' of {model.name} feeds errors of rounding back, which the ASIC does not; use a fit "
             "without feedback"
