@@ -46,7 +46,9 @@ def cpu_section(path: str, result: Row) -> list[str]:
         "",
         *_table("Matrix times vector, int8 activations, cold weights", _picked(rows, "gemv", 1)),
         *_table("Matrix product, 128 tokens", [r for r in _picked(rows, "gemm", 128) if r["m"] == 128]),
-        *_table("Decode attention over n tokens, 8 KV heads of 128, cold cache", _picked(rows, "attend", 1)),
+        *_table(
+            "Decode attention over n tokens, 8 KV heads of 128, k / 128 query heads, cold", _picked(rows, "attend", 1)
+        ),
     ]
 
 

@@ -26,6 +26,7 @@ MODEL_SHAPES = ((2560, 2560), (6912, 2560), (2560, 6912), (8192, 2048), (14336, 
 FORMATS = ("ternary", "binary", "int2", "int4", "int8")
 KV_FORMATS = ("fp32", "bf16", "int8", "int4", "int2")
 KV_HEADS, HEAD_DIM = 8, 128
+SHARED = 4  # query heads per KV head where they are shared: 32 over 8, as in Llama 3 8B
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,13 @@ def matmul_case(fmt: str, n: int, k: int, m: int, path: str, threads: int, cold:
     return Case(kernel, backend_name(path), threads, m, n, k, fmt, nbytes, build, call, cold)
 
 
-def attend_case(fmt: str, tokens: int, threads: int, backend: str = "numba") -> Case:
-    """Decode attention: one query token over `tokens`, 8 KV heads of 128. n = tokens, k = heads · head_dim."""
+def attend_case(fmt: str, tokens: int, threads: int, backend: str = "numba", shared: int = 1) -> Case:
+    """Decode attention: one query token over `tokens`, 8 KV heads of 128, each with `shared` query heads.
+
+    n = tokens, k = query heads · head_dim.
+    """
     rng = np.random.default_rng(2)
-    q = rng.normal(size=(1, KV_HEADS, HEAD_DIM)).astype(np.float32)
+    q = rng.normal(size=(1, shared * KV_HEADS, HEAD_DIM)).astype(np.float32)
     page = rng.normal(size=(min(tokens, 1024), KV_HEADS, HEAD_DIM)).astype(np.float32)
 
     def build(copies: int) -> list[tuple[KVCache, int]]:
@@ -126,7 +130,7 @@ def attend_case(fmt: str, tokens: int, threads: int, backend: str = "numba") -> 
 
     nbytes = KVCache(1, KV_HEADS, HEAD_DIM, tokens, fmt, "numpy").nbytes
     return Case(
-        "attend", backend, threads, 1, tokens, KV_HEADS * HEAD_DIM, fmt, nbytes, build,
+        "attend", backend, threads, 1, tokens, q[0].size, fmt, nbytes, build,
         lambda operand: operand[0].attend(operand[1], q),
     )  # fmt: skip
 
@@ -149,10 +153,10 @@ def append_case(fmt: str, tokens: int, threads: int) -> Case:
     return Case("append", "numba", threads, 1, tokens, KV_HEADS * HEAD_DIM, fmt, nbytes, build, call, cold=False)
 
 
-def numpy_attend_case(tokens: int, threads: int) -> Case:
+def numpy_attend_case(tokens: int, threads: int, shared: int = 1) -> Case:
     """The same attention as two batched NumPy products and a softmax, in float32."""
     rng = np.random.default_rng(4)
-    q = rng.normal(size=(KV_HEADS, HEAD_DIM, 1)).astype(np.float32)
+    q = rng.normal(size=(KV_HEADS, shared, HEAD_DIM)).astype(np.float32)
     shape = (KV_HEADS, tokens, HEAD_DIM)
 
     def build(copies: int) -> list[tuple[Any, Any]]:
@@ -160,12 +164,12 @@ def numpy_attend_case(tokens: int, threads: int) -> Case:
 
     def call(operand: tuple[Any, Any]) -> object:
         k, v = operand
-        scores = np.matmul(k, q)[:, :, 0] * np.float32(HEAD_DIM**-0.5)
-        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return np.matmul((weights / weights.sum(axis=1, keepdims=True))[:, None], v)
+        scores = np.matmul(q, k.swapaxes(1, 2)) * np.float32(HEAD_DIM**-0.5)
+        weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+        return np.matmul(weights / weights.sum(axis=2, keepdims=True), v)
 
     nbytes = 2 * 4 * KV_HEADS * tokens * HEAD_DIM
-    return Case("attend", "numpy-blas", threads, 1, tokens, KV_HEADS * HEAD_DIM, "fp32", nbytes, build, call)
+    return Case("attend", "numpy-blas", threads, 1, tokens, q.size, "fp32", nbytes, build, call)
 
 
 def torch_cases(quick: bool, threads: int) -> list[Case]:
@@ -205,5 +209,8 @@ def _all(quick: bool) -> Iterator[tuple[Any, ...]]:
         for fmt in ("fp32", "int4") if quick else KV_FORMATS:
             yield attend_case, fmt, tokens
     yield numpy_attend_case, 8192
+    for fmt in ("fp32", "int4") if quick else KV_FORMATS:
+        yield partial(attend_case, shared=SHARED), fmt, 8192
+    yield partial(numpy_attend_case, shared=SHARED), 8192
     if not quick:
         yield from ((append_case, fmt, 8192) for fmt in KV_FORMATS)

@@ -36,19 +36,19 @@ def _int8(n: int, k: int, threads: int) -> ours.Case:
     return ours.Case("gemm", "torch", threads, 32, n, k, "int8", n * k, build, call, cold=False)
 
 
-def _attention(name: str, dtype: Any, tokens: int, threads: int) -> ours.Case:
+def _attention(name: str, dtype: Any, tokens: int, threads: int, shared: int = 1) -> ours.Case:
     shape = (1, ours.KV_HEADS, tokens, ours.HEAD_DIM)
-    q = torch.randn(1, ours.KV_HEADS, 1, ours.HEAD_DIM).to(dtype)
+    q = torch.randn(1, shared * ours.KV_HEADS, 1, ours.HEAD_DIM).to(dtype)
 
     def build(copies: int) -> list[Any]:
         return [(torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)) for _ in range(copies)]
 
     def call(operand: Any) -> object:
-        return torch.nn.functional.scaled_dot_product_attention(q, *operand)
+        k, v = operand
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=shared > 1)
 
-    width = ours.KV_HEADS * ours.HEAD_DIM
-    nbytes = 2 * tokens * width * q.element_size()
-    return ours.Case("attend", "torch", threads, 1, tokens, width, name, nbytes, build, call)
+    nbytes = 2 * tokens * ours.KV_HEADS * ours.HEAD_DIM * q.element_size()
+    return ours.Case("attend", "torch", threads, 1, tokens, q.numel(), name, nbytes, build, call)
 
 
 def _threaded(case: ours.Case) -> ours.Case:
@@ -70,7 +70,7 @@ def cases(quick: bool, threads: int) -> list[ours.Case]:
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
     made = [_linear(name, dtypes[name], n, k, 1, threads) for n, k in shapes for name in dtypes]
     made += [_linear(name, dtypes[name], 4096, 4096, 128, threads) for name in dtypes]
-    made += [_attention(name, dtypes[name], 8192, threads) for name in dtypes]
+    made += [_attention(name, dtypes[name], 8192, threads, shared) for shared in (1, ours.SHARED) for name in dtypes]
     if not quick:
         made.append(_int8(4096, 4096, threads))
     return [_threaded(case) for case in made]

@@ -16,7 +16,7 @@ from nearbank.kernels.cpu import vectors as v
 
 FLOATS = v.vector(v.F32, 16)
 WORDS = v.vector(v.I32, 16)
-HALVES = v.vector(v.I16, 16)
+SIXTEEN_BITS = v.vector(v.I16, 16)
 TWO_TO_112 = float(2**112)  # the difference of the exponents' biases of fp32 and fp16
 
 
@@ -27,27 +27,27 @@ def load_fp32(builder: Any, pointer: Any) -> Any:
 
 def load_bf16(builder: Any, pointer: Any) -> Any:
     """16 bfloat16 → float32: their bits, moved up."""
-    wide = builder.zext(v.load(builder, HALVES, pointer), WORDS)
+    wide = builder.zext(v.load(builder, SIXTEEN_BITS, pointer), WORDS)
     return builder.bitcast(builder.shl(wide, v.constant(WORDS, 16)), FLOATS)
 
 
 def load_fp16(builder: Any, pointer: Any) -> Any:
     """16 finite fp16 → float32: shift exponent and fraction up, then correct the bias, exactly."""
-    wide = builder.zext(v.load(builder, HALVES, pointer), WORDS)
+    wide = builder.zext(v.load(builder, SIXTEEN_BITS, pointer), WORDS)
     magnitude = builder.shl(builder.and_(wide, v.constant(WORDS, 0x7FFF)), v.constant(WORDS, 13))
     sign = builder.shl(builder.and_(wide, v.constant(WORDS, 0x8000)), v.constant(WORDS, 16))
     value = builder.fmul(builder.bitcast(magnitude, FLOATS), v.constant(FLOATS, TWO_TO_112))
     return builder.bitcast(builder.or_(builder.bitcast(value, WORDS), sign), FLOATS)
 
 
-def fold(builder: Any, lanes: Any) -> Any:
-    """Lane l + lane l + 8, then + 4, + 2, + 1: one float."""
+def fold(builder: Any, lanes: Any, join: Any = None) -> Any:
+    """Lane l + lane l + 8, then + 4, + 2, + 1: one float. `join` may be another operation than the sum."""
     width = 16
     while width > 1:
         width //= 2
         picks = [v.ir.Constant(v.vector(v.I32, width), [i + s for i in range(width)]) for s in (0, width)]
         low, high = (builder.shuffle_vector(lanes, lanes, pick) for pick in picks)
-        lanes = builder.fadd(low, high)
+        lanes = (join or builder.fadd)(low, high)
     return builder.extract_element(lanes, v.I32(0))
 
 
@@ -95,11 +95,11 @@ def load_codes(bits: int) -> Any:
     """Loader of 16 bytes of packed codes as 8 / bits vectors of 16 floats."""
 
     def load(builder: Any, pointer: Any) -> list[Any]:
-        raw = v.load(builder, v.vector(v.I8, 16), pointer)
-        mask = v.constant(raw.type, (1 << bits) - 1)
-        shifted = [builder.lshr(raw, v.constant(raw.type, p * bits)) for p in range(8 // bits)]
-        codes = [builder.and_(part, mask) for part in shifted]
-        return [builder.uitofp(builder.zext(part, WORDS), FLOATS) for part in codes]
+        wide = builder.zext(v.load(builder, v.vector(v.I8, 16), pointer), WORDS)
+        parts = [builder.lshr(wide, v.constant(WORDS, first)) if first else wide for first in range(0, 8, bits)]
+        mask = v.constant(WORDS, (1 << bits) - 1)
+        codes = [*(builder.and_(part, mask) for part in parts[:-1]), parts[-1]]  # nothing is above the last
+        return [builder.sitofp(part, FLOATS) for part in codes]
 
     return load
 
@@ -109,16 +109,26 @@ def one(load: Any) -> Any:
     return lambda builder, pointer: [load(builder, pointer)]
 
 
-def fold_many(builder: Any, rows: list[Any]) -> Any:
-    """`fold` of 8 vectors at once: 8 floats. Halves of two vectors are added in one instruction."""
-    width = 8
-    while len(rows) > 1:
-        picks = []
-        for start in (0, width):
-            block = [i + start for i in range(16) if i % (2 * width) < width]
-            picks.append(v.ir.Constant(WORDS, block + [i + 16 for i in block]))
-        pairs = zip(rows[::2], rows[1::2], strict=True)
-        rows = [builder.fadd(*(builder.shuffle_vector(a, b, pick) for pick in picks)) for a, b in pairs]
-        width //= 2
-    picks = [v.ir.Constant(v.vector(v.I32, 8), list(range(first, 16, 2))) for first in (0, 1)]
-    return builder.fadd(*(builder.shuffle_vector(rows[0], rows[0], pick) for pick in picks))
+def half_folded(builder: Any, lanes: Any) -> Any:
+    """The first step of `fold`: lane l + lane l + 8."""
+    picks = [v.ir.Constant(v.vector(v.I32, 8), list(range(first, first + 8))) for first in (0, 8)]
+    return builder.fadd(*(builder.shuffle_vector(lanes, lanes, pick) for pick in picks))
+
+
+# Which elements of two vectors of 8 the further steps add, so that few shuffles are needed and eight sums end in order:
+# halves of the first beside halves of the second, then pairs of both, then single ones.
+HALVES = [0, 1, 2, 3, 12, 13, 14, 15], [4, 5, 6, 7, 8, 9, 10, 11]
+PAIRS = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
+SINGLES = [0, 2, 8, 10, 4, 6, 12, 14], [1, 3, 9, 11, 5, 7, 13, 15]
+
+
+def fold_eight(builder: Any, rows: list[Any]) -> Any:
+    """The further steps of `fold` for eight vectors of 8 at once: 8 floats."""
+    kind = v.vector(v.I32, 8)
+
+    def added(a: Any, b: Any, picks: tuple[list[int], list[int]]) -> Any:
+        return builder.fadd(*(builder.shuffle_vector(a, b, v.ir.Constant(kind, pick)) for pick in picks))
+
+    halves = [added(rows[i], rows[i + 4], HALVES) for i in range(4)]
+    first, second = (added(halves[i], halves[i + 1], PAIRS) for i in (0, 2))
+    return added(first, second, SINGLES)

@@ -63,8 +63,12 @@ def prefetch_block(builder: Any, block: Value) -> None:
     Tiles are one stream in memory, so the first lines of the next tile are on their way when one ends.
     """
     for line in (0, CACHE_LINE):
-        address = at(builder, block, PREFETCH_BYTES + line)
-        call(builder, "llvm.prefetch.p0", ir.VoidType(), [address, I32(0), I32(3), I32(1)])
+        prefetch(builder, at(builder, block, PREFETCH_BYTES + line))
+
+
+def prefetch(builder: Any, address: Value) -> None:
+    """Ask for one cache line: a hint, which never faults."""
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), [address, I32(0), I32(3), I32(1)])
 
 
 def splat(builder: Any, scalar: Value, count: int) -> Value:

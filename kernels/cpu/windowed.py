@@ -8,7 +8,20 @@ import numpy.typing as npt
 from nearbank.cache_formats import Scheme
 from nearbank.compiled import compiled, compiled_part
 from nearbank.kernels.cpu import pages as p
-from nearbank.kernels.cpu.attention import KIND_NUMBERS, context_in_page, lane_sum, scores_in_page
+from nearbank.kernels.cpu import softmax as s
+from nearbank.kernels.cpu.attention import (
+    TILE,
+    add,
+    add_page,
+    clear,
+    dots_in_page,
+    even,
+    finish_scores,
+    highest_of,
+    load_query,
+    queries_at_once,
+    weigh,
+)
 from nearbank.kernels.cpu.cache_rows import write_rows
 from nearbank.kernels.cpu.feedback import write_fed_back
 from nearbank.kernels.store import LANES, PAGE, CacheStore
@@ -28,105 +41,138 @@ def open_window(sizes: Sizes, scheme: Scheme, channels: tuple[Channels, ...]) ->
 
 @compiled_part
 def _channel_scores(  # type: ignore[no-untyped-def]
-    kind, q, params, word, scale, rows, row_at, chunks, groups, scaled_q, product, flat_params, out, out_at
-):
-    """Scores of one group of tokens whose keys share scales per channel; params [2, D], `word` scratch."""
-    value = word.view(np.float32)
-    for d in range(q.shape[0]):
-        word[0] = np.uint32(params[0, d]) << 16
-        scaled_q[d] = q[d] * value[0]
-        word[0] = np.uint32(params[1, d]) << 16
-        product[d] = q[d] * value[0]
-    shift = lane_sum(product)
-    if kind == 3:
-        p.channel_scores_int8(scaled_q, shift, scale, rows, row_at, chunks, flat_params, 0, groups, out, out_at)
-    elif kind == 4:
-        p.channel_scores_int4(scaled_q, shift, scale, rows, row_at, chunks, flat_params, 0, groups, out, out_at)
-    else:
-        p.channel_scores_int2(scaled_q, shift, scale, rows, row_at, chunks, flat_params, 0, groups, out, out_at)
+    kind, key_group, count, q, scale, rows, at, chunks, row, params, token_params, scaled_q, product, tile, lanes,
+    scores, column,
+):  # fmt: skip
+    """Scores of one group of tokens whose keys share scales per channel; params [2, D]."""
+    width, span = q.shape[1], scores.shape[1]
+    for i in range(count):
+        for d in range(params.shape[1]):
+            scaled_q[i, d] = q[i, d] * s.from_bf16(params[0, d])
+    dots_in_page(kind, count, scaled_q, rows, at, chunks, row, key_group, tile, lanes, scores, column)
+    for i in range(count):
+        for d in range(params.shape[1]):
+            product[d] = q[i, d] * s.from_bf16(params[1, d])
+        shift = s.lane_sum(product, 0, width // LANES)
+        s.finish_shifted(scores, i * span + column, token_params, 0, shift, scale, key_group // LANES)
 
 
 @compiled_part
 def _past_scores(  # type: ignore[no-untyped-def]
-    kind, key_group, q, wide_q, scale, keys, token_params, channel_params, layer, head, end, chunks, scaled_q,
-    product, word, scores,
+    kind, key_group, count, q, q_sums, scale, keys, token_params, channel_params, layer, head, end, chunks, scaled_q,
+    product, tile, lanes, scores,
 ):  # fmt: skip
     """Scores of the first `end` tokens from their pages."""
-    pages, heads, row = keys.shape[1], keys.shape[2], keys.shape[4]
+    pages, heads, row, span = keys.shape[1], keys.shape[2], keys.shape[4], scores.shape[1]
     flat, flat_tokens = keys.reshape(-1), token_params.reshape(-1)
-    q_sum = lane_sum(q)
     for page in range((end + PAGE - 1) // PAGE):
         place = ((layer * pages + page) * heads + head) * PAGE
         tokens = min(PAGE, end - page * PAGE)
         if key_group == 0:
-            scores_in_page(
-                kind, wide_q, q_sum, scale, flat, place * row, chunks, flat_tokens, 2 * place, (tokens + 7) // 8,
-                scores, page * PAGE,
-            )  # fmt: skip
+            dots_in_page(kind, count, q, flat, place * row, chunks, row, tokens, tile, lanes, scores, page * PAGE)
+            for i in range(count):
+                at = i * span + page * PAGE
+                finish_scores(kind, scores, at, flat_tokens, 2 * place, q_sums[i], scale, tokens)
         else:
             for slot in range(0, tokens, key_group):
                 _channel_scores(
-                    kind, q, channel_params[layer, page, head, slot // key_group], word, scale, flat,
-                    (place + slot) * row, chunks, key_group // 8, scaled_q, product, flat_tokens, scores,
-                    page * PAGE + slot,
+                    kind, key_group, count, q, scale, flat, (place + slot) * row, chunks, row,
+                    channel_params[layer, page, head, slot // key_group], flat_tokens, scaled_q, product, tile, lanes,
+                    scores, page * PAGE + slot,
                 )  # fmt: skip
+
+
+@compiled_part
+def _near_scores(count, q, scale, rows, at, near_width, tokens, params, lanes, scores, column):  # type: ignore[no-untyped-def]
+    """Scores of the exact tokens, one query after the other; rows float32 from element `at`."""
+    width, span = q.shape[1], scores.shape[1]
+    for first in range(0, tokens, PAGE):
+        groups = (min(PAGE, tokens - first) + 7) // 8
+        for i in range(count):
+            here = i * span + column + first
+            p.dots(
+                0, q, i * width, rows, at + first * near_width, near_width // LANES, groups * (8 // p.TOKENS), lanes
+            )  # fmt: skip
+            p.fold_lanes(lanes, 0, groups, scores, here)
+            s.finish_exact(scores, here, params, 0, np.float32(0), scale, (groups + 1) // 2)
+
+
+@compiled_part
+def _block(  # type: ignore[no-untyped-def]
+    kind, key_group, count, n, keys_end, values_end, q, q_sums, scale, keys, token_params, channel_params, values,
+    value_params, recent_keys, recent_values, recent_first, layer, head, chunks, scaled_q, product, tile, lanes,
+    scores, near, peaks, sums, totals, masses,
+):  # fmt: skip
+    """Totals and masses of q [count, width], heads of one token and KV head, over its first n tokens."""
+    pages, kv_heads, row = values.shape[1], values.shape[2], values.shape[4]
+    span, near_width = scores.shape[1], recent_keys.shape[2]
+    flat_v, flat_vp = values.reshape(-1), value_params.reshape(-1)
+    flat_rk, flat_rv = recent_keys.reshape(-1), recent_values.reshape(-1)
+    rows_before = head * recent_keys.shape[1] - recent_first
+    _past_scores(
+        kind, key_group, count, q, q_sums, scale, keys, token_params, channel_params, layer, head, keys_end, chunks,
+        scaled_q, product, tile, lanes, scores,
+    )  # fmt: skip
+    _near_scores(
+        count, q, scale, flat_rk, (rows_before + keys_end) * near_width, near_width, n - keys_end, flat_vp, lanes,
+        scores, keys_end,
+    )  # fmt: skip
+    used, exact = (values_end + PAGE - 1) // PAGE, n - values_end
+    for i in range(count):
+        peaks[i] = highest_of(scores, i, n, (n + LANES - 1) // LANES * LANES)
+        for j in range((exact + LANES - 1) // LANES * LANES):
+            near[i, j] = scores[i, values_end + j] if j < exact else -np.inf
+        for j in range(values_end, used * PAGE):
+            scores[i, j] = -np.inf
+    for page in range(used):
+        place = ((layer * pages + page) * kv_heads + head) * PAGE
+        tokens = min(PAGE, values_end - page * PAGE)
+        for i in range(count):
+            weigh(kind, scores, i * span + page * PAGE, peaks[i], flat_vp, 2 * place, tokens, masses, i)
+        add_page(kind, count, scores, page * PAGE, flat_v, place * row, chunks, row, tokens, tile, sums, totals)
+    clear(sums)
+    for i in range(count):
+        weigh(0, near, i * near.shape[1], peaks[i], flat_vp, 0, exact, masses, i)
+        p.context(
+            0, near, i * near.shape[1], flat_rv, (rows_before + values_end) * near_width, near_width // LANES,
+            (exact + p.TOKENS - 1) // p.TOKENS, sums, i * sums.shape[1],
+        )  # fmt: skip
+    add(sums, count, totals)
 
 
 @compiled(nogil=True)
 def _attend(  # type: ignore[no-untyped-def]
-    kind, key_group, first, last, q, scale, keys, token_params, channel_params, values, value_params,
+    kind, key_group, first, last, block, q, scale, keys, token_params, channel_params, values, value_params,
     recent_keys, recent_values, recent_first, bounds, layer, start, chunks, width, out,
 ):  # fmt: skip
+    """Items first … last of tokens × KV heads × blocks of `block` of the queries that a token has for a KV head."""
     tokens, heads, dim = q.shape
-    shared = heads // keys.shape[2]
-    pages, kv_heads, row = keys.shape[1], keys.shape[2], values.shape[4]
-    near_width = recent_keys.shape[2]
-    scores = np.empty((start + tokens + PAGE) // PAGE * PAGE + 16, np.float32)
-    near = np.empty(scores.shape[0], np.float32)
-    wide_q, scaled_q, product = (
-        np.zeros(width, np.float32),
-        np.zeros(width, np.float32),
-        np.zeros(dim, np.float32),
-    )
-    total, word, sums = np.zeros(width, np.float32), np.zeros(1, np.uint32), np.zeros(2, np.float32)
-    flat_v, flat_vp = values.reshape(-1), value_params.reshape(-1)
-    flat_rk, flat_rv = recent_keys.reshape(-1), recent_values.reshape(-1)
+    kv_heads = keys.shape[2]
+    shared = heads // kv_heads
+    blocks, rows = (shared + block - 1) // block, even(block)
+    span = (start + tokens + PAGE - 1) // PAGE * PAGE + LANES
+    scores, near = np.empty((rows, span), np.float32), np.empty((rows, span), np.float32)
+    wide_q, scaled_q = np.zeros((rows, width), np.float32), np.zeros((rows, width), np.float32)
+    totals, sums = np.empty((rows, width), np.float32), np.empty((rows, width), np.float32)
+    product, tile = np.zeros(width, np.float32), np.empty(TILE * width, np.float32)
+    lanes, masses = np.empty(PAGE * 8, np.float32), np.empty((rows, 2), np.float32)
+    q_sums, peaks = np.zeros(rows, np.float32), np.empty(rows, np.float32)
     for item in range(first, last):
-        t, h = item // heads, item % heads
-        head, n = h // shared, start + t + 1
-        keys_end, values_end = bounds[t, 0], bounds[t, 1]
-        wide_q[:dim] = q[t, h]
-        _past_scores(
-            kind, key_group, q[t, h], wide_q, scale, keys, token_params, channel_params, layer, head, keys_end,
-            chunks, scaled_q, product, word, scores,
+        t, head = item // (kv_heads * blocks), item // blocks % kv_heads
+        begin = item % blocks * block
+        count = min(block, shared - begin)
+        for i in range(even(count)):
+            load_query(q, t, head * shared + begin + min(i, count - 1), wide_q, q_sums, i)
+        clear(totals)
+        clear(masses)
+        _block(
+            kind, key_group, even(count), start + t + 1, bounds[t, 0], bounds[t, 1], wide_q, q_sums, scale, keys,
+            token_params, channel_params, values, value_params, recent_keys, recent_values, recent_first, layer, head,
+            chunks, scaled_q, product, tile, lanes, scores, near, peaks, sums, totals, masses,
         )  # fmt: skip
-        rows_before = head * recent_keys.shape[1] - recent_first
-        p.scores_fp32(
-            wide_q, np.float32(0), scale, flat_rk, (rows_before + keys_end) * near_width, near_width // 16, flat_vp, 0,
-            (n - keys_end + 7) // 8, scores, keys_end,
-        )  # fmt: skip
-        peak = np.float32(-np.inf)
-        for j in range(n):
-            peak = max(peak, scores[j])
-        count = n - values_end
-        near[:count] = scores[values_end:n]
-        near[count : (count + 15) // 16 * 16] = -np.inf
-        used = (values_end + PAGE - 1) // PAGE
-        scores[values_end : used * PAGE] = -np.inf
-        total[:] = 0
-        offset, mass = np.float32(0), np.float32(0)
-        for page in range(used):
-            place = ((layer * pages + page) * kv_heads + head) * PAGE
-            here = min(PAGE, values_end - page * PAGE)
-            p.weights_scaled(scores, page * PAGE, peak, flat_vp, 2 * place, (here + 15) // 16, sums)
-            offset += sums[0]
-            mass += sums[1]
-            context_in_page(kind, scores, page * PAGE, flat_v, place * row, chunks, here, total)
-        p.weights_exact(near, 0, peak, flat_vp, 0, (count + 15) // 16, sums)
-        mass += sums[1]
-        p.context_fp32(near, 0, flat_rv, (rows_before + values_end) * near_width, near_width // 16, count, total)
-        for d in range(dim):
-            out[t, h, d] = (total[d] + offset) / mass
+        for i in range(count):
+            for d in range(dim):
+                out[t, head * shared + begin + i, d] = (totals[i, d] + masses[i, 0]) / masses[i, 1]
 
 
 def attend_windowed(
@@ -141,19 +187,19 @@ def attend_windowed(
 ) -> Floats:
     """q [T, heads, D] at positions start … → context [T, heads, D]; bounds [T, 2]."""
     kind = p.KINDS[store.format.name]
-    chunks = store.keys.shape[-1] // kind.chunk_bytes
-    width = max(LANES * kind.vectors * chunks, recent.keys.shape[2])
+    chunks, kv_heads = store.keys.shape[-1] // kind.chunk_bytes, store.keys.shape[2]
     tokens = store.value_params if key_group else store.key_params
     channels = store.key_params if key_group else np.zeros((1, 1, 1, 1, 2, 1), np.uint16)
-    out = np.empty_like(q)
+    shared, out = q.shape[1] // kv_heads, np.empty_like(q)
+    block = queries_at_once(shared, len(q) * kv_heads)
 
     def run(first: int, last: int) -> None:
         _attend(
-            KIND_NUMBERS[store.format.name], key_group, first, last, q, scale, store.keys, tokens, channels,
+            p.KIND_NUMBERS[store.format.name], key_group, first, last, block, q, scale, store.keys, tokens, channels,
             store.values, store.value_params, recent.keys, recent.values, recent.first, bounds, layer, start,
-            chunks, width, out,
+            chunks, LANES * kind.vectors * chunks, out,
         )  # fmt: skip
 
-    items = q.shape[0] * q.shape[1]
-    in_parts(run, items, work=items * (start + len(q)) * chunks * 64)
+    items = len(q) * kv_heads * -(-shared // block)
+    in_parts(run, items, work=len(q) * q.shape[1] * (start + len(q)) * chunks * 64)
     return out
