@@ -23,7 +23,7 @@ def test_gemv_on_other_paths(timed, threads, fmt, path, shape):
     timed(matmul_case(fmt, *shape, 1, path, threads))
 
 
-@pytest.mark.parametrize("m", [2, 8, 32, 128, 512])
+@pytest.mark.parametrize("m", [2, 4, 8, 32, 128, 512])
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_gemm(timed, threads, fmt, m):
     timed(matmul_case(fmt, 4096, 4096, m, BEST, threads, cold=m < 32), rounds=50)

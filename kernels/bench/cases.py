@@ -202,7 +202,7 @@ def _all(quick: bool) -> Iterator[tuple[Any, ...]]:
     for path in others:
         for n, k in shapes[-1:] if quick else SHAPES:
             yield matmul_case, "ternary", n, k, 1, path
-    for m in (128,) if quick else (2, 8, 32, 128, 512):
+    for m in (128,) if quick else (2, 4, 8, 32, 128, 512):
         for fmt in FORMATS[:1] if quick else FORMATS:
             yield partial(matmul_case, cold=m < 32), fmt, 4096, 4096, m, best
     for tokens in (8192,) if quick else (1024, 8192, 32768, 131072):

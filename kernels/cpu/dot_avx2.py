@@ -7,6 +7,8 @@ of a byte share a shift, and the sums of the upper one are divided back, exactly
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from numba import types
@@ -36,6 +38,11 @@ def _pairs_of_words(builder: Any, a: Any, b: Any) -> Any:
     return v.call(builder, "llvm.x86.avx2.pmadd.wd", LANES, [a, b])
 
 
+def _widened(builder: Any, sums: Any) -> Any:
+    """int16 sums, neighbours added → int32."""
+    return _pairs_of_words(builder, sums, v.constant(WORDS, 1))
+
+
 def _safe_blocks(bits: int) -> int:
     """Blocks whose int16 sums cannot overflow: each adds 8 / bits times at most 2 · code · 128."""
     return 32767 // (256 * ((1 << bits) - 1) * (8 // bits))
@@ -46,18 +53,29 @@ def _codes(builder: Any, raw: Any, bits: int, place: int) -> Any:
     return builder.and_(shifted, v.constant(LANES, v.repeated_byte((1 << bits) - 1)))
 
 
+def _in_chunks(builder: Any, blocks: Any, most: int, slots: int, sums: Callable[[Any, Any], list[Any]]) -> list[Any]:
+    """int32 totals of sums(first block, count) over all blocks, at most `most` at a time."""
+    size = v.I64(most)
+    chunks = builder.sdiv(builder.add(blocks, builder.sub(size, v.I64(1))), size)
+
+    def body(i: Any, totals: list[Any]) -> list[Any]:
+        first = builder.mul(i, size)
+        left = builder.sub(blocks, first)
+        count = builder.select(builder.icmp_signed("<", left, size), left, size)
+        return [builder.add(total, more) for total, more in zip(totals, sums(first, count), strict=True)]
+
+    return v.loop(builder, chunks, [v.constant(LANES, 0)] * slots, body)
+
+
 def _narrow_sums(
-    builder: Any, bits: int, quarters: list[int], rows: list[Any], weights: Any, first: Any, count: Any
+    builder: Any, bits: int, quarters: Sequence[int], rows: list[Any], weights: Any, first: Any, count: Any
 ) -> list[Any]:
     """int16 sums of `count` blocks from block `first`: one vector per row and quarter."""
     places = 8 // bits
 
     def body(step: Any, totals: list[Any]) -> list[Any]:
         block = builder.add(first, step)
-        tile = v.at(builder, weights, builder.mul(block, v.I64(128)))
-        if quarters[0] == 0:  # the others come after, from the same cache lines
-            v.prefetch_block(builder, tile)
-        raw = [v.load(builder, LANES, v.at(builder, tile, 32 * q)) for q in quarters]
+        raw = _raw(builder, weights, block, quarters)
         offset = builder.mul(block, v.I64(4 * places))
         for p in range(places):
             codes = [_codes(builder, r, bits, p) for r in raw]
@@ -69,6 +87,14 @@ def _narrow_sums(
         return totals
 
     return v.loop(builder, count, [v.constant(WORDS, 0)] * (len(rows) * len(quarters)), body)
+
+
+def _raw(builder: Any, weights: Any, block: Any, quarters: Sequence[int]) -> list[Any]:
+    """Quarters of a block. The first one asks for lines further on; the others follow soon, from the same lines."""
+    tile = v.at(builder, weights, builder.mul(block, v.I64(128)))
+    if quarters[0] == 0:
+        v.prefetch_block(builder, tile)
+    return [v.load(builder, LANES, v.at(builder, tile, 32 * q)) for q in quarters]
 
 
 def _classes(bits: int) -> int:
@@ -102,56 +128,39 @@ def _one_row_chunk(bits: int) -> int:
     return 32767 // most
 
 
-def _sums_of_one_row(builder: Any, bits: int, weights: Any, x: Any, blocks: Any) -> list[Any]:
-    """int32 sums over all blocks, for codes of at most 4 bits, by fewer shifts than several rows need."""
-    classes, chunk = _classes(bits), v.I64(_one_row_chunk(bits))
-    ones, back = v.constant(WORDS, 1), v.constant(WORDS, bits)
-    chunks = builder.sdiv(builder.add(blocks, builder.sub(chunk, v.I64(1))), chunk)
+def _sums_of_one_row(builder: Any, bits: int, weights: Any, x: Any, first: Any, count: Any) -> list[Any]:
+    """int32 sums of `count` blocks, for codes of at most 4 bits, by fewer shifts than several rows need."""
 
-    def body(i: Any, totals: list[Any]) -> list[Any]:
-        first = builder.mul(i, chunk)
-        left = builder.sub(blocks, first)
-        count = builder.select(builder.icmp_signed("<", left, chunk), left, chunk)
+    def step(i: Any, sums: list[Any]) -> list[Any]:
+        return _one_row_step(builder, bits, weights, x, builder.add(first, i), sums)
 
-        def step(j: Any, sums: list[Any]) -> list[Any]:
-            return _one_row_step(builder, bits, weights, x, builder.add(first, j), sums)
-
-        narrow = v.loop(builder, count, [v.constant(WORDS, 0)] * (classes * QUARTERS), step)
-        for q in range(QUARTERS):
-            total = narrow[q]
-            for more in narrow[QUARTERS + q :: QUARTERS]:
-                total = builder.add(total, builder.ashr(more, back))
-            totals[q] = builder.add(totals[q], _pairs_of_words(builder, total, ones))
-        return totals
-
-    return v.loop(builder, chunks, [v.constant(LANES, 0)] * QUARTERS, body)
+    narrow = v.loop(builder, count, [v.constant(WORDS, 0)] * (_classes(bits) * QUARTERS), step)
+    found = []
+    for q in range(QUARTERS):
+        total = narrow[q]
+        for more in narrow[QUARTERS + q :: QUARTERS]:
+            total = builder.add(total, builder.ashr(more, v.constant(WORDS, bits)))
+        found.append(_widened(builder, total))
+    return found
 
 
-def _sums(builder: Any, bits: int, quarters: list[int], rows: list[Any], weights: Any, blocks: Any) -> list[Any]:
-    """int32 sums over all blocks, for codes of at most 4 bits."""
-    safe = v.I64(_safe_blocks(bits))
-    ones = v.constant(WORDS, 1)
-    chunks = builder.sdiv(builder.add(blocks, builder.sub(safe, v.I64(1))), safe)
-
-    def body(chunk: Any, totals: list[Any]) -> list[Any]:
-        first = builder.mul(chunk, safe)
-        left = builder.sub(blocks, first)
-        count = builder.select(builder.icmp_signed("<", left, safe), left, safe)
-        narrow = _narrow_sums(builder, bits, quarters, rows, weights, first, count)
-        return [builder.add(t, _pairs_of_words(builder, n, ones)) for t, n in zip(totals, narrow, strict=True)]
-
-    return v.loop(builder, chunks, [v.constant(LANES, 0)] * (len(rows) * len(quarters)), body)
+def _sums(
+    builder: Any, bits: int, quarters: Sequence[int], rows: list[Any], weights: Any, first: Any, count: Any
+) -> list[Any]:
+    """int32 sums of `count` blocks, for codes of at most 4 bits."""
+    narrow = _narrow_sums(builder, bits, quarters, rows, weights, first, count)
+    return [_widened(builder, total) for total in narrow]
 
 
-def _sums_of_bytes(builder: Any, quarters: list[int], rows: list[Any], weights: Any, blocks: Any) -> list[Any]:
-    """int32 sums over all blocks, for 8-bit codes."""
+def _sums_of_bytes(
+    builder: Any, quarters: Sequence[int], rows: list[Any], weights: Any, first: Any, count: Any
+) -> list[Any]:
+    """int32 sums of `count` blocks, for 8-bit codes."""
     eight = v.constant(WORDS, 8)
 
-    def body(block: Any, totals: list[Any]) -> list[Any]:
-        tile = v.at(builder, weights, builder.mul(block, v.I64(128)))
-        if quarters[0] == 0:
-            v.prefetch_block(builder, tile)
-        raw = [builder.bitcast(v.load(builder, LANES, v.at(builder, tile, 32 * q)), WORDS) for q in quarters]
+    def body(i: Any, totals: list[Any]) -> list[Any]:
+        block = builder.add(first, i)
+        raw = [builder.bitcast(part, WORDS) for part in _raw(builder, weights, block, quarters)]
         even = [builder.and_(r, v.constant(WORDS, 0xFF)) for r in raw]
         odd = [builder.lshr(r, eight) for r in raw]
         for m, row in enumerate(rows):
@@ -164,11 +173,25 @@ def _sums_of_bytes(builder: Any, quarters: list[int], rows: list[Any], weights: 
                 totals[slot] = builder.add(totals[slot], both)
         return totals
 
-    return v.loop(builder, blocks, [v.constant(LANES, 0)] * (len(rows) * len(quarters)), body)
+    return v.loop(builder, count, [v.constant(LANES, 0)] * (len(rows) * len(quarters)), body)
+
+
+def _parts(rows: int, bits: int) -> list[list[int]]:
+    """Quarters of the tile that are computed at once: as many as leave registers for codes and products."""
+    return [[0, 1, 2, 3]] if rows == 1 or (rows == 2 and bits < 8) else [[0, 1], [2, 3]]
+
+
+def _most_blocks(rows: int, bits: int) -> int:
+    """Blocks computed before the next quarters have their turn: they must not be far apart, or memory waits."""
+    if bits == 8:
+        return 16
+    return _one_row_chunk(bits) if rows == 1 else _safe_blocks(bits)
 
 
 def make(rows: int, bits: int) -> Any:
     """The intrinsic dot(w, w_offset, x, x_offset, x_stride, blocks, out) for so many rows and bits."""
+    parts = _parts(rows, bits)
+    places = [(m, q) for quarters in parts for m in range(rows) for q in quarters]
 
     @intrinsic
     def dot(typing, w, w_offset, x, x_offset, x_stride, blocks, out):  # type: ignore[no-untyped-def]
@@ -177,16 +200,19 @@ def make(rows: int, bits: int) -> Any:
             x0 = v.data(context, builder, sig, args, 2, 3)
             sums = v.data_at(context, builder, sig, args, 6)
             pointers = [v.at(builder, x0, builder.mul(args[4], v.I64(m))) for m in range(rows)]
-            for quarters in [[0, 1, 2, 3]] if rows == 1 else [[0, 1], [2, 3]]:  # more would not fit 16 registers
+
+            def of(first: Any, count: Any) -> list[Any]:
                 if bits == 8:
-                    totals = _sums_of_bytes(builder, quarters, pointers, weights, args[5])
+                    found = [_sums_of_bytes(builder, quarters, pointers, weights, first, count) for quarters in parts]
                 elif rows == 1:
-                    totals = _sums_of_one_row(builder, bits, weights, pointers[0], args[5])
+                    found = [_sums_of_one_row(builder, bits, weights, pointers[0], first, count)]
                 else:
-                    totals = _sums(builder, bits, quarters, pointers, weights, args[5])
-                places = [(m, q) for m in range(rows) for q in quarters]
-                for total, (m, q) in zip(totals, places, strict=True):
-                    v.store(builder, total, v.at(builder, sums, 128 * m + 32 * q))
+                    found = [_sums(builder, bits, quarters, pointers, weights, first, count) for quarters in parts]
+                return list(chain(*found))
+
+            totals = _in_chunks(builder, args[5], _most_blocks(rows, bits), len(places), of)
+            for total, (m, q) in zip(totals, places, strict=True):
+                v.store(builder, total, v.at(builder, sums, 128 * m + 32 * q))
             return context.get_dummy_value()
 
         integer = types.int64
