@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nearbank.kernels.bench.cases import KV_FORMATS, SHARED, append_case, attend_case, numpy_attend_case
+from nearbank.kernels.bench.cases import KV_FORMATS, SHARED, WINDOWED, append_case, attend_case, numpy_attend_case
 
 
 @pytest.mark.parametrize("tokens", [1024, 8192, 32768, 131072])
@@ -23,6 +23,6 @@ def test_attend_in_numpy(timed, threads, tokens, shared):
     timed(numpy_attend_case(tokens, threads, shared), rounds=20)
 
 
-@pytest.mark.parametrize("fmt", KV_FORMATS)
+@pytest.mark.parametrize("fmt", [*KV_FORMATS, *WINDOWED])
 def test_append(timed, threads, fmt):
     timed(append_case(fmt, 8192, threads))

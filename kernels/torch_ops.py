@@ -8,6 +8,7 @@ Inference on the CPU; tensors keep their memory on the way in and out. The only 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -249,7 +250,7 @@ class QuantizedKVCache(nn.Module):
         fmt: str = "int4",
         backend: str = "auto",
         scheme: str | None = None,
-        channels: Channels | None = None,
+        channels: Channels | Sequence[Channels] | None = None,
     ) -> None:
         super().__init__()
         if scheme is None and channels is not None:

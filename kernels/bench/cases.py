@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nearbank.cache_formats import cache_format
 from nearbank.kernels.activations import Rows, quantise_rows
 from nearbank.kernels.bench.timing import copies_for
 from nearbank.kernels.cache import KVCache
@@ -20,11 +21,14 @@ from nearbank.kernels.cpu.paths import OVERRIDE, available_paths
 from nearbank.kernels.cpu.tiles import aligned_empty
 from nearbank.kernels.matmul import prepare
 from nearbank.kernels.packed import PackedMatrix
+from nearbank.kernels.reference.feedback import Feedback
+from nearbank.kernels.window import Channels, WindowedKVCache
 
 SHAPES = ((2048, 2048), (2048, 8192), (4096, 4096), (4096, 11008))
 MODEL_SHAPES = ((2560, 2560), (6912, 2560), (2560, 6912), (8192, 2048), (14336, 4096))
 FORMATS = ("ternary", "binary", "int2", "int4", "int8")
 KV_FORMATS = ("fp32", "bf16", "int8", "int4", "int2")
+WINDOWED = ("int4-past", "int4-wkv", "int4-wkv+feedback")
 KV_HEADS, HEAD_DIM = 8, 128
 SHARED = 4  # query heads per KV head where they are shared: 32 over 8, as in Llama 3 8B
 
@@ -136,13 +140,12 @@ def attend_case(fmt: str, tokens: int, threads: int, backend: str = "numba", sha
 
 
 def append_case(fmt: str, tokens: int, threads: int) -> Case:
-    """Append of one token to a cache that holds `tokens`; m = 1 token, n = tokens."""
-    rng = np.random.default_rng(3)
-    new = rng.normal(size=(1, KV_HEADS, HEAD_DIM)).astype(np.float32)
+    """Append of one token to a cache of `tokens` at most; m = 1 token, n = tokens. fmt: a cache format, or past-only
+    ("int4-past"), with channels ("int4-wkv"), with errors fed back ("int4-wkv+feedback")."""
+    new = np.random.default_rng(3).normal(size=(1, KV_HEADS, HEAD_DIM)).astype(np.float32)
 
     def build(copies: int) -> list[KVCache]:
-        cache = KVCache(1, KV_HEADS, HEAD_DIM, tokens, fmt, "numba")
-        return [cache]
+        return [_empty_cache(fmt, tokens)]
 
     def call(cache: KVCache) -> None:
         if cache.length() == cache.capacity:
@@ -151,6 +154,19 @@ def append_case(fmt: str, tokens: int, threads: int) -> Case:
 
     nbytes = 2 * new.nbytes
     return Case("append", "numba", threads, 1, tokens, KV_HEADS * HEAD_DIM, fmt, nbytes, build, call, cold=False)
+
+
+def _empty_cache(name: str, tokens: int) -> KVCache:
+    kind, sizes = cache_format(name), (1, KV_HEADS, HEAD_DIM, tokens)
+    if kind.scheme is None:
+        return KVCache(*sizes, kind.format, "numba")
+    one, rng = np.ones((KV_HEADS, HEAD_DIM), np.float32), np.random.default_rng(5)
+    channels = Channels(0 * one, one, 0 * one, one)
+    if kind.fed_back:
+        coupled = rng.normal(0, 0.05, (2, KV_HEADS, HEAD_DIM, HEAD_DIM)) + np.eye(HEAD_DIM)
+        keys, values = (Feedback.of(np.triu(part).astype(np.float32)) for part in coupled)
+        channels = replace(channels, key_feedback=keys, value_feedback=values)
+    return WindowedKVCache(*sizes, kind.format, kind.scheme.name, channels if kind.needs_fit else None, "numba")
 
 
 def numpy_attend_case(tokens: int, threads: int, shared: int = 1) -> Case:
@@ -213,4 +229,4 @@ def _all(quick: bool) -> Iterator[tuple[Any, ...]]:
         yield partial(attend_case, shared=SHARED), fmt, 8192
     yield partial(numpy_attend_case, shared=SHARED), 8192
     if not quick:
-        yield from ((append_case, fmt, 8192) for fmt in KV_FORMATS)
+        yield from ((append_case, fmt, 8192) for fmt in (*KV_FORMATS, *WINDOWED))
