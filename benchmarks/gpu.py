@@ -26,6 +26,7 @@ from gpu_measure import (
     log,
     time_us,
 )
+from gpu_pool import check_pool, many
 
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
@@ -208,6 +209,12 @@ class Bench:
         sizes = (1, context, KV_HEADS * HEAD_DIM)
         self.add(Captured(xp, work, calls), "attend", "cupy", sizes, fmt, nbytes, True)
 
+    def attend_many(self, fmt: str, sequences: int, context: int) -> None:
+        """One query of each of many sequences of one pool, in one launch."""
+        work, calls, nbytes = many(self.runtime, fmt, (KV_HEADS, HEADS, HEAD_DIM), sequences, context)
+        sizes = (sequences, context, KV_HEADS * HEAD_DIM)
+        self.add(Captured(self.runtime.xp, work, calls), "attend many", "cupy", sizes, fmt, nbytes, True)
+
     def torch_attend(self, torch: Any, context: int) -> None:
         """torch's scaled-dot-product attention in bf16 with grouped heads."""
         torch.cuda.empty_cache()
@@ -321,6 +328,8 @@ def cases(bench: Bench, torch: Any) -> Iterator[Callable[[], None]]:
             yield lambda a=(fmt, context): bench.attend(*a)
         if torch:
             yield lambda a=(torch, context): bench.torch_attend(*a)
+    for fmt in CACHES[:1] if bench.quick else CACHES:
+        yield lambda a=(fmt, 16, 2048): bench.attend_many(*a)
     for rows, cols, tokens in PREFILL:
         for spec in ("ternary", "int4"):
             yield lambda a=(spec, rows, cols, tokens, False): bench.gemv(*a)
@@ -346,7 +355,7 @@ def torch_with_cuda() -> Any:
 def measure(quick: bool) -> dict[str, Any]:
     """Checks, then every case. A check that fails raises."""
     runtime = ours.current_runtime()
-    for check in (check_matrices, check_bits, check_caches):
+    for check in (check_matrices, check_bits, check_caches, check_pool):
         check(runtime)
         log(f"{check.__name__}: right")
     bench, failed = Bench(runtime, quick), []
