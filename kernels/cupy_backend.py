@@ -23,8 +23,8 @@ from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.kernels.cuda import cache as device_cache
 from nearbank.kernels.cuda import cubin, early, host, layout
-from nearbank.kernels.cuda.cache import AttendScratch, DevicePages
-from nearbank.kernels.cuda.callers_cache import AttendingCache
+from nearbank.kernels.cuda.cache import DevicePages
+from nearbank.kernels.cuda.callers_cache import OneSequence
 from nearbank.kernels.cuda.device import device_problem
 from nearbank.kernels.cuda.given import callers_stream, check_given, given
 from nearbank.kernels.cuda.host import FloatRows, StagedRows, Tiles
@@ -296,7 +296,7 @@ def _vector(vector: Any, cols: int, runtime: CupyRuntime) -> Any:
     return runtime.xp.ascontiguousarray(one.array)
 
 
-class DeviceCache(AttendingCache):
+class DeviceCache(OneSequence):
     """A quantised KV cache in GPU memory. Lengths live on the device too, so a captured decode step can be replayed.
 
     `append` quantises once; `attend` is the fast attention where the format and head dimension have one. An append
@@ -314,19 +314,11 @@ class DeviceCache(AttendingCache):
         runtime, chosen = current_runtime(), as_format(format).for_cache()
         self.pages = device_cache.allocate(runtime, chosen, layers, kv_heads, head_dim, capacity)
         super().__init__(runtime, self.pages)
-        self._scratch: dict[tuple[int, int], AttendScratch] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated, scratch included."""
-        scratch = sum(int(one.parts.nbytes + one.arrived.nbytes) for one in self._scratch.values())
-        return self.pages.nbytes + scratch
+        return self.pages.nbytes + self._scratch_bytes
 
     def _append(self, layer: int, k: Any, v: Any, kind: int) -> None:
         device_cache.append(self._runtime, self.pages, layer, k, v, kind)
-
-    def _scratch_for(self, queries: int, heads: int) -> AttendScratch:
-        if (queries, heads) not in self._scratch:
-            made = device_cache.attend_scratch(self._runtime, self.pages, queries, heads)
-            self._scratch[queries, heads] = made
-        return self._scratch[queries, heads]

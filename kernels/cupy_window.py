@@ -17,8 +17,8 @@ from nearbank.formats import Format
 from nearbank.kernels import cupy_backend
 from nearbank.kernels.cache import copy_pages
 from nearbank.kernels.cuda import host, window
-from nearbank.kernels.cuda.callers_cache import CallersCache
-from nearbank.kernels.cuda.given import callers_stream
+from nearbank.kernels.cuda.cache import AttendScratch
+from nearbank.kernels.cuda.callers_cache import OneSequence
 from nearbank.kernels.packed import as_format
 from nearbank.kernels.window import Channels, Sizes, per_layer
 
@@ -69,11 +69,13 @@ def open_window(sizes: Sizes, scheme: Scheme, channels: tuple[Channels, ...]) ->
     return DeviceWindow(runtime, window.allocate(runtime, *sizes, scheme, channels))
 
 
-class WindowedDeviceCache(CallersCache):
+class WindowedDeviceCache(OneSequence):
     """A windowed KV cache for arrays on the GPU: CuPy, torch CUDA tensors, or anything with `__cuda_array_interface__`.
 
-    Runs on the caller's stream and waits for nothing. Everything is rounded once, sums have the order of the
-    definition, and the newest tokens stay exact by a scheme of `nearbank.cache_formats`.
+    Runs on the caller's stream and waits for nothing. Everything is rounded once, and the newest tokens stay exact by a
+    scheme of `nearbank.cache_formats`. `attend` is the fast attention for int4 and int8 with head dimension 64 or 128
+    and int2 with 128, otherwise the one whose sums have the order of the definition. Lengths live on the device too, so
+    a captured decode step can be replayed.
     """
 
     def __init__(
@@ -92,21 +94,21 @@ class WindowedDeviceCache(CallersCache):
         sizes = as_format(format).for_cache(), layers, kv_heads, head_dim, capacity
         every = per_layer(channels, SCHEMES[scheme], layers, kv_heads, head_dim)
         self.memory = window.allocate(runtime, *sizes, SCHEMES[scheme], every)
-        super().__init__(runtime, self.memory.pages)
+        super().__init__(runtime, self.memory.pages, self.memory.resident)
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated, the exact tokens of this moment included."""
-        return self.memory.nbytes
+        """Bytes allocated, the exact tokens of this moment and scratch included."""
+        return self.memory.nbytes + self._scratch_bytes
 
     def _append(self, layer: int, k: Any, v: Any, kind: int) -> None:
         window.append(self._runtime, self.memory, layer, k, v, kind)
 
-    def attend(self, layer: int, q: Any, scale: float | None = None) -> Any:
-        """Causal attention of q [T, heads, head_dim] float32, the last T tokens appended → context alike."""
-        queries = self._queries(layer, q)
-        count, _, dim = queries.array.shape
-        factor, start = np.float32(dim**-0.5 if scale is None else scale), self._lengths[layer] - count
-        with callers_stream(queries):
-            array = self._runtime.xp.ascontiguousarray(queries.array)
-            return queries.returned(window.attend_exact(self._runtime, self.memory, layer, start, array, factor))
+    def _fast(self) -> bool:
+        return self.memory.fast()
+
+    def _attend_exact(self, layer: int, start: int, q: Any, scale: float) -> Any:
+        return window.attend_exact(self._runtime, self.memory, layer, start, q, np.float32(scale))
+
+    def _attend_fast(self, layer: int, q: Any, scale: float, scratch: AttendScratch, out: Any) -> Any:
+        return window.attend(self._runtime, self.memory, layer, q, scale, scratch, out)

@@ -208,16 +208,16 @@ NB_INLINE void attend_tiles(Running<STORED, DIM>& state, const Attention& a, con
                             int to, const int (&lengths)[3], const uint4 (&words)[DIM / 16]) {
     using S = Shape<STORED, DIM>;
     constexpr bool kPaired = Cache::kGroup != 0;
-    const int lane = threadIdx.x % 32, group = lane / 4, t = lane % 4;
+    const int lane = threadIdx.x % 32, row = lane / 4, t = lane % 4;
     // Never 1, but the compiler does not know: a constant it would make anew for every use.
     const uint32_t biases = 0x43004300u | (a.capacity < 0);
     Cursor<STORED, DIM, kPaired> keys, values;
     const void* key_params = kPaired ? nullptr : a.key_params;
-    const int key_byte = t * S::kKeyBytes, value_byte = group * S::kValueBytes;
+    const int key_byte = t * S::kKeyBytes, value_byte = row * S::kValueBytes;
     // The next tile's K is on its way while this one's weights are found, its V while the next scores are.
     Tokens<STORED, DIM> tile;
     if (i < to) {
-        keys.open(a.keys, key_params, a.at, rows.kv, i, group, key_byte);
+        keys.open(a.keys, key_params, a.at, rows.kv, i, row, key_byte);
         values.open(a.values, a.value_params, a.at, rows.kv, i, 2 * t, value_byte);
         tile.template load_keys<kPaired>(keys.rows, keys.params);
         tile.load_values(values.rows, values.params);
@@ -231,17 +231,25 @@ NB_INLINE void attend_tiles(Running<STORED, DIM>& state, const Attention& a, con
         raw[i] = cache.of_query(value, rows.kv, d, DIM) * (a.scale * 1.4426950408889634f);
     }
     Queries<STORED, DIM> queries;
-    if constexpr (!kPaired) queries.set(raw, biases);
+    GroupParams<STORED, DIM> group;
+    if constexpr (kPaired) {
+        if (i < to) group.load(cache.group_params(a, rows.kv, i * 16, DIM));
+    } else {
+        queries.set(raw, biases);
+    }
     float shift = 0.0f;
     for (int next; i < to; i = next) {
         next = keys.next(i);
         if constexpr (kPaired)
-            if (i % 2 == 0) shift = cache.template set_group<STORED, DIM>(queries, a, rows.kv, i * 16, raw, biases);
+            if (i % 2 == 0) {
+                shift = group.apply(queries, raw, biases);
+                if (i + 16 < to) group.load(cache.group_params(a, rows.kv, i * 16 + 256, DIM));
+            }
         float scores[4];
         queries.template score<kPaired>(scores, tile, shift, biases);
         if (next < to) {
             if constexpr (PAGED)
-                keys.look_up(a.keys, key_params, a.at, rows.kv, i, group, key_byte);
+                keys.look_up(a.keys, key_params, a.at, rows.kv, i, row, key_byte);
             else
                 keys.advance(a.at, i);
             tile.template load_keys<kPaired>(keys.rows, keys.params);
@@ -297,7 +305,7 @@ NB_INLINE void attend_block(const Attention& a, const Cache& cache) {
     const bool newest = Cache::kNewest && fits && static_cast<int>(blockIdx.x) == splits - 1;
     leave<STORED, DIM>(state, parts);
     if constexpr (Cache::kNewest)
-        if (newest) cache.template newest<STORED, DIM>(a, rows, start, parts);
+        if (newest) cache.template newest<STORED, DIM>(a, rows, parts);
     __syncthreads();
     float sum[kLane];
     float2 head{0.0f, 0.0f};

@@ -213,6 +213,38 @@ struct Queries {
     }
 };
 
+// Scales and offsets of a group's key channels as one lane needs them: those of its runs of four dimensions.
+template <int STORED, int DIM>
+struct GroupParams {
+    static constexpr int kRuns = DIM / 16;
+    uint2 scales[kRuns], offsets[kRuns];
+
+    NB_INLINE void load(const uint16_t* params) {
+        NB_UNROLL
+        for (int c = 0; c < kRuns; ++c) {
+            const int d = Unpack<STORED>::run(threadIdx.x % 4 * Shape<STORED, DIM>::kKeyBytes, c);
+            scales[c] = *reinterpret_cast<const uint2*>(params + d);
+            offsets[c] = *reinterpret_cast<const uint2*>(params + DIM + d);
+        }
+    }
+    NB_INLINE static float value(const uint2& four, int e) {
+        const uint32_t two = e < 2 ? four.x : four.y;
+        return e % 2 ? __uint_as_float(two & 0xffff0000u) : bf16_to_float(two);
+    }
+    // Queries times the scales; returns what the offsets add to each score of this lane's query.
+    NB_INLINE float apply(Queries<STORED, DIM>& queries, const float (&raw)[DIM / 4], uint32_t biases) const {
+        float scaled[DIM / 4], shift = 0.0f;
+        NB_UNROLL
+        for (int i = 0; i < DIM / 4; ++i) {
+            scaled[i] = raw[i] * value(scales[i / 4], i % 4);
+            shift += raw[i] * value(offsets[i / 4], i % 4);
+        }
+        for (int bits = 1; bits < 4; bits *= 2) shift += __shfl_xor_sync(NB_ALL, shift, bits);
+        queries.set(scaled, biases);
+        return shift;
+    }
+};
+
 constexpr float kNone = -3.0e38f;  // the peak of no token
 constexpr float kSlack = 8.0f;     // how far scores may pass the peak before sums are brought to a new one: 2⁸
 

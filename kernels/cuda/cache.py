@@ -124,17 +124,25 @@ class AttendScratch:
     arrived: Any = field(repr=False)
 
 
-def splits_for(stored: str, head_dim: int, kv_heads: int, capacity: int, blocks: int, multiprocessors: int) -> int:
-    """Ranges of tokens to cut a cache into: as many as fill every multiprocessor, at most one per 128 tokens."""
-    wanted = sources.attend_resident(stored, head_dim) * multiprocessors // (blocks * kv_heads)
-    return max(1, min(wanted, -(-capacity // (16 * ATTEND_WARPS)), MOST_SPLITS))
+def splits_for(
+    stored: str, head_dim: int, kv_heads: int, capacity: int, blocks: int, multiprocessors: int,
+    resident: int | None = None,
+) -> int:  # fmt: skip
+    """Ranges of tokens to cut a cache into: as many as fill every multiprocessor, at most one per 128 tokens.
+
+    resident: thread blocks that share a multiprocessor; as many of `attend` as do unless given.
+    """
+    held = resident or sources.attend_resident(stored, head_dim)
+    return max(1, min(held * multiprocessors // (blocks * kv_heads), -(-capacity // (16 * ATTEND_WARPS)), MOST_SPLITS))
 
 
-def attend_scratch(runtime: Runtime, pages: DevicePages, queries: int, heads: int) -> AttendScratch:
+def attend_scratch(
+    runtime: Runtime, pages: DevicePages, queries: int, heads: int, resident: int | None = None
+) -> AttendScratch:
     """Scratch for `splits_for` this many blocks of queries. queries: of one sequence."""
     blocks = -(-queries * (heads // pages.kv_heads) // 8) * pages.sequences
     sizes = pages.format.name, pages.head_dim, pages.kv_heads, pages.capacity
-    splits = splits_for(*sizes, blocks, runtime.multiprocessors)
+    splits = splits_for(*sizes, blocks, runtime.multiprocessors, resident)
     groups = pages.kv_heads * blocks
     parts = runtime.empty(groups * splits * 8 * (pages.head_dim + 2), np.float32)
     return AttendScratch(splits, blocks, parts, runtime.zeros(groups, np.int32))

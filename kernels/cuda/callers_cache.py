@@ -24,8 +24,6 @@ class CallersCache(ABC):
 
     def length(self, layer: int) -> int:
         """Tokens appended by calls (replays of a graph do not count here)."""
-        if not isinstance(layer, (int, np.integer)) or not 0 <= layer < self._held.layers:
-            raise NearbankError(f"layer {layer!r}; this cache has layers 0 to {self._held.layers - 1}")
         return self._lengths[layer]
 
     def clear(self) -> None:
@@ -36,7 +34,7 @@ class CallersCache(ABC):
     def append(self, layer: int, k: Any, v: Any) -> None:
         """Add k, v [T, kv_heads, head_dim] (fp32, fp16 or bf16, alike). Raises when the capacity is exceeded."""
         keys, values = given_pair(k, v, (None, self._held.kv_heads, self._held.head_dim), self._runtime.device)
-        tokens, before = keys.array.shape[0], self.length(layer)
+        tokens, before = keys.array.shape[0], self._lengths[layer]
         if before + tokens > self._held.capacity:
             raise NearbankError(
                 f"layer {layer} holds {before} tokens and {tokens} more exceed the capacity of {self._held.capacity}"
@@ -53,11 +51,11 @@ class CallersCache(ABC):
         """q [T, heads, head_dim] as it must be to attend the last T tokens appended."""
         queries = given(q, "q")
         check_given(queries, "q", (None, None, self._held.head_dim), self._runtime.device)
-        (count, heads, dim), held = queries.array.shape, self.length(layer)
-        if queries.kind != "fp32" or heads % self._held.kv_heads or not 0 < count <= held:
+        count, heads, dim = queries.array.shape
+        if queries.kind != "fp32" or heads % self._held.kv_heads or not 0 < count <= self._lengths[layer]:
             raise NearbankError(
                 f"q is {queries.kind}[{count}, {heads}, {dim}] with {self._held.kv_heads} KV heads and "
-                f"{held} tokens; expected float32, whole groups of heads, at most so many tokens"
+                f"{self._lengths[layer]} tokens; expected float32, whole groups of heads, at most so many tokens"
             )
         return queries
 
@@ -87,6 +85,15 @@ class AttendingCache(CallersCache):
     @abstractmethod
     def _scratch_for(self, queries: int, heads: int) -> AttendScratch: ...
 
+    def _fast(self) -> bool:
+        return self._held.fast()
+
+    def _attend_exact(self, layer: int, start: int, q: Any, scale: float) -> Any:
+        return cache.attend_exact(self._runtime, self._held, layer, start, q, np.float32(scale))
+
+    def _attend_fast(self, layer: int, q: Any, scale: float, scratch: AttendScratch, out: Any) -> Any:
+        return cache.attend(self._runtime, self._held, layer, q, scale, scratch, out)
+
     def attend(self, layer: int, q: Any, scale: float | None = None, out: Any = None) -> Any:
         """Causal attention of q [T, heads, head_dim] float32, the last T tokens appended → context alike."""
         queries = self._queries(layer, q)
@@ -95,9 +102,30 @@ class AttendingCache(CallersCache):
         target = None if out is None else given(out, "out").array
         with callers_stream(queries):
             array = rows_of(self._runtime, queries)
-            if not self._held.fast():
-                start = self._lengths[layer] - count
-                exact = cache.attend_exact(self._runtime, self._held, layer, start, array, np.float32(factor))
+            if self._fast() and self._runtime.capability >= host.TENSOR_CORES:
+                scratch = self._scratch_for(count, heads)
+                return queries.returned(self._attend_fast(layer, array, factor, scratch, target))
+            exact = self._attend_exact(layer, self._lengths[layer] - count, array, factor)
+            if target is None:
                 return queries.returned(exact)
-            scratch = self._scratch_for(count, heads)
-            return queries.returned(cache.attend(self._runtime, self._held, layer, array, factor, scratch, target))
+            target[...] = exact
+            return queries.returned(target)
+
+
+class OneSequence(AttendingCache):
+    """One with scratch of its own, kept for every number of queries. resident: as `cache.attend_scratch` says."""
+
+    def __init__(self, runtime: Any, held: DevicePages, resident: int | None = None) -> None:
+        super().__init__(runtime, held)
+        self._resident = resident
+        self._scratch: dict[tuple[int, int], AttendScratch] = {}
+
+    @property
+    def _scratch_bytes(self) -> int:
+        return sum(int(one.parts.nbytes + one.arrived.nbytes) for one in self._scratch.values())
+
+    def _scratch_for(self, queries: int, heads: int) -> AttendScratch:
+        if (queries, heads) not in self._scratch:
+            made = cache.attend_scratch(self._runtime, self._held, queries, heads, self._resident)
+            self._scratch[queries, heads] = made
+        return self._scratch[queries, heads]

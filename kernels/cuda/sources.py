@@ -128,7 +128,9 @@ def binary_gemm(tokens: int, signed: bool) -> Kernel:
 # How kv.cuh names what a cache stores.
 STORED = {"int2": 2, "int4": 4, "int8": 8, "fp16": 16, "bf16": 17, "fp32": 32}
 # Head dimensions whose queries and sums fit in registers.
-FAST_DIMS = {"int4": (64, 128, 256), "int8": (64, 128), "fp16": (64, 128), "bf16": (64, 128)}
+FAST_DIMS = {"int2": (128,), "int4": (64, 128, 256), "int8": (64, 128), "fp16": (64, 128), "bf16": (64, 128)}
+# The same where the newest tokens are exact.
+WINDOW_DIMS = {"int2": (128,), "int4": (64, 128), "int8": (64, 128)}
 
 
 def append_rows(stored: str, kind: int, paged: bool = False) -> Kernel:
@@ -138,13 +140,24 @@ def append_rows(stored: str, kind: int, paged: bool = False) -> Kernel:
 
 def attend_resident(stored: str, dim: int) -> int:
     """Thread blocks of the fast attention that one multiprocessor's registers hold."""
-    return 2 if dim == 64 or (stored, dim) == ("int4", 128) else 1
+    return 2 if dim == 64 or (stored, dim) in (("int2", 128), ("int4", 128)) else 1
 
 
 def attend(stored: str, dim: int, paged: bool = False) -> Kernel:
     """Flash decoding, for the formats and head dimensions of `FAST_DIMS`. paged: sequences of a pool."""
     sizes = f"{STORED[stored]}, {dim}, {attend_resident(stored, dim)}"
     return Kernel("attend.cuh", f"attend<{sizes}{', true' * paged}>", early=True)
+
+
+def window_resident(stored: str, dim: int, key_group: int) -> int:
+    """The same with exact newest tokens; queries times the scales of a key group take the registers of a block."""
+    return 1 if key_group and dim > 64 else attend_resident(stored, dim)
+
+
+def attend_window(stored: str, dim: int, key_group: int) -> Kernel:
+    """Flash decoding with newest tokens exact, for `WINDOW_DIMS`. key_group: tokens sharing a key channel's scale."""
+    sizes = f"{STORED[stored]}, {dim}, {window_resident(stored, dim, key_group)}, {key_group}"
+    return Kernel("attend_window.cuh", f"attend_window<{sizes}>", early=True)
 
 
 def exact_scores(stored: str) -> Kernel:

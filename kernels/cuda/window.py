@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from nearbank.cache_formats import Scheme
+from nearbank.cache_formats import SCHEMES, Scheme
 from nearbank.errors import NearbankError
 from nearbank.formats import Format
 from nearbank.kernels.cuda import cache
-from nearbank.kernels.cuda.cache import EXACT_SCRATCH_BYTES, DevicePages
+from nearbank.kernels.cuda.cache import ATTEND_WARPS, EXACT_SCRATCH_BYTES, AttendScratch, DevicePages
 from nearbank.kernels.cuda.host import Runtime
-from nearbank.kernels.cuda.sources import STORED, Kernel
+from nearbank.kernels.cuda.sources import STORED, WINDOW_DIMS, Kernel, attend_window, window_resident
 from nearbank.kernels.store import PAGE
 from nearbank.kernels.window import Channels
 
@@ -47,7 +47,9 @@ def feedback_bytes(head_dim: int) -> int:
 def kernels() -> tuple[Kernel, ...]:
     """Every instance that a launch can ask for."""
     stored = (stored_kernel(name, one) for name in ("round", "scores", "pages") for one in WINDOWED)
-    return (MOVE, TOTAL, *(keep_rows(kind) for kind in range(3)), *stored, *map(feed_back, WINDOWED))
+    groups = sorted({scheme.key_group for scheme in SCHEMES.values()})
+    fast = (attend_window(one, dim, group) for one, dims in WINDOW_DIMS.items() for dim in dims for group in groups)
+    return (MOVE, TOTAL, *(keep_rows(kind) for kind in range(3)), *stored, *map(feed_back, WINDOWED), *fast)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,15 @@ class WindowMemory:
         different = {id(layer): layer for layer in self.channels}
         static = sum(int(part.nbytes) for layer in different.values() for part in layer if part is not None)
         return self.pages.nbytes + exact + static
+
+    @property
+    def resident(self) -> int:
+        """Thread blocks of the fast attention that share a multiprocessor."""
+        return window_resident(self.pages.format.name, self.pages.head_dim, self.scheme.key_group)
+
+    def fast(self) -> bool:
+        """Whether the fast attention has this format and head dimension."""
+        return self.pages.head_dim in WINDOW_DIMS.get(self.pages.format.name, ())
 
     def channel(self, layer: int, index: int) -> Any:
         """One of a layer's key shift, key scale, value shift, value scale, then the four of the feedback, or None."""
@@ -172,6 +183,29 @@ def _fed_back(
         arguments = (*exact, *feedback, memory.pages.lengths, *map(np.int32, sizes))
         kernel((tokens * memory.pages.kv_heads, 1, 2), 32 * RANGES, feedback_bytes(dim), arguments)
     return written
+
+
+def attend(
+    runtime: Runtime, memory: WindowMemory, layer: int, q: Any, scale: float, scratch: AttendScratch, out: Any = None
+) -> Any:
+    """Causal attention of q [T, heads, head_dim], the last T tokens appended, as exact as `cache.attend`."""
+    (queries, heads, dim), pages, ring = q.shape, memory.pages, memory.rings[layer]
+    if not memory.fast():
+        known = "; ".join(f"{name}: {', '.join(map(str, dims))}" for name, dims in WINDOW_DIMS.items())
+        raise NearbankError(
+            f"fast windowed attention: {pages.format.name} with head dimension {dim}; supported: {known}"
+        )
+    out = runtime.empty(q.shape, np.float32) if out is None else out
+    sizes = (queries, heads // pages.kv_heads, layer, pages.pages, pages.kv_heads, pages.capacity)
+    stores = (pages.keys, pages.values, pages.key_params, pages.value_params, pages.lengths)
+    scratches = (scratch.parts, scratch.arrived, out, np.float32(scale))
+    exact = (ring.keys, ring.values, *(memory.channel(layer, i) for i in (1, 2, 3)))
+    kept = map(np.int32, (memory.scheme.keep, ring.rows))
+    kernel = runtime.kernel(attend_window(pages.format.name, dim, memory.scheme.key_group))
+    grid = (scratch.splits, pages.kv_heads, scratch.blocks)
+    shared = cache.attend_shared_bytes(dim, 2 * ATTEND_WARPS)
+    kernel(grid, 32 * ATTEND_WARPS, shared, (q, *stores, *scratches, *map(np.int32, sizes), *exact, *kept))
+    return out
 
 
 def attend_exact(runtime: Runtime, memory: WindowMemory, layer: int, start: int, q: Any, scale: np.float32) -> Any:
