@@ -155,8 +155,7 @@ def test_other_head_dimensions_keep_the_order_of_the_definition(runtime):
         window.attend(runtime, cache.memory, 0, runtime.asarray(q[-1:]), 0.2, scratch)
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(("group", "arch"), list(zip(GROUPS, ("sm_80", "sm_90a"), strict=True)))
 def test_machine_code_has_matrix_instructions_and_spills_nothing(arch, group):
     pytest.importorskip("cupy")
     if cubin.disassembler() is None:

@@ -159,7 +159,7 @@ def floats(kind, words):
 def test_unsupported_head_dimensions_are_named(runtime):
     pages = cache.allocate(runtime, FORMATS["int8"].for_cache(), 1, 1, 80, 16)
     scratch = cache.attend_scratch(runtime, pages, 1, 1)
-    with pytest.raises(NearbankError, match="int8 with head dimension 80; supported: int4: 64, 128, 256"):
+    with pytest.raises(NearbankError, match="int8 with head dimension 80; supported: int2: 128; int4: 64, 128, 256"):
         cache.attend(runtime, pages, 0, runtime.zeros((1, 1, 80), np.float32), 1.0, scratch)
     with pytest.raises(NearbankError, match="format ternary; supported: int2"):
         cache.allocate(runtime, FORMATS["ternary"], 1, 1, 80, 16)

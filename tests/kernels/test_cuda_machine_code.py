@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from nearbank.kernels.cuda import cubin, sources
+from nearbank.kernels.cuda import cubin, sources, window
 
 
 def compiler_problem() -> str | None:
@@ -93,7 +93,7 @@ def test_machine_code_is_kept_on_disk(tmp_path, monkeypatch):
 @pytest.mark.skipif(not os.environ.get("NEARBANK_ALL_CUBINS"), reason="set NEARBANK_ALL_CUBINS=1 to compile all")
 def test_every_instance_compiles_without_spills():
     spilled = []
-    for kernel in sources.all_kernels():
+    for kernel in (*sources.all_kernels(), *window.kernels()):
         for arch in ARCHS if kernel.file != "gemm_wide.cuh" else ("sm_90a",):
             compiled = cubin.compile_kernel(kernel, arch)
             spilled += [(kernel.expression, arch, compiled.spill_bytes)] if compiled.spill_bytes else []
