@@ -24,6 +24,8 @@ class CallersCache(ABC):
 
     def length(self, layer: int) -> int:
         """Tokens appended by calls (replays of a graph do not count here)."""
+        if not isinstance(layer, (int, np.integer)) or not 0 <= layer < self._held.layers:
+            raise NearbankError(f"layer {layer!r}; this cache has layers 0 to {self._held.layers - 1}")
         return self._lengths[layer]
 
     def clear(self) -> None:
@@ -34,7 +36,7 @@ class CallersCache(ABC):
     def append(self, layer: int, k: Any, v: Any) -> None:
         """Add k, v [T, kv_heads, head_dim] (fp32, fp16 or bf16, alike). Raises when the capacity is exceeded."""
         keys, values = given_pair(k, v, (None, self._held.kv_heads, self._held.head_dim), self._runtime.device)
-        tokens, before = keys.array.shape[0], self._lengths[layer]
+        tokens, before = keys.array.shape[0], self.length(layer)
         if before + tokens > self._held.capacity:
             raise NearbankError(
                 f"layer {layer} holds {before} tokens and {tokens} more exceed the capacity of {self._held.capacity}"
@@ -51,11 +53,11 @@ class CallersCache(ABC):
         """q [T, heads, head_dim] as it must be to attend the last T tokens appended."""
         queries = given(q, "q")
         check_given(queries, "q", (None, None, self._held.head_dim), self._runtime.device)
-        count, heads, dim = queries.array.shape
-        if queries.kind != "fp32" or heads % self._held.kv_heads or not 0 < count <= self._lengths[layer]:
+        (count, heads, dim), held = queries.array.shape, self.length(layer)
+        if queries.kind != "fp32" or heads % self._held.kv_heads or not 0 < count <= held:
             raise NearbankError(
                 f"q is {queries.kind}[{count}, {heads}, {dim}] with {self._held.kv_heads} KV heads and "
-                f"{self._lengths[layer]} tokens; expected float32, whole groups of heads, at most so many tokens"
+                f"{held} tokens; expected float32, whole groups of heads, at most so many tokens"
             )
         return queries
 
