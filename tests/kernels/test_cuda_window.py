@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,37 +10,17 @@ from tests.kernels.fed_channels import STRENGTHS, TOKENS, extreme, fed
 
 from nearbank.cache_formats import SCHEMES
 from nearbank.errors import NearbankError
-from nearbank.kernels import Channels, WindowedKVCache, cupy_backend, cupy_window
+from nearbank.kernels import Channels, WindowedKVCache, cupy_window
 from nearbank.kernels.cuda import cubin, window
-from nearbank.kernels.cuda.emulation import EmulatedRuntime, compiler
+from nearbank.kernels.cuda.emulation import compiler
 from nearbank.kernels.reference.feedback import Feedback
 
 emulated = pytest.mark.skipif(compiler() is None, reason="emulating CUDA needs a C++ compiler (g++, or CXX)")
 
 
-class DeviceArray(np.ndarray):
-    """A NumPy array that says it is on device 0."""
-
-    device = SimpleNamespace(id=0)
-    __cuda_array_interface__ = property(lambda self: self.__array_interface__)
-
-
-class Emulated(EmulatedRuntime):
-    """The emulation as the backend's runtime."""
-
-    device, name = 0, "an emulated GPU"
-    xp = SimpleNamespace(ascontiguousarray=lambda a: np.ascontiguousarray(a).view(DeviceArray))
-
-    def empty(self, shape, dtype):
-        return super().empty(shape, dtype).view(DeviceArray)
-
-
 @pytest.fixture
-def runtime(monkeypatch):
-    made = Emulated(window.kernels())
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(ndarray=DeviceArray))
-    monkeypatch.setattr(cupy_backend, "current_runtime", lambda: made)
-    return made
+def runtime(emulated_gpu):
+    return emulated_gpu(window.kernels())
 
 
 def tensors(tokens, heads, kv_heads, dim, seed):
@@ -128,7 +105,7 @@ def test_the_front_for_device_arrays(runtime, scheme):
     twin.append(1, half_k, half_v)
     cache.append(1, runtime.asarray(half_k), runtime.asarray(half_v))
     got = cache.attend(1, runtime.asarray(q[-3:]))
-    assert isinstance(got, DeviceArray)
+    assert isinstance(got, runtime.array_type)
     np.testing.assert_array_equal(got, twin.attend(1, q[-3:]))
     assert (cache.length(0), cache.length(1)) == (0, 300)
     with pytest.raises(NearbankError, match="capacity of 310"):
