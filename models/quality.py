@@ -129,9 +129,13 @@ def compare(
     GPTQ and fitted KV caches ("int4-wkv") are fitted to; kv_fit: a fit on file instead, for those caches. Names are
     checked before the first model is loaded.
     """
-    for name in kv:
-        if kv_scheme(name or "bf16").needs_fit and calibration is None and kv_fit is None:
-            raise NearbankError(f"KV cache '{name}' is fitted to a calibration text; give one")
+    fitted = [name for name in kv if kv_scheme(name or "bf16").needs_fit]
+    if fitted and calibration is None and kv_fit is None:
+        raise NearbankError(f"KV cache '{fitted[0]}' is fitted to a calibration text; give one")
+    if kv_fit is not None and not fitted:
+        raise NearbankError(
+            f"{kv_fit}: no KV cache here is fitted; choose one that ends in -2d or -wkv, or give no fit"
+        )
     for weight in weights:
         form, quantiser = _weight_scheme(weight)
         format_named(form or "fp32")
@@ -139,7 +143,7 @@ def compare(
     for weight in weights:
         form, quantiser = _weight_scheme(weight)
         for name in kv:
-            fit = kv_fit if kv_scheme(name or "bf16").needs_fit else None
+            fit = kv_fit if name in fitted else None
             model = load_model(source, backend, name, None, form, inputs, None, quantiser, calibration, fit)
             if model.kv_needs_fit and fit is None:
                 model = fit_channels(model, calibration or "", model.kv)

@@ -14,6 +14,8 @@ from tests.models.test_load import random_checkpoint
 
 from nearbank.formats import FORMATS
 from nearbank.models.checkpoint import save_checkpoint
+from nearbank.models.kv import ChannelFit
+from nearbank.models.kv_fit import save_fit
 from nearbank.models.quality import compare, measure, read_text, spans
 
 TEXT = "the quick brown fox jumps over the lazy dog, and then it rests a while. why not?\n" * 3
@@ -67,6 +69,19 @@ def test_fewer_kv_bits_lose_more(tmp_path: Path) -> None:
     assert [row.kv for row in rows] == list(names[1:])
     far = [abs(row.nats_per_token - exact.nats_per_token) for row in rows]
     assert far[0] < far[1] < far[2]
+
+
+def test_a_fit_from_a_file_is_that_of_the_fitted_caches(tmp_path: Path) -> None:
+    """Channels that are left as they are, and nothing fed back: a cache with them is past-only."""
+    save_checkpoint(tmp_path / "model.safetensors", random_checkpoint())
+    one = np.ones((SHAPE.layers, SHAPE.kv_heads, SHAPE.head_dim), np.float32)
+    save_fit(tmp_path / "fit.safetensors", ChannelFit(0 * one, one, 0 * one, one))
+    caches, fit = ("int4-past", "int4-wkv"), tmp_path / "fit.safetensors"
+    past, fitted = compare(tmp_path / "model.safetensors", TEXT[:40], kv=caches, kv_fit=fit)
+    assert fitted.kv == "int4-wkv"
+    assert fitted.nats_per_token == past.nats_per_token
+    with pytest.raises(ValueError, match="no KV cache here is fitted"):
+        next(compare("no-such-model", TEXT, kv=("int4",), kv_fit=fit))
 
 
 @pytest.mark.parametrize(

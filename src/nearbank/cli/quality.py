@@ -45,6 +45,8 @@ def quality(
     chosen: list[str | None] = [None] if weights is None else list(weights.split(","))
     caches: list[str | None] = [None] if kv is None else list(kv.split(","))
     if pairs is not None and text is None:
+        if kv_fit is not None:
+            raise NearbankError("--kv-fit: encoder-decoders have no fitted KV caches; leave it out")
         _score_pairs(model, pairs, chosen, caches, tokens, backend, as_json)
         return
     if text is None or pairs is not None:
