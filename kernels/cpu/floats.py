@@ -13,6 +13,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from nearbank.kernels.cpu import vectors as v
+from nearbank.kernels.cpu.paths import cpu_features
 
 FLOATS = v.vector(v.F32, 16)
 WORDS = v.vector(v.I32, 16)
@@ -32,8 +33,14 @@ def load_bf16(builder: Any, pointer: Any) -> Any:
 
 
 def load_fp16(builder: Any, pointer: Any) -> Any:
-    """16 finite fp16 → float32: shift exponent and fraction up, then correct the bias, exactly."""
-    wide = builder.zext(v.load(builder, SIXTEEN_BITS, pointer), WORDS)
+    """16 finite fp16 → float32, by the CPU's own conversion where it has one that LLVM names."""
+    if "f16c" in cpu_features():
+        return builder.fpext(v.load(builder, v.vector(v.ir.HalfType(), 16), pointer), FLOATS)
+    return _widened(builder, builder.zext(v.load(builder, SIXTEEN_BITS, pointer), WORDS))
+
+
+def _widened(builder: Any, wide: Any) -> Any:
+    """The float32 of finite fp16 bits: shift exponent and fraction up, then correct the bias, exactly."""
     magnitude = builder.shl(builder.and_(wide, v.constant(WORDS, 0x7FFF)), v.constant(WORDS, 13))
     sign = builder.shl(builder.and_(wide, v.constant(WORDS, 0x8000)), v.constant(WORDS, 16))
     value = builder.fmul(builder.bitcast(magnitude, FLOATS), v.constant(FLOATS, TWO_TO_112))

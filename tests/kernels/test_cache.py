@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from nearbank.cache_formats import CACHE_FORMATS
 from nearbank.errors import NearbankError
 from nearbank.kernels import KVCache
+from nearbank.kernels.cpu import floats, pages
 from nearbank.kernels.reference.exponential import exp_non_positive
 from nearbank.kernels.store import floats_stored, unpack_rows
 
@@ -93,6 +95,23 @@ def test_backends_return_the_same_bits(dim, kv_heads, shared, tokens, before, na
     np.testing.assert_array_equal(mine, other)
     for part in ("keys", "values", "key_params", "value_params"):
         np.testing.assert_array_equal(getattr(ours, part), getattr(theirs, part))
+
+
+@pytest.mark.parametrize("features", [None, frozenset()], ids=["own conversion", "in shifts"])
+def test_every_finite_fp16_becomes_its_float32(monkeypatch, features):
+    if features is not None:
+        monkeypatch.setattr(floats, "cpu_features", lambda: features)
+    kind = pages.KIND_NUMBERS["fp16"]
+
+    @njit
+    def widened(bits, out):
+        pages.widen(kind, bits, 0, bits.size // 16, out)
+
+    every = np.arange(1 << 16).astype(np.uint16)
+    finite = every[np.isfinite(every.view(np.float16))]
+    out = np.empty(finite.size, np.float32)
+    widened(finite, out)
+    np.testing.assert_array_equal(out.view(np.uint32), finite.view(np.float16).astype(np.float32).view(np.uint32))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
