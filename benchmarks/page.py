@@ -45,7 +45,8 @@ def cpu_section(path: str, result: Row) -> list[str]:
         f"![Matrix products under the roofline of one thread](figures/{roofline_of(path).name})",
         "",
         *_table("Matrix times vector, int8 activations, cold weights", _picked(rows, "gemv", 1)),
-        *_table("Matrix product, 128 tokens", [r for r in _picked(rows, "gemm", 128) if r["m"] == 128]),
+        *_table("Matrix times vector, weights in the cache", _picked(rows, "gemv", 1, cold=False)),
+        *_table("Matrix product, 128 tokens", _picked(rows, "gemm", 128, cold=False)),
         *_table(
             "Decode attention over n tokens, 8 KV heads of 128, k / 128 query heads, cold", _picked(rows, "attend", 1)
         ),
@@ -103,11 +104,13 @@ def _tilings(rows: Sequence[Row]) -> list[str]:
     return [*lines, ""]
 
 
-def _picked(rows: Sequence[Row], kernel: str, m: int) -> list[Row]:
-    return [row for row in rows if row["kernel"] == kernel and row["m"] == m]
+def _picked(rows: Sequence[Row], kernel: str, m: int, cold: bool = True) -> list[Row]:
+    return [row for row in rows if (row["kernel"], row["m"], row["cold"]) == (kernel, m, cold)]
 
 
-def _table(title: str, rows: Iterable[Row]) -> list[str]:
+def _table(title: str, rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return []
     head = ["| backend | threads | n | k | format | µs | GB/s | share of the limit | Gop/s |", "|---|" + "---:|" * 8]
     return [f"### {title}", "", *head, *(_line(row) for row in rows), ""]
 
@@ -124,6 +127,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
     """Matrix products of the fastest path with one thread, under their roof."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     rows = [row for row in result["rows"] if row["threads"] == 1 and row["backend"] == "numba"]
+    rows = [row for row in rows if row["cold"] or row["kernel"] == "gemm"]  # the roof is of memory
     kernel_roofline(rows, figure.subplots()).set_title("Matrix products, one thread, int8 activations")
     return figure
 

@@ -16,6 +16,11 @@ def test_gemv(timed, threads, fmt, shape):
     timed(matmul_case(fmt, *shape, 1, BEST, threads))
 
 
+@pytest.mark.parametrize("fmt", ["ternary", "binary"])
+def test_gemv_in_the_cache(timed, threads, fmt):
+    timed(matmul_case(fmt, *SHAPES[-1], 1, BEST, threads, cold=False))
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("path", OTHERS)
 @pytest.mark.parametrize("fmt", ["ternary", "binary"])
