@@ -27,7 +27,9 @@ from gpu_measure import (
     time_us,
 )
 from gpu_pool import check_pool, many
+from gpu_window import check_windows, opened
 
+from nearbank.cache_formats import cache_format
 from nearbank.errors import NearbankError
 from nearbank.formats import format_named
 from nearbank.kernels import KVCache, ladder, reference
@@ -43,6 +45,7 @@ PREFILL = ((8192, 8192, 2048), (14336, 4096, 4096))
 KV_HEADS, HEADS, HEAD_DIM = 8, 32, 128
 CONTEXTS = (1024, 8192, 32768, 131072)
 CACHES = ("int4", "int8", "bf16")
+WINDOWS = ("int4-past", "int4-kivi")
 # What to reach on an H200, µs at most: (kernel, n, k, format, m).
 GOALS_US = {
     ("gemv", 8192, 28672, "ternary", 1): 16.5,
@@ -188,10 +191,9 @@ class Bench:
     def attend(self, fmt: str, context: int) -> None:
         """One query token over `context` tokens; the layers of the cache are the rotation."""
         xp = self.runtime.xp
-        probe = ours.DeviceCache(1, KV_HEADS, HEAD_DIM, 256, fmt).pages.nbytes / 256
-        nbytes = int(probe * context)
+        nbytes = cache_format(fmt).bytes_per_token(KV_HEADS, HEAD_DIM) * context
         layers = copies_for(nbytes)
-        cache = ours.DeviceCache(layers, KV_HEADS, HEAD_DIM, context, fmt)
+        cache = opened(fmt, layers, KV_HEADS, HEAD_DIM, context)
         part = min(context, 4096)
         for layer in range(layers):
             for _ in range(context // part):
@@ -324,7 +326,7 @@ def cases(bench: Bench, torch: Any) -> Iterator[Callable[[], None]]:
             for tokens in (1, 8):
                 yield lambda a=(torch, rows, cols, tokens, True): bench.torch_gemv(*a)
     for context in CONTEXTS[2:3] if bench.quick else CONTEXTS:
-        for fmt in CACHES:
+        for fmt in (*CACHES, *WINDOWS):
             yield lambda a=(fmt, context): bench.attend(*a)
         if torch:
             yield lambda a=(torch, context): bench.torch_attend(*a)
@@ -355,7 +357,7 @@ def torch_with_cuda() -> Any:
 def measure(quick: bool) -> dict[str, Any]:
     """Checks, then every case. A check that fails raises."""
     runtime = ours.current_runtime()
-    for check in (check_matrices, check_bits, check_caches, check_pool):
+    for check in (check_matrices, check_bits, check_caches, check_pool, check_windows):
         check(runtime)
         log(f"{check.__name__}: right")
     bench, failed = Bench(runtime, quick), []

@@ -194,7 +194,7 @@ struct Cursor {
         rows += static_cast<int64_t>(step) * kBytes;
         params += step;
     }
-    // The same where a table says which page is next. Pointers would be too many registers from tile to tile.
+    // The same where a table says which page is next, or where pointers kept from tile to tile are too many registers.
     NB_INLINE void look_up(const uint8_t* all, const void* all_params, const Pages& at, int kv, int i, int row, int byte) {
         slot = i & 8 ? at.slot(kv, next(i) * 16) : slot + 128;
         place(all, all_params, row, byte);
@@ -248,7 +248,7 @@ NB_INLINE void attend_tiles(Running<STORED, DIM>& state, const Attention& a, con
         float scores[4];
         queries.template score<kPaired>(scores, tile, shift, biases);
         if (next < to) {
-            if constexpr (PAGED)
+            if constexpr (PAGED || DIM > 128)
                 keys.look_up(a.keys, key_params, a.at, rows.kv, i, row, key_byte);
             else
                 keys.advance(a.at, i);
@@ -263,7 +263,7 @@ NB_INLINE void attend_tiles(Running<STORED, DIM>& state, const Attention& a, con
         state.rescale(scores);
         state.weigh(tile, scores, biases);
         if (next < to) {
-            if constexpr (PAGED)
+            if constexpr (PAGED || DIM > 128)
                 values.look_up(a.values, a.value_params, a.at, rows.kv, i, 2 * t, value_byte);
             else
                 values.advance(a.at, i);
