@@ -178,7 +178,8 @@ struct Cursor {
     int64_t slot;  // of the tile
 
     // At the lane's `row` of a tile, and its `byte` of that row.
-    NB_INLINE void open(const uint8_t* all, const void* all_params, const Pages& at, int kv, int tile, int row, int byte) {
+    NB_INLINE void open(const uint8_t* all, const void* all_params, const Pages& at, int kv, int tile, int row,
+                        int byte) {
         slot = at.slot(kv, tile * 16);
         place(all, all_params, row, byte);
     }
@@ -195,17 +196,31 @@ struct Cursor {
         params += step;
     }
     // The same where a table says which page is next, or where pointers kept from tile to tile are too many registers.
-    NB_INLINE void look_up(const uint8_t* all, const void* all_params, const Pages& at, int kv, int i, int row, int byte) {
+    NB_INLINE void look_up(const uint8_t* all, const void* all_params, const Pages& at, int kv, int i, int row,
+                           int byte) {
         slot = i & 8 ? at.slot(kv, next(i) * 16) : slot + 128;
         place(all, all_params, row, byte);
     }
 };
 
+// A lane's words of its query times the scales of softmax and channels, in powers of two.
+template <int STORED, int DIM, class Cache>
+NB_INLINE void scale_queries(float (&raw)[DIM / 4], const uint4 (&words)[DIM / 16], const Cache& cache, int kv,
+                             float scale) {
+    NB_UNROLL
+    for (int i = 0; i < DIM / 4; ++i) {
+        const int d = Unpack<STORED>::run(threadIdx.x % 4 * Shape<STORED, DIM>::kKeyBytes, i / 4) + i % 4;
+        const uint4 v = words[i / 4];
+        const float value = __uint_as_float(i % 4 == 0 ? v.x : i % 4 == 1 ? v.y : i % 4 == 2 ? v.z : v.w);
+        raw[i] = cache.of_query(value, kv, d, DIM) * (scale * 1.4426950408889634f);
+    }
+}
+
 // Every tile of this warp from tile `i` to `to` into its sums. `lengths`: what this lane's query sees rounded, and the
 // least and the most that one of the block's does.
 template <int STORED, int DIM, bool PAGED, class Cache>
-NB_INLINE void attend_tiles(Running<STORED, DIM>& state, const Attention& a, const Cache& cache, const Rows& rows, int i,
-                            int to, const int (&lengths)[3], const uint4 (&words)[DIM / 16]) {
+NB_INLINE void attend_tiles(Running<STORED, DIM>& state, const Attention& a, const Cache& cache, const Rows& rows,
+                            int i, int to, const int (&lengths)[3], const uint4 (&words)[DIM / 16]) {
     using S = Shape<STORED, DIM>;
     constexpr bool kPaired = Cache::kGroup != 0;
     const int lane = threadIdx.x % 32, row = lane / 4, t = lane % 4;
@@ -223,13 +238,7 @@ NB_INLINE void attend_tiles(Running<STORED, DIM>& state, const Attention& a, con
         tile.load_values(values.rows, values.params);
     }
     float raw[DIM / 4];
-    NB_UNROLL
-    for (int i = 0; i < DIM / 4; ++i) {
-        const int d = Unpack<STORED>::run(t * S::kKeyBytes, i / 4) + i % 4;
-        const uint4 v = words[i / 4];
-        const float value = __uint_as_float(i % 4 == 0 ? v.x : i % 4 == 1 ? v.y : i % 4 == 2 ? v.z : v.w);
-        raw[i] = cache.of_query(value, rows.kv, d, DIM) * (a.scale * 1.4426950408889634f);
-    }
+    scale_queries<STORED, DIM>(raw, words, cache, rows.kv, a.scale);
     Queries<STORED, DIM> queries;
     GroupParams<STORED, DIM> group;
     if constexpr (kPaired) {
@@ -269,6 +278,16 @@ NB_INLINE void attend_tiles(Running<STORED, DIM>& state, const Attention& a, con
                 values.advance(a.at, i);
             tile.load_values(values.rows, values.params);
         }
+    }
+}
+
+template <int STORED, int DIM, class Cache>
+NB_INLINE void write_out(const Attention& a, const Cache& cache, const Rows& rows, int row,
+                         const float (&sum)[DIM / 32], float mass) {
+    NB_UNROLL
+    for (int i = 0; i < DIM / 32; ++i) {
+        const int d = place_dimension<STORED, DIM>(threadIdx.x % 32 * (DIM / 32) + i);
+        a.out[rows.query(row) * DIM + d] = cache.of_result(sum[i] / mass, rows.kv, d, DIM);
     }
 }
 
@@ -332,17 +351,12 @@ NB_INLINE void attend_block(const Attention& a, const Cache& cache) {
         __syncthreads();
         if (warp < rows.count) head = join_row<DIM>(parts, warp, kAttendWarps, sum);
     }
-    if (warp >= rows.count) return;
-    NB_UNROLL
-    for (int i = 0; i < kLane; ++i) {
-        const int d = place_dimension<STORED, DIM>(lane * kLane + i);
-        a.out[rows.query(warp) * DIM + d] = cache.of_result(sum[i] / head.y, rows.kv, d, DIM);
-    }
+    if (warp < rows.count) write_out<STORED, DIM>(a, cache, rows, warp, sum, head.y);
 }
 
 // q [queries, KV heads · shared, DIM] at the last `queries` of the lengths[layer] tokens → out alike, as attend_block
-// says. RESIDENT blocks share a multiprocessor. PAGED: q [sequences, queries, …] of those that `ids` names, each with its
-// own table and lengths, as in kv.cuh.
+// says. RESIDENT blocks share a multiprocessor. PAGED: q [sequences, queries, …] of those that `ids` names, each with
+// its own table and lengths, as in kv.cuh.
 template <int STORED, int DIM, int RESIDENT, bool PAGED = false>
 __global__ void __launch_bounds__(kAttendThreads, RESIDENT)
 attend(const float* q, const uint8_t* keys, const uint8_t* values, const uint32_t* key_params,

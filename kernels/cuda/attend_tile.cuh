@@ -50,7 +50,8 @@ struct Unpack {
     // V: value i of the words of two tokens, as a pair (first token, second token).
     NB_INLINE static uint32_t pair(uint32_t first, uint32_t second, int i, uint32_t biases) {
         if (kSmall) {
-            const uint32_t b = i / kPlaces, bytes = pick_bytes(first, second, b | b << 4 | (4 + b) << 8 | (4 + b) << 12);
+            const uint32_t b = i / kPlaces, picked = b | b << 4 | (4 + b) << 8 | (4 + b) << 12;
+            const uint32_t bytes = pick_bytes(first, second, picked);
             return small_codes(bytes >> i % kPlaces * kBits, biases);
         }
         if (kBits == 8) {
@@ -162,7 +163,8 @@ struct Queries {
             float largest = 0.0f;
             NB_UNROLL
             for (int i = 0; i < S::kQueries; ++i) largest = Largest::of(largest, magnitude(values[i]));
-            for (int bits = 1; bits < 4; bits *= 2) largest = Largest::of(largest, __shfl_xor_sync(NB_ALL, largest, bits));
+            for (int bits = 1; bits < 4; bits *= 2)
+                largest = Largest::of(largest, __shfl_xor_sync(NB_ALL, largest, bits));
             const uint32_t exponent = __float_as_uint(largest) >> 23;
             if (exponent > 1 && exponent < 254)
                 inverse = __uint_as_float((254 - exponent) << 23), unit = __uint_as_float(exponent << 23);
@@ -190,7 +192,8 @@ struct Queries {
     NB_INLINE void score(float (&scores)[4], const Tokens<STORED, DIM>& tile, float shift, uint32_t biases) const {
         float c[2][4];
         NB_UNROLL
-        for (int i = 0; i < 8; ++i) c[i / 4][i % 4] = (U::kSmall ? zero[i % 4] : 0.0f) + (GROUPED && i % 4 < 2 ? shift : 0.0f);
+        for (int i = 0; i < 8; ++i)
+            c[i / 4][i % 4] = (U::kSmall ? zero[i % 4] : 0.0f) + (GROUPED && i % 4 < 2 ? shift : 0.0f);
         NB_UNROLL
         for (int s = 0; s < S::kSteps; ++s)
             NB_UNROLL
