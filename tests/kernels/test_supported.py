@@ -49,7 +49,7 @@ def _multiply(shape, activations, weights, backend):
     return linear(np.ones((m, k), kind), matrix)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.tuples(ROWS, ROWS, COLUMNS), st.sampled_from([*ACTIVATIONS, *LEVELS, "int7"]), WEIGHTS, BACKENDS)
 def test_it_is_true_exactly_where_a_product_works(shape, activations, weights, backend):
     answer = supported("linear", shape, (activations, weights), backend)

@@ -190,8 +190,14 @@ def at_hand(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
     return device
 
 
-@pytest.mark.parametrize(("shape", "weights", "kv"), CASES)
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.9, top_k=20, seed=7)], ids=["greedy", "drawn"])
+DRAWN = Sampling(temperature=0.9, top_k=20, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("shape", "weights", "kv", "sampling"),
+    [pytest.param(*case.values, DRAWN, id=f"drawn-{case.id}") for case in CASES]
+    + [pytest.param(*CASES[0].values, Sampling(), id="greedy")],
+)
 def test_generating_on_cupy_stays_on_the_device(
     at_hand: Device, shape: Shape, weights: str, kv: str, sampling: Sampling
 ) -> None:

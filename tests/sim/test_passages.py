@@ -68,7 +68,7 @@ def one_after_another(parts: list[Program]) -> Program:
     return Program("parts", tuple(Stream(s[0].channels, tuple(n for x in s for n in x.body)) for s in streams))
 
 
-@EXAMPLES
+@settings(EXAMPLES, max_examples=200)  # four programs of several parts each
 @given(neighbours())
 def test_programs_after_each_other_equal_the_reference(case: tuple[Machine, list[Program]]) -> None:
     machine, several = case
