@@ -1,6 +1,6 @@
 // The fast attention of attend.cuh for caches whose newest tokens are exact (window.cuh). A block takes what its
 // queries see rounded as ever; the last of a group's blocks also attends the newest tokens, in float32 and with each
-// warp a part of its own. Keys that share a scale per channel over a group of tokens are met by queries times that scale.
+// warp a part of its own. Keys that share a scale per channel over some tokens are met by queries times that scale.
 #pragma once
 #include "attend.cuh"
 #include "window.cuh"
