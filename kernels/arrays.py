@@ -49,11 +49,13 @@ def taken(x: Any, name: str) -> tuple[Array, Callable[[Array], Any]]:
 
 def is_float(x: Array) -> bool:
     """True for float16, float32 and float64 of either byte order."""
-    return x.dtype.newbyteorder("=") in (np.float16, np.float32, np.float64)
+    return x.dtype.kind == "f" and x.dtype.itemsize <= 8
 
 
 def floats32(x: Array) -> npt.NDArray[np.float32]:
     """`plain` float32; what is too large for it becomes infinity, which the callers refuse."""
+    if x.dtype == np.float32:
+        return plain(x, np.float32)
     with np.errstate(over="ignore"):
         return plain(x, np.float32)
 
@@ -63,6 +65,8 @@ def plain(x: Array, dtype: Any = None) -> Array:
 
     Numba would compile every function once more for a read-only or an unaligned array.
     """
+    if x.flags.carray and type(x) is np.ndarray and (dtype is None or x.dtype == dtype):
+        return x  # `require` comes to the same, and takes as long as a small product
     return np.require(x, dtype, ["C", "A", "W", "E"])
 
 
