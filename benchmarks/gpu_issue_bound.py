@@ -28,11 +28,11 @@ class Chip:
 
     multiprocessors: int = 132
     schedulers: int = 4  # each issues one warp's instruction per cycle
-    cycles_per_us: float = 1755.0  # boost clock while matrix instructions run (NVIDIA H100 white paper, SXM5)
+    cycles_per_us: float = 1755.0  # assumed: a little below the 1830 that 989 Tflop/s in bf16 (data sheet) come to
     registers: int = 65536  # of a multiprocessor (CUDA programming guide, compute capability 9.0)
     shared_bytes: int = 228 * 1024  # likewise; a block takes 1 KiB beside its own
     bytes_per_us: float = 4.3e6  # measured copy
-    # m16n8k16 is 2048 products; a tensor core makes 512 a cycle on wgmma, mma.sync about half (arXiv 2402.13499).
+    # m16n8k16 is 2048 products; a tensor core makes 512 a cycle on wgmma. Half of that for mma.sync is assumed.
     matrix_cycles: int = 8
     # Latencies of a GH200, the same die: github.com/markdewing/AI_kernels, latency/README.md.
     l2_cycles: int = 281
