@@ -21,8 +21,9 @@ Row = Mapping[str, Any]
 INTRO = """# Performance
 
 Made by `python benchmarks/page.py` from `benchmarks/results/`, which `make bench` writes. Times are the 5th percentile
-of many calls from Python; a cold call rotates over more memory than the caches hold. The limit is the read bandwidth
-measured in the same run. GPU results, below, are from `make bench-gpu` and `benchmarks/gpu_tilings.py`.
+of many calls from Python, in the faster of two passes (results of 23 November 2026: of one); a cold call rotates over
+more memory than the caches hold. The limit is the fastest read of the same run. GPU results, below, are from
+`make bench-gpu` and `benchmarks/gpu_tilings.py`.
 """
 
 

@@ -65,6 +65,8 @@ def test_kill_9_loses_nothing_that_was_finished(file: Path, tmp_path: Path) -> N
     assert 2 <= len(before) < POINTS
     partial = load_results(tmp_path / "out")
     assert (len(partial.good), partial.waiting) == (len(before), POINTS - len(before))
+    for part in before:  # as if it had come between a part and the end of its claim
+        (tmp_path / "out" / "parts" / part).with_suffix(".claim").touch()
     resumed(file, tmp_path / "out", before)
 
 

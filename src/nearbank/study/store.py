@@ -56,6 +56,7 @@ class Parts:
         row = self._row(point)
         if row is None or row["error"] is not None:
             return None
+        self._claim(point).unlink(missing_ok=True)  # of a run that was killed when it had just written the part
         return named(point, Outcome(**{field.name: row[field.name] for field in fields(Outcome)}))
 
     def error(self, point: Point) -> str | None:
@@ -78,6 +79,9 @@ class Parts:
         made_with = {"schema": PART_SCHEMA, "nearbank": __version__, "source": source_digest()}
         _write(pa.Table.from_pylist([_as_pairs(row)], SCHEMA).replace_schema_metadata(made_with), self.path(point))
 
+    def _claim(self, point: Point) -> Path:
+        return self.folder / f"{point.key}.claim"
+
     def _row(self, point: Point) -> dict[str, Any] | None:
         try:
             table = pq.ParquetFile(self.path(point)).read()
@@ -95,7 +99,7 @@ class Parts:
         The claim is a lock on a file, which the system releases when its owner ends, however that happens.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{point.key}.claim"
+        path = self._claim(point)
         with path.open("w") as claim:
             try:
                 fcntl.flock(claim, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
