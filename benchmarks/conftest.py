@@ -20,12 +20,13 @@ from nearbank.kernels.bench.timing import PERCENTILE
 from nearbank.kernels.threads import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
+PASSES = (1, 2)
 KEYS = ("kernel", "backend", "threads", "m", "n", "k", "format", "cold")
 ROWS: dict[tuple[object, ...], dict[str, object]] = {}  # by KEYS
 LIMITS: dict[tuple[int, int], float] = {}  # read bandwidth, GB/s, by pass and threads
 
 
-@pytest.fixture(params=[1, 2], ids=lambda n: f"pass-{n}")
+@pytest.fixture(params=PASSES, ids=lambda n: f"pass-{n}")
 def turn(request: pytest.FixtureRequest) -> int:
     """Every case is timed twice, minutes apart: what else a shared machine does seldom lasts that long."""
     return int(request.param)
@@ -94,6 +95,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         "machine": here,
         "versions": versions(),
         "date": date,
+        "passes": len(PASSES),
         "rows": [_beside_fastest_read(row) for row in ROWS.values()],
     }
     path = RESULTS / f"cpu-{here['paths'][0]}.json"

@@ -21,9 +21,8 @@ Row = Mapping[str, Any]
 INTRO = """# Performance
 
 Made by `python benchmarks/page.py` from `benchmarks/results/`, which `make bench` writes. Times are the 5th percentile
-of many calls from Python, in the faster of two passes (results of 23 November 2026: of one); a cold call rotates over
-more memory than the caches hold. The limit is the fastest read of the same run. GPU results, below, are from
-`make bench-gpu` and `benchmarks/gpu_tilings.py`.
+of many calls from Python, in the fastest pass; a cold call rotates over more memory than the caches hold. The limit is
+the fastest read of the same run. GPU results, below, are from `make bench-gpu` and `benchmarks/gpu_tilings.py`.
 """
 
 
@@ -38,10 +37,12 @@ def cpu_section(path: str, result: Row) -> list[str]:
     rows: Sequence[Row] = result["rows"]
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    passes = result.get("passes", 1)
     return [
         f"## {machine['cpu']} with {path}",
         "",
-        f"{machine['cores']} cores, paths {', '.join(machine['paths'])}; {versions}; {result['date']}.",
+        f"{machine['cores']} cores, paths {', '.join(machine['paths'])}; {versions}; {result['date']}; "
+        f"{passes} pass{'es' * (passes > 1)}.",
         "",
         f"![Matrix products under the roofline of one thread](figures/{roofline_of(path).name})",
         "",

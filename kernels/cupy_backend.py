@@ -26,7 +26,7 @@ from nearbank.kernels.cuda import cubin, early, host, layout
 from nearbank.kernels.cuda.cache import DevicePages
 from nearbank.kernels.cuda.callers_cache import OneSequence
 from nearbank.kernels.cuda.device import device_problem
-from nearbank.kernels.cuda.given import callers_stream, check_given, given
+from nearbank.kernels.cuda.given import callers_stream, check_given, given, given_target
 from nearbank.kernels.cuda.host import FloatRows, StagedRows, Tiles
 from nearbank.kernels.cuda.sources import Kernel
 from nearbank.kernels.levels import Levels
@@ -262,12 +262,12 @@ def linear(
     (`make_workspace`) and `out` let a captured graph be played again.
     """
     rows = given(x, "x")
-    cols = weights.shape[1] if isinstance(weights, FloatRows) else weights.shape.cols
-    runtime = _runtime_of(weights)
+    shape = weights.shape if isinstance(weights, FloatRows) else (weights.shape.rows, weights.shape.cols)
+    runtime, cols = _runtime_of(weights), shape[1]
     check_given(rows, "x", (None, cols), runtime.device)
     if norm not in NORMS:
         raise NearbankError(f"unknown norm '{norm}'; supported: rms, layer or None")
-    target = None if out is None else given(out, "out").array
+    target = given_target(out, (rows.array.shape[0], shape[0]), runtime.device)
     with callers_stream(rows):
         array = runtime.xp.ascontiguousarray(rows.array)
         if isinstance(weights, FloatRows) or activations == "fp32":

@@ -26,8 +26,8 @@ from nearbank.kernels import cupy_backend
 from nearbank.kernels.arrays import checked_size
 from nearbank.kernels.cuda import cache, host
 from nearbank.kernels.cuda.cache import AttendScratch
-from nearbank.kernels.cuda.callers_cache import AttendingCache, given_pair, rows_of
-from nearbank.kernels.cuda.given import Given, callers_stream, check_given, given
+from nearbank.kernels.cuda.callers_cache import AttendingCache, given_pair, has_tensor_cores, put, rows_of
+from nearbank.kernels.cuda.given import Given, callers_stream, check_given, given, given_target
 from nearbank.kernels.packed import as_format
 from nearbank.kernels.pages import HeldPages, PageBook, checked_sequences, copy_page, pages_between
 from nearbank.kernels.store import PAGE
@@ -117,22 +117,20 @@ class DevicePagePool:
         self._check_queries(queries, layer, ends)
         _, heads, dim = queries.array.shape
         factor = dim**-0.5 if scale is None else scale
-        target = None if out is None else given(out, "out").array
+        target = given_target(out, queries.array.shape, self.runtime.device)
         with callers_stream(queries):
             self.choose(sequences)
             array, pages = rows_of(self.runtime, queries), self._together(len(sequences))
-            if not pages.fast():
+            if not (pages.fast() and has_tensor_cores(self.runtime)):
                 exact = cache.attend_exact_many(self.runtime, pages, layer, ends, array, np.float32(factor))
-                return queries.returned(exact)
+                return queries.returned(put(exact, target))
             scratch = self.scratch_for(1, heads, len(sequences))
             return queries.returned(cache.attend(self.runtime, pages, layer, array, factor, scratch, target))
 
     def scratch_for(self, queries: int, heads: int, sequences: int = 1) -> AttendScratch:
         """Scratch for a launch; launches of about the same size have the same memory."""
         held = self.memory
-        blocks = -(-queries * (heads // held.kv_heads) // 8) * sequences
-        sizes = held.format.name, held.head_dim, held.kv_heads, held.capacity
-        splits = cache.splits_for(*sizes, blocks, self.runtime.multiprocessors)
+        blocks, splits = cache.blocks_and_splits(self.runtime, held, queries, heads, sequences)
         size = 1 << (held.kv_heads * blocks * splits - 1).bit_length()
         if size not in self._scratch:
             parts = self.runtime.empty(size * 8 * (held.head_dim + 2), np.float32)

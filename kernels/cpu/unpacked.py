@@ -29,7 +29,7 @@ def _sums_of_group(
     bits: int, codes: Any, at: int, blocks: int, x: Any, x_at: int, panel: int, rows: int, unpacked: Any, sums: Any
 ) -> None:
     """Compiled only: sums [rows · 32] = Σ code · x over the blocks of one group."""
-    raise NotImplementedError("runs inside compiled functions")
+    raise NotImplementedError("_sums_of_group runs inside compiled functions")
 
 
 @overload(_sums_of_group)

@@ -136,13 +136,20 @@ def splits_for(
     return max(1, min(held * multiprocessors // (blocks * kv_heads), -(-capacity // (16 * ATTEND_WARPS)), MOST_SPLITS))
 
 
+def blocks_and_splits(
+    runtime: Runtime, pages: DevicePages, queries: int, heads: int, sequences: int, resident: int | None = None
+) -> tuple[int, int]:
+    """Blocks of 8 queries for each KV head, and `splits_for` so many. queries: of one sequence."""
+    blocks = -(-queries * (heads // pages.kv_heads) // 8) * sequences
+    sizes = pages.format.name, pages.head_dim, pages.kv_heads, pages.capacity
+    return blocks, splits_for(*sizes, blocks, runtime.multiprocessors, resident)
+
+
 def attend_scratch(
     runtime: Runtime, pages: DevicePages, queries: int, heads: int, resident: int | None = None
 ) -> AttendScratch:
-    """Scratch for `splits_for` this many blocks of queries. queries: of one sequence."""
-    blocks = -(-queries * (heads // pages.kv_heads) // 8) * pages.sequences
-    sizes = pages.format.name, pages.head_dim, pages.kv_heads, pages.capacity
-    splits = splits_for(*sizes, blocks, runtime.multiprocessors, resident)
+    """Scratch for `blocks_and_splits`."""
+    blocks, splits = blocks_and_splits(runtime, pages, queries, heads, pages.sequences, resident)
     groups = pages.kv_heads * blocks
     parts = runtime.empty(groups * splits * 8 * (pages.head_dim + 2), np.float32)
     return AttendScratch(splits, blocks, parts, runtime.zeros(groups, np.int32))

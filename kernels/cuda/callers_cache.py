@@ -10,7 +10,7 @@ import numpy as np
 from nearbank.errors import NearbankError
 from nearbank.kernels.cuda import cache, host
 from nearbank.kernels.cuda.cache import AttendScratch, DevicePages
-from nearbank.kernels.cuda.given import Given, callers_stream, check_given, given
+from nearbank.kernels.cuda.given import Given, callers_stream, check_given, given, given_target
 
 QUERY_ALIGNMENT = 16
 
@@ -62,6 +62,19 @@ class CallersCache(ABC):
         return queries
 
 
+def has_tensor_cores(runtime: Any) -> bool:
+    """Whether the fast attention runs on this GPU."""
+    return bool(runtime.capability >= host.TENSOR_CORES)
+
+
+def put(result: Any, target: Any) -> Any:
+    """The result where the caller wants it; itself where that is None."""
+    if target is None:
+        return result
+    target[...] = result
+    return target
+
+
 def rows_of(runtime: Any, queries: Given) -> Any:
     """Queries as the kernels read them: one after the other, 16 bytes at a time."""
     array = runtime.xp.ascontiguousarray(queries.array)
@@ -101,17 +114,14 @@ class AttendingCache(CallersCache):
         queries = self._queries(layer, q)
         count, heads, dim = queries.array.shape
         factor = dim**-0.5 if scale is None else scale
-        target = None if out is None else given(out, "out").array
+        target = given_target(out, queries.array.shape, self._runtime.device)
         with callers_stream(queries):
             array = rows_of(self._runtime, queries)
-            if self._fast() and self._runtime.capability >= host.TENSOR_CORES:
+            if self._fast() and has_tensor_cores(self._runtime):
                 scratch = self._scratch_for(count, heads)
                 return queries.returned(self._attend_fast(layer, array, factor, scratch, target))
             exact = self._attend_exact(layer, self._lengths[layer] - count, array, factor)
-            if target is None:
-                return queries.returned(exact)
-            target[...] = exact
-            return queries.returned(target)
+            return queries.returned(put(exact, target))
 
 
 class OneSequence(AttendingCache):

@@ -61,6 +61,17 @@ def check_given(one: Given, name: str, shape: tuple[int | None, ...], device: in
         )
 
 
+def given_target(out: Any, shape: tuple[int, ...], device: int) -> Any:
+    """The caller's array for a result of that shape, or None. Kernels write it as it lies, so nothing else will do."""
+    if out is None:
+        return None
+    target = given(out, "out")
+    check_given(target, "out", shape, device)
+    if target.kind != "fp32" or not target.array.flags.c_contiguous:
+        raise NearbankError(f"'out' is {target.kind}{list(shape)}; expected contiguous float32 of that shape")
+    return target.array
+
+
 def _torch_int16() -> Any:
     import torch
 

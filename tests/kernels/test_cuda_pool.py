@@ -22,7 +22,8 @@ KERNELS = (
     *(sources.append_rows(name, 0, paged=True) for name, _ in CASES),
     *(sources.append_rows("int4", kind, paged=True) for kind in (1, 2)),
     *(sources.attend(name, 64, paged=True) for name in ("int4", "bf16")),
-    *(sources.exact_scores("int8"), sources.exact_pages("int8"), sources.EXACT_TOTAL),
+    *(make(name) for make in (sources.exact_scores, sources.exact_pages) for name in ("int8", "bf16")),
+    sources.EXACT_TOTAL,
 )
 
 
@@ -218,6 +219,25 @@ def test_memory_is_allocated_once_and_scratch_is_shared(device):
     assert grown > before
     pool.attend_many(0, device.asarray(np.ones((1, 1, 64), np.float32)), [sequence])
     assert pool.nbytes == grown
+
+
+@pytest.mark.parametrize("capability", [90, 75])
+def test_the_context_is_put_where_the_caller_wants_it(device, monkeypatch, capability):
+    pool, sequence = filled(device, "bf16")
+    queries = device.asarray(np.linspace(-1, 1, 2 * 64, dtype=np.float32).reshape(1, 2, 64))
+    expected = np.array(pool.attend_many(0, queries, [sequence]))
+    monkeypatch.setattr(device, "capability", capability)
+    for attend in (
+        lambda out: pool.attend_many(0, queries, [sequence], out=out),
+        lambda out: sequence.attend(0, queries, out=out),
+    ):
+        out = device.asarray(np.full((1, 2, 64), np.nan, np.float32))
+        assert np.shares_memory(attend(out), out)
+        np.testing.assert_allclose(out, expected, atol=1e-5)
+        twice = device.asarray(np.zeros((1, 2, 128), np.float32))
+        for wrong in (twice, twice[..., :64].astype(np.float16), twice[..., ::2]):
+            with pytest.raises(NearbankError, match="'out' is"):
+                attend(wrong)
 
 
 def test_what_cannot_be_is_refused(device):

@@ -54,6 +54,13 @@ def test_linear_on_device_arrays(device, spec):
     np.testing.assert_array_equal(out, linear(x, twin))
     half = x.astype(np.float16)
     np.testing.assert_array_equal(gpu.linear(device.asarray(half), weights), linear(half, twin))
+    for wrong in (
+        device.empty((3, 69), np.float32),
+        device.empty((3, 70), np.float16),
+        device.empty((70, 3), np.float32).T,
+    ):
+        with pytest.raises(NearbankError, match="'out' is"):
+            gpu.linear(device.asarray(x), weights, out=wrong)
 
 
 def test_codes_of_many_rows_come_in_the_order_of_columns(device):
